@@ -1,0 +1,3 @@
+//! What `api` and `worker` have in common.
+
+pub mod units;
