@@ -1,3 +1,21 @@
 //! What `api` and `worker` have in common.
+//!
+//! - what is said: [`contract`] (bodies of answers and webhooks), [`message`], [`standard_webhooks`];
+//! - what is kept: [`store`] (every statement of SQL, and the only place that names sqlx);
+//! - what is decided: [`backoff`];
+//! - how a process runs: [`settings`], [`units`], [`secret`], [`telemetry`], [`operations`] (health and metrics), [`shutdown`],
+//!   [`batch`] (group commit).
 
+pub mod backoff;
+pub mod batch;
+pub mod contract;
+pub mod message;
+pub mod operations;
+pub mod secret;
+pub mod settings;
+pub mod shutdown;
+pub mod standard_webhooks;
+pub mod store;
+pub mod telemetry;
 pub mod units;
+

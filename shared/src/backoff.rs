@@ -1,0 +1,179 @@
+//! How long to wait before the next try. Pure: the random generator is an argument, and every delay comes from a value whose
+//! constructor refused what makes no sense.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+
+/// A fraction from 0 to 1 by which a delay may differ, either way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Jitter(f64);
+
+impl Jitter {
+    /// Exactly the nominal delay.
+    pub const NONE: Self = Self(0.0);
+
+    /// A jitter of `fraction`.
+    ///
+    /// # Errors
+    /// A sentence that says what is accepted.
+    pub fn new(fraction: f64) -> Result<Self, String> {
+        if (0.0..=1.0).contains(&fraction) {
+            Ok(Self(fraction))
+        } else {
+            Err("accepted: a number from 0 to 1".to_owned())
+        }
+    }
+
+    /// `delay` times a factor drawn evenly from `1 - jitter` to `1 + jitter`.
+    pub fn apply(self, delay: Duration, rng: &mut impl Rng) -> Duration {
+        if self.0 == 0.0 {
+            return delay;
+        }
+        delay.mul_f64(1.0 + rng.random_range(-self.0..=self.0))
+    }
+}
+
+impl std::str::FromStr for Jitter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::new(text.trim().parse().map_err(|_| "accepted: a number from 0 to 1".to_owned())?)
+    }
+}
+
+impl std::fmt::Display for Jitter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Which delay follows a failed try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Strategy {
+    /// Grows with the number of messages that compete for the upstream's budget.
+    Adaptive,
+    /// Doubles with every try.
+    Exponential,
+    /// Always the same.
+    Fixed,
+}
+
+/// Retry delays: a strategy between a smallest and a largest delay.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backoff {
+    strategy: Strategy,
+    base: Duration,
+    max: Duration,
+    jitter: Jitter,
+}
+
+/// What a delay is computed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which try failed, counted from 1.
+    pub attempt: u32,
+    /// How many messages are waiting for a signature, this one included.
+    pub competing: u32,
+    /// The mean time between two calls when the whole budget is spent.
+    pub interval: Duration,
+}
+
+impl Backoff {
+    /// Delays of `strategy` between `base` and `max`.
+    ///
+    /// # Errors
+    /// A sentence that says what is accepted.
+    pub fn new(strategy: Strategy, base: Duration, max: Duration, jitter: Jitter) -> Result<Self, String> {
+        if base.is_zero() || base > max {
+            return Err("accepted: a base delay above 0 and not above the maximum delay".to_owned());
+        }
+        Ok(Self { strategy, base, max, jitter })
+    }
+
+    /// The delay after `failure`: between the base and the maximum, then jittered.
+    ///
+    /// `adaptive` waits one fair turn: when `competing` messages share the budget, each comes round every `competing × interval`.
+    /// Asking sooner would take a call from somebody else to ask about a message that failed a moment ago; asking later would leave
+    /// calls unused. With few messages left the turn is short, and spare calls are spent as they come.
+    pub fn delay(&self, failure: Failure, rng: &mut impl Rng) -> Duration {
+        let nominal = match self.strategy {
+            Strategy::Fixed => self.base,
+            Strategy::Exponential => {
+                let doublings = failure.attempt.saturating_sub(1).min(31);
+                self.base.saturating_mul(1 << doublings)
+            }
+            Strategy::Adaptive => failure.interval.saturating_mul(failure.competing),
+        };
+        self.jitter.apply(nominal.clamp(self.base, self.max), rng)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::{SeedableRng, rngs::SmallRng};
+
+    use super::*;
+
+    fn backoff(strategy: Strategy, jitter: f64) -> Backoff {
+        Backoff::new(strategy, Duration::from_secs(2), Duration::from_mins(10), Jitter::new(jitter).unwrap()).unwrap()
+    }
+
+    fn failure(attempt: u32, competing: u32) -> Failure {
+        Failure { attempt, competing, interval: Duration::from_secs(6) }
+    }
+
+    #[test]
+    fn exponential_doubles_until_the_maximum() {
+        let backoff = backoff(Strategy::Exponential, 0.0);
+        let rng = &mut SmallRng::seed_from_u64(1);
+        let seconds: Vec<u64> = (1..=11).map(|n| backoff.delay(failure(n, 1), rng).as_secs()).collect();
+        assert_eq!(seconds, [2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]);
+    }
+
+    #[test]
+    fn fixed_never_changes() {
+        let backoff = backoff(Strategy::Fixed, 0.0);
+        let rng = &mut SmallRng::seed_from_u64(1);
+        assert!((1..50).all(|n| backoff.delay(failure(n, n), rng) == Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn adaptive_waits_one_fair_turn() {
+        let backoff = backoff(Strategy::Adaptive, 0.0);
+        let rng = &mut SmallRng::seed_from_u64(1);
+        assert_eq!(backoff.delay(failure(9, 1), rng), Duration::from_secs(6));
+        assert_eq!(backoff.delay(failure(1, 30), rng), Duration::from_mins(3));
+        assert_eq!(backoff.delay(failure(1, 1_000_000), rng), Duration::from_mins(10));
+    }
+
+    #[test]
+    fn a_backoff_that_could_spin_is_refused() {
+        let jitter = Jitter::NONE;
+        assert!(Backoff::new(Strategy::Fixed, Duration::ZERO, Duration::MAX, jitter).is_err());
+        assert!(Backoff::new(Strategy::Fixed, Duration::from_secs(2), Duration::from_secs(1), jitter).is_err());
+        assert!(Jitter::new(1.1).is_err() && Jitter::new(-0.1).is_err() && Jitter::new(f64::NAN).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_delay_stays_within_the_jitter_of_its_bounds(
+            attempt in 0u32.., competing in 0u32.., interval_ms in 0u64..10_000_000, jitter in 0.0f64..=1.0, seed: u64,
+            strategy in prop_oneof![Just(Strategy::Adaptive), Just(Strategy::Exponential), Just(Strategy::Fixed)],
+        ) {
+            let delay = backoff(strategy, jitter).delay(
+                Failure { attempt, competing, interval: Duration::from_millis(interval_ms) },
+                &mut SmallRng::seed_from_u64(seed),
+            );
+            prop_assert!(delay.as_secs_f64() >= 2.0 * (1.0 - jitter) - 1e-6);
+            prop_assert!(delay.as_secs_f64() <= 600.0 * (1.0 + jitter) + 1e-6);
+        }
+
+        #[test]
+        fn the_same_seed_gives_the_same_delay(attempt in 1u32..40, competing in 1u32..100, seed: u64) {
+            let one = || backoff(Strategy::Adaptive, 0.5).delay(failure(attempt, competing), &mut SmallRng::seed_from_u64(seed));
+            prop_assert_eq!(one(), one());
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Group commit: work that arrives while a batch is under way goes together into the next one.
+//!
+//! Nothing waits when there is nothing to wait for: an idle batcher runs a single item at once. Under load the batch grows to what
+//! arrived during the last commit, so the cost of a commit is shared without a timer.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+/// Why an item was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError<E> {
+    /// The queue in front of the batch is full.
+    #[error("too much work is waiting")]
+    Full,
+    /// The batcher is gone; the process is stopping.
+    #[error("stopping")]
+    Stopped,
+    /// The whole batch failed.
+    #[error(transparent)]
+    Failed(Arc<E>),
+}
+
+type Ticket<I, O, E> = (I, oneshot::Sender<Result<O, BatchError<E>>>);
+
+/// A queue in front of a function that does many items at once. Clones share the queue.
+pub struct Batcher<I, O, E> {
+    queue: mpsc::Sender<Ticket<I, O, E>>,
+}
+
+impl<I, O, E> Clone for Batcher<I, O, E> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone() }
+    }
+}
+
+impl<I, O, E> Batcher<I, O, E>
+where
+    I: Send + 'static,
+    O: Send + 'static,
+    E: Send + Sync + 'static,
+{
+    /// Starts the task that calls `run` with up to `largest` items at a time; it ends when the last clone is dropped. At most
+    /// `waiting` items queue in front of it. `run` returns one result per item, in order.
+    pub fn spawn<F, Fut>(largest: usize, waiting: usize, run: F) -> Self
+    where
+        F: Fn(Vec<I>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Vec<O>, E>> + Send + 'static,
+    {
+        let (queue, mut arrivals) = mpsc::channel::<Ticket<I, O, E>>(waiting);
+        tokio::spawn(async move {
+            let mut tickets = Vec::with_capacity(largest);
+            while arrivals.recv_many(&mut tickets, largest).await > 0 {
+                // A caller that has given up is answered already: its item must not be done behind its back.
+                let (items, answers): (Vec<I>, Vec<_>) = tickets.drain(..).filter(|(_, answer)| !answer.is_closed()).unzip();
+                if items.is_empty() {
+                    continue;
+                }
+                match run(items).await {
+                    Ok(results) => {
+                        for (answer, result) in answers.into_iter().zip(results) {
+                            let _ = answer.send(Ok(result));
+                        }
+                    }
+                    Err(error) => {
+                        let error = Arc::new(error);
+                        for answer in answers {
+                            let _ = answer.send(Err(BatchError::Failed(Arc::clone(&error))));
+                        }
+                    }
+                }
+            }
+        });
+        Self { queue }
+    }
+
+    /// Queues one item and waits for its result. An item whose caller stops waiting before its batch begins is not done.
+    ///
+    /// # Errors
+    /// [`BatchError::Full`] at once when too many items wait; [`BatchError::Failed`] when its batch failed as a whole.
+    pub async fn submit(&self, item: I) -> Result<O, BatchError<E>> {
+        let (answer, result) = oneshot::channel();
+        self.queue.try_send((item, answer)).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => BatchError::Full,
+            mpsc::error::TrySendError::Closed(_) => BatchError::Stopped,
+        })?;
+        result.await.unwrap_or(Err(BatchError::Stopped))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    type Seen = Arc<Mutex<Vec<Vec<u32>>>>;
+
+    /// A batcher that doubles, records its batches, and runs each one only when the gate gives it a permit.
+    fn doubler(largest: usize, waiting: usize) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
+        let (gate, seen) = (Arc::new(Semaphore::new(0)), Seen::default());
+        let (g, s) = (Arc::clone(&gate), Arc::clone(&seen));
+        let batcher = Batcher::spawn(largest, waiting, move |items: Vec<u32>| {
+            let (g, s) = (Arc::clone(&g), Arc::clone(&s));
+            async move {
+                s.lock().unwrap().push(items.clone());
+                g.acquire().await.unwrap().forget();
+                if items.contains(&13) { Err("unlucky".to_owned()) } else { Ok(items.iter().map(|n| n * 2).collect()) }
+            }
+        });
+        (batcher, gate, seen)
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn items_that_arrive_during_a_batch_go_together_in_the_next() {
+        let (batcher, gate, seen) = doubler(10, 10);
+        let first = tokio::spawn({ let b = batcher.clone(); async move { b.submit(1).await } });
+        until(|| seen.lock().unwrap().len() == 1).await;
+        let (mut two, mut three) = (Box::pin(batcher.submit(2)), Box::pin(batcher.submit(3)));
+        assert!(futures_util::poll!(&mut two).is_pending() && futures_util::poll!(&mut three).is_pending());
+        gate.add_permits(2);
+        assert_eq!(first.await.unwrap().unwrap(), 2);
+        assert_eq!((two.await.unwrap(), three.await.unwrap()), (4, 6));
+        assert_eq!(*seen.lock().unwrap(), [vec![1], vec![2, 3]]);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_at_once() {
+        let (batcher, gate, seen) = doubler(1, 1);
+        let first = tokio::spawn({ let b = batcher.clone(); async move { b.submit(1).await } });
+        until(|| seen.lock().unwrap().len() == 1).await;
+        let mut second = Box::pin(batcher.submit(2));
+        assert!(futures_util::poll!(&mut second).is_pending());
+        assert!(matches!(batcher.submit(3).await, Err(BatchError::Full)));
+        gate.add_permits(2);
+        assert_eq!((first.await.unwrap().unwrap(), second.await.unwrap()), (2, 4));
+    }
+
+    #[tokio::test]
+    async fn a_failed_batch_fails_all_of_its_items_and_no_other() {
+        let (batcher, gate, _) = doubler(10, 10);
+        gate.add_permits(2);
+        assert!(matches!(batcher.submit(13).await, Err(BatchError::Failed(_))));
+        assert_eq!(batcher.submit(4).await.unwrap(), 8);
+    }
+
+    #[tokio::test]
+    async fn an_item_whose_caller_gave_up_is_not_done() {
+        let (batcher, gate, seen) = doubler(1, 10);
+        let first = tokio::spawn({ let b = batcher.clone(); async move { b.submit(1).await } });
+        until(|| seen.lock().unwrap().len() == 1).await;
+        let mut abandoned = Box::pin(batcher.submit(2));
+        assert!(futures_util::poll!(&mut abandoned).is_pending());
+        drop(abandoned);
+        gate.add_permits(2);
+        first.await.unwrap().unwrap();
+        assert_eq!(batcher.submit(3).await.unwrap(), 6);
+        assert_eq!(*seen.lock().unwrap(), [vec![1], vec![3]]);
+    }
+}

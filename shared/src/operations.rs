@@ -1,0 +1,68 @@
+//! What operators ask a process: is it alive, is it ready, and its figures. The same for `api` and `worker`.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use poem::http::StatusCode;
+use poem::web::{Data, Json};
+use poem::{EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
+use serde_json::json;
+
+use crate::store::{Store, StoreError};
+
+/// How long readiness waits for Postgres before it says no.
+const READY_WITHIN: Duration = Duration::from_secs(1);
+
+/// Bounds of the histograms, in seconds: from a fast statement to a webhook's time limit.
+const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
+
+/// Installs the recorder of metrics, once per process, and gives the handle that prints it.
+fn recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    RECORDER
+        .get_or_init(|| {
+            PrometheusBuilder::new()
+                .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+                .expect("the list of bounds is not empty")
+                .install_recorder()
+                .expect("no other recorder is installed in this process")
+        })
+        .clone()
+}
+
+/// `GET /health/live`, `GET /health/ready` and `GET /metrics`.
+pub fn routes(store: Store) -> impl IntoEndpoint {
+    health(store).at("/metrics", get(figures).data(recorder()))
+}
+
+/// `GET /health/live` and `GET /health/ready`.
+pub fn health(store: Store) -> Route {
+    Route::new().at("/health/live", get(live)).at("/health/ready", get(ready).data(store))
+}
+
+/// `GET /metrics`.
+pub fn metrics_endpoint() -> Route {
+    Route::new().at("/metrics", get(figures).data(recorder()))
+}
+
+#[handler]
+fn live() -> Json<serde_json::Value> {
+    Json(json!({ "status": "alive" }))
+}
+
+#[handler]
+async fn ready(Data(store): Data<&Store>) -> Response {
+    let (status, body) = match tokio::time::timeout(READY_WITHIN, store.check_schema()).await {
+        Ok(Ok(())) => (StatusCode::OK, json!({ "status": "ready" })),
+        Ok(Err(StoreError::Schema(_))) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "schema out of date" })),
+        Ok(Err(_)) | Err(_) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "Postgres unavailable" })),
+    };
+    Json(body).with_status(status).into_response()
+}
+
+#[handler]
+fn figures(Data(recorder): Data<&PrometheusHandle>) -> Response {
+    recorder.run_upkeep();
+    Response::builder().content_type("text/plain; version=0.0.4; charset=utf-8").body(recorder.render())
+}

@@ -1,0 +1,179 @@
+//! Settings: every environment variable is also a flag, and a wrong value stops the program with one line that names the variable,
+//! the value and what is accepted.
+
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, ValueEnum};
+
+use crate::units::duration;
+
+/// Reads the command line and the environment, or ends the process: with `--help` on request (exit code 0), and with one line on
+/// standard error for a wrong value (exit code 2).
+#[must_use]
+pub fn parse<T: Parser>() -> T {
+    T::try_parse().unwrap_or_else(|error| {
+        if error.use_stderr() {
+            eprintln!("{}", one_line(&error));
+            std::process::exit(2);
+        }
+        error.exit()
+    })
+}
+
+/// What is wrong with the settings, in one line.
+fn one_line(error: &clap::Error) -> String {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    let flag = context(ContextKind::InvalidArg).unwrap_or_default();
+    let variable = variable_of(&flag);
+    let value = context(ContextKind::InvalidValue).unwrap_or_default();
+    match error.kind() {
+        ErrorKind::ValueValidation => {
+            let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            format!("{variable}={value}: {source}")
+        }
+        ErrorKind::InvalidValue if value.is_empty() => format!("{variable}: a value is needed"),
+        ErrorKind::InvalidValue => {
+            format!("{variable}={value}: accepted: {}", context(ContextKind::ValidValue).unwrap_or_default())
+        }
+        ErrorKind::MissingRequiredArgument => format!("{variable}: not set; set the variable or give {flag}"),
+        _ => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            format!("{}; see --help", first.strip_prefix("error: ").unwrap_or(first))
+        }
+    }
+}
+
+/// The variable behind a flag as clap prints it: `--upstream-rate <UPSTREAM_RATE>` is `UPSTREAM_RATE`.
+fn variable_of(flag: &str) -> String {
+    let name = flag.split_whitespace().next().unwrap_or_default();
+    name.trim_start_matches('-').replace('-', "_").to_uppercase()
+}
+
+/// A setting that is unset when it is empty, as compose files make them.
+///
+/// # Errors
+/// Those of `parse`.
+pub fn non_empty<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, String> {
+    if text.trim().is_empty() { Ok(None) } else { parse(text.trim()).map(Some) }
+}
+
+/// An HTTP address without credentials, query or fragment.
+///
+/// # Errors
+/// A sentence that says what is accepted.
+pub fn http_url(text: &str) -> Result<url::Url, String> {
+    const ACCEPTED: &str = "accepted: an http or https address, such as http://localhost:9000";
+    let url = url::Url::parse(text.trim()).map_err(|_| ACCEPTED)?;
+    let plain = matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() && url.fragment().is_none();
+    if plain { Ok(url) } else { Err(ACCEPTED.to_owned()) }
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How the log is written, and how much of it.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Logging and tracing")]
+pub struct TelemetrySettings {
+    /// What is logged: a level, or levels per module as in `info,worker=debug`.
+    #[arg(long, env, default_value = "info")]
+    pub rust_log: String,
+    /// How the log is written.
+    #[arg(long, env, value_enum, default_value = "pretty")]
+    pub log_format: LogFormat,
+    /// Where spans go, such as `http://localhost:4317`; empty: nowhere.
+    #[arg(long, env, default_value = "", hide_default_value = true)]
+    pub otel_exporter_otlp_endpoint: String,
+    /// How spans are sent.
+    #[arg(long, env, default_value = "grpc", value_parser = ["grpc", "http/protobuf"])]
+    pub otel_exporter_otlp_protocol: String,
+    /// The service's name in traces; empty: `countersign-api` or `countersign-worker`.
+    #[arg(long, env, default_value = "", hide_default_value = true)]
+    pub otel_service_name: String,
+    /// Which traces are recorded.
+    #[arg(long, env, default_value = "parentbased_always_on",
+        value_parser = ["always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"])]
+    pub otel_traces_sampler: String,
+    /// The share of traces for the `traceidratio` samplers, from 0 to 1.
+    #[arg(long, env, default_value_t = 1.0)]
+    pub otel_traces_sampler_arg: f64,
+}
+
+/// How Postgres is reached.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Postgres")]
+pub struct DatabaseSettings {
+    /// Address of the database, such as `postgres://user:password@localhost:5432/countersign`.
+    #[arg(long, env, hide_env_values = true, value_parser = database_url)]
+    pub database_url: crate::secret::Secret<String>,
+    /// Most connections that this process opens.
+    #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub database_max_connections: u32,
+    /// Bring the schema up to date before serving.
+    #[arg(long, env, default_value_t = true, action = clap::ArgAction::Set)]
+    pub migrate_on_start: bool,
+}
+
+fn database_url(text: &str) -> Result<crate::secret::Secret<String>, String> {
+    match url::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(crate::secret::Secret::new(text.to_owned())),
+        _ => Err("accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned()),
+    }
+}
+
+/// A duration that must be above zero.
+///
+/// # Errors
+/// A sentence that says what is accepted.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("accepted: a duration above 0, such as 30s".to_owned()),
+        positive => Ok(positive),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Example {
+        #[arg(long, env = "SETTINGS_TEST_UPSTREAM_RATE", default_value = "10/60s")]
+        upstream_rate: crate::units::Rate,
+        #[arg(long, value_enum, default_value = "pretty")]
+        log_format: LogFormat,
+        #[arg(long, value_parser = http_url)]
+        upstream_url: url::Url,
+    }
+
+    fn line(args: &[&str]) -> String {
+        one_line(&Example::try_parse_from([&["x"], args].concat()).unwrap_err())
+    }
+
+    #[test]
+    fn a_wrong_value_is_one_line_with_the_variable_the_value_and_what_is_accepted() {
+        let wrong = line(&["--upstream-rate", "lots", "--upstream-url", "http://a"]);
+        assert!(wrong.starts_with("UPSTREAM_RATE=lots: accepted: CALLS/WINDOW"), "{wrong}");
+        assert_eq!(line(&["--log-format", "xml", "--upstream-url", "http://a"]), "LOG_FORMAT=xml: accepted: pretty, json");
+        let wrong = line(&["--upstream-url", "ftp://a"]);
+        assert!(wrong.starts_with("UPSTREAM_URL=ftp://a: accepted: an http or https address"), "{wrong}");
+        assert!([wrong.as_str(), &line(&[]), &line(&["--nonsense"])].iter().all(|text| text.lines().count() == 1));
+    }
+
+    #[test]
+    fn a_missing_value_names_its_variable() {
+        assert!(line(&[]).starts_with("UPSTREAM_URL: not set"), "{}", line(&[]));
+    }
+}

@@ -1,0 +1,253 @@
+//! A group of POSTs becomes requests, messages and jobs, in one transaction.
+//!
+//! Two facts must never part: a request that was answered has a job that will end it, and a message that is signed is never asked for
+//! again. Both can be broken in the moment in which a job ends. So everybody who attaches a request to a job holds the message's row,
+//! and so does everybody who ends a job: whoever comes second sees what the first one wrote.
+
+use std::collections::{BTreeMap, HashSet};
+
+use sqlx::postgres::PgTransaction;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::keys::KeyId;
+use super::{Result, Store, StoreError, listen};
+use crate::message::{Message, digest_of_parts};
+use crate::secret::Secret;
+
+/// A request as posted, checked and ready to be stored.
+#[derive(Clone, Debug)]
+pub struct NewRequest {
+    /// Its identity, should it be new.
+    pub id: Uuid,
+    /// Who posts it.
+    pub key: KeyId,
+    /// What is to be signed.
+    pub message: Message,
+    /// Where the outcome is sent.
+    pub webhook: Option<WebhookTarget>,
+    /// The caller's idempotency key.
+    pub client_request_id: Option<String>,
+    /// The caller's trace.
+    pub traceparent: Option<String>,
+}
+
+/// Where a webhook goes.
+#[derive(Clone, Debug)]
+pub struct WebhookTarget {
+    /// The address.
+    pub url: String,
+    /// Headers that the caller wants sent along; they may hold the receiver's credentials.
+    pub headers: Secret<BTreeMap<String, String>>,
+}
+
+impl NewRequest {
+    /// SHA-256 over what was asked for: the same for the same request, whatever the order of its headers.
+    fn payload_digest(&self) -> [u8; 32] {
+        let digest = self.message.digest();
+        let mut parts: Vec<&[u8]> = vec![digest.as_bytes()];
+        if let Some(webhook) = &self.webhook {
+            parts.push(webhook.url.as_bytes());
+            for (name, value) in webhook.headers.expose() {
+                parts.extend([name.as_bytes(), value.as_bytes()]);
+            }
+        }
+        digest_of_parts(&parts)
+    }
+}
+
+/// What became of one POST.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is stored, now or earlier under the same idempotency key.
+    Stored {
+        /// The request that answers it.
+        id: Uuid,
+        /// When that request was stored.
+        created_at: OffsetDateTime,
+        /// Whether its outcome is there already.
+        settled: bool,
+    },
+    /// The idempotency key was used with another payload. Nothing was stored.
+    Mismatch,
+}
+
+impl Store {
+    /// Stores `requests` together, durably, and tells the workers once if there is something new to do. One result per request, in order.
+    ///
+    /// # Errors
+    /// Those of a statement; then nothing was stored, or (if the connection broke during the commit) all was.
+    pub async fn accept(&self, requests: &[NewRequest]) -> Result<Vec<Accepted>> {
+        // Two groups that race for one idempotency key can make the second one's new job pointless. It shows as a request that was
+        // not inserted; rolled back and read again, the first one's rows are visible.
+        for _ in 0..3 {
+            if let Some(accepted) = self.try_accept(requests).await? {
+                return Ok(accepted);
+            }
+        }
+        Err(StoreError::Unavailable(sqlx::Error::Protocol("lost three races for one idempotency key".into())))
+    }
+
+    async fn try_accept(&self, requests: &[NewRequest]) -> Result<Option<Vec<Accepted>>> {
+        let columns = Columns::of(requests);
+        let mut transaction = self.pool.begin().await?;
+
+        // Inserts what is new and locks what is there (a row whose `where` fails is locked all the same), in the order of digests.
+        let new = sqlx::query_scalar!(
+            "-- accept.messages
+            insert into messages (digest, body)
+            select distinct on (digest) digest, body from unnest($1::bytea[], $2::bytea[]) as posted (digest, body) order by digest
+            on conflict (digest) do update set body = excluded.body where false
+            returning digest",
+            &columns.digests as _,
+            &columns.bodies as _,
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+
+        let rows = sqlx::query!(
+            r#"-- accept.requests
+            with posted as materialized (
+                select *, case when client_id is null then id::text else key::text || client_id end as same_as
+                from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bytea[], $6::text[], $7::jsonb[], $8::text[])
+                    with ordinality as p (id, key, digest, client_id, payload, url, headers, traceparent, ord)
+            ),
+            earlier as materialized (
+                select p.ord, r.id, r.created_at, r.payload_digest = p.payload as same, r.sign_job_id
+                from posted p join requests r on r.api_key_id = p.key and r.client_request_id = p.client_id
+            ),
+            -- One per idempotency key; what was not asked for with one is always new.
+            wanted as materialized (
+                select distinct on (p.same_as) p.*, m.signature is not null as signed, m.signed_by, live.id as live_job
+                from posted p
+                join messages m on m.digest = p.digest
+                left join jobs live on live.message_digest = p.digest and live.kind = 'sign' and live.state = 'pending'
+                where not exists (select from earlier e where e.ord = p.ord)
+                order by p.same_as, p.ord
+            ),
+            opened as (
+                insert into jobs (kind, message_digest, traceparent)
+                select distinct on (digest) 'sign', digest, traceparent
+                from wanted
+                where not signed and live_job is null
+                order by digest, ord
+                returning id, message_digest
+            ),
+            stored as (
+                insert into requests
+                    (id, api_key_id, sign_job_id, client_request_id, payload_digest, webhook_url, webhook_headers, traceparent)
+                select w.id, w.key, coalesce(w.signed_by, w.live_job, o.id), w.client_id, w.payload, w.url, w.headers, w.traceparent
+                from wanted w left join opened o on o.message_digest = w.digest
+                on conflict (api_key_id, client_request_id) where client_request_id is not null do nothing
+                returning id, created_at
+            ),
+            -- A message that is signed already needs no sign job, but its receiver wants to hear.
+            outbox as (
+                insert into jobs (kind, request_id, traceparent)
+                select 'webhook', w.id, w.traceparent
+                from wanted w join stored s on s.id = w.id
+                where w.signed and w.url is not null
+                returning id
+            ),
+            told as (
+                select case when exists (select from opened) then pg_notify($9, 'sign') end,
+                    case when exists (select from outbox) then pg_notify($9, 'webhook') end
+            )
+            select
+                coalesce(s.id, e.id) as id,
+                coalesce(s.created_at, e.created_at) as created_at,
+                coalesce(e.same, w.payload = p.payload) as same,
+                coalesce(w.signed, j.state <> 'pending') as settled,
+                (select count(*) from wanted) = (select count(*) from stored) as "whole!",
+                (select count(*) from told) as "told!"
+            from posted p
+            left join earlier e on e.ord = p.ord
+            left join jobs j on j.id = e.sign_job_id
+            left join wanted w on w.same_as = p.same_as
+            left join stored s on s.id = w.id
+            order by p.ord"#,
+            &columns.ids,
+            &columns.keys,
+            &columns.digests as _,
+            &columns.client_ids as &[Option<String>],
+            &columns.payloads as _,
+            &columns.urls as &[Option<String>],
+            &columns.headers as &[Option<serde_json::Value>],
+            &columns.traceparents as &[Option<String>],
+            listen::JOBS,
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+
+        if rows.iter().any(|row| !row.whole) {
+            transaction.rollback().await?;
+            return Ok(None);
+        }
+        let accepted = rows
+            .into_iter()
+            .map(|row| match (row.id, row.created_at, row.same, row.settled) {
+                (Some(id), Some(created_at), Some(true), Some(settled)) => Ok(Accepted::Stored { id, created_at, settled }),
+                (_, _, Some(false), _) => Ok(Accepted::Mismatch),
+                _ => Err(StoreError::Corrupt("request")),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        forget_unused(&mut transaction, new, requests, &accepted).await?;
+        transaction.commit().await?;
+        Ok(Some(accepted))
+    }
+}
+
+/// Takes back the new messages that no request uses, because each request that brought one was a mismatch.
+async fn forget_unused(
+    transaction: &mut PgTransaction<'_>,
+    new: Vec<Vec<u8>>,
+    requests: &[NewRequest],
+    accepted: &[Accepted],
+) -> Result<()> {
+    if !accepted.contains(&Accepted::Mismatch) {
+        return Ok(());
+    }
+    let used: HashSet<[u8; 32]> = requests
+        .iter()
+        .zip(accepted)
+        .filter(|(_, accepted)| **accepted != Accepted::Mismatch)
+        .map(|(request, _)| *request.message.digest().as_bytes())
+        .collect();
+    let unused: Vec<Vec<u8>> = new.into_iter().filter(|digest| <[u8; 32]>::try_from(digest.as_slice()).is_ok_and(|digest| !used.contains(&digest))).collect();
+    sqlx::query!("-- accept.forget_unused\ndelete from messages where digest = any($1)", &unused)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+/// The requests as columns, which is how `unnest` takes them.
+#[derive(Default)]
+struct Columns {
+    ids: Vec<Uuid>,
+    keys: Vec<Uuid>,
+    digests: Vec<[u8; 32]>,
+    bodies: Vec<Vec<u8>>,
+    client_ids: Vec<Option<String>>,
+    payloads: Vec<[u8; 32]>,
+    urls: Vec<Option<String>>,
+    headers: Vec<Option<serde_json::Value>>,
+    traceparents: Vec<Option<String>>,
+}
+
+impl Columns {
+    fn of(requests: &[NewRequest]) -> Self {
+        let mut columns = Self::default();
+        for request in requests {
+            columns.ids.push(request.id);
+            columns.keys.push(request.key.0);
+            columns.digests.push(*request.message.digest().as_bytes());
+            columns.bodies.push(request.message.text().as_bytes().to_vec());
+            columns.client_ids.push(request.client_request_id.clone());
+            columns.payloads.push(request.payload_digest());
+            columns.urls.push(request.webhook.as_ref().map(|webhook| webhook.url.clone()));
+            columns.headers.push(request.webhook.as_ref().map(|webhook| serde_json::json!(webhook.headers.expose())));
+            columns.traceparents.push(request.traceparent.clone());
+        }
+        columns
+    }
+}

@@ -1,0 +1,265 @@
+//! API keys: 256 random bits, shown once, kept as a digest.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::{hmac, rand::SecureRandom};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Result, Store, StoreError, listen};
+use crate::message::sha256;
+use crate::secret::Secret;
+use crate::standard_webhooks::WebhookSecret;
+
+/// Identifies an API key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeyId(pub(super) Uuid);
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Post messages, and read what was posted with the same key.
+    Sign,
+    /// Read every request.
+    Admin,
+}
+
+impl Scope {
+    /// The scope's name, in the store and on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sign => "sign",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl std::str::FromStr for Scope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "sign" => Ok(Self::Sign),
+            "admin" => Ok(Self::Admin),
+            _ => Err("accepted: sign, admin, or both with a comma between".to_owned()),
+        }
+    }
+}
+
+/// An API key as its holder sends it.
+#[derive(Clone, Debug)]
+pub struct ApiKey(Secret<String>);
+
+impl ApiKey {
+    /// A new key of 256 random bits.
+    ///
+    /// # Panics
+    /// If the operating system has no randomness to give.
+    #[must_use]
+    pub fn generate() -> Self {
+        let mut bytes = [0; 32];
+        ring::rand::SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
+        Self(Secret::new(format!("cs_{}", URL_SAFE_NO_PAD.encode(bytes))))
+    }
+
+    /// A key that came from outside.
+    #[must_use]
+    pub fn presented(text: &str) -> Self {
+        Self(Secret::new(text.to_owned()))
+    }
+
+    /// The key, to show to its owner once.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+
+    /// What the store knows of the key.
+    #[must_use]
+    pub fn digest(&self) -> KeyDigest {
+        KeyDigest(sha256(&[self.0.expose().as_bytes()]))
+    }
+}
+
+/// SHA-256 of an API key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyDigest([u8; 32]);
+
+impl std::fmt::Debug for KeyDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[key digest]")
+    }
+}
+
+impl KeyDigest {
+    /// Compares in constant time: ring verifies an HMAC of one against an HMAC of the other, so that how long it takes says nothing
+    /// about where they differ.
+    #[must_use]
+    pub fn is(&self, stored: &[u8]) -> bool {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"api key comparison");
+        hmac::verify(&key, stored, hmac::sign(&key, &self.0).as_ref()).is_ok()
+    }
+}
+
+/// A live key, as the API needs it for a request.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Which key it is.
+    pub key: KeyId,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// When it ends, if it does.
+    pub expires_at: Option<OffsetDateTime>,
+}
+
+/// A key as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct KeyRow {
+    /// Its name.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+    /// When it ends, if it does.
+    pub expires_at: Option<OffsetDateTime>,
+    /// When it was revoked, if it was.
+    pub revoked_at: Option<OffsetDateTime>,
+}
+
+/// What became of a new key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It is there.
+    Created,
+    /// A live key has this name.
+    NameTaken,
+}
+
+impl Store {
+    /// The live keys among those with these digests, in any order; unknown, expired and revoked ones are missing.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn callers(&self, digests: &[KeyDigest]) -> Result<Vec<(KeyDigest, Caller)>> {
+        let wanted: Vec<[u8; 32]> = digests.iter().map(|digest| digest.0).collect();
+        let rows = sqlx::query!(
+            "-- keys.callers
+            select id, digest, scopes, expires_at
+            from api_keys
+            where digest = any($1) and revoked_at is null and (expires_at is null or expires_at > now())",
+            &wanted as _,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .filter_map(|row| {
+                let digest = digests.iter().find(|digest| digest.is(&row.digest))?;
+                let scopes: Result<Vec<Scope>, _> = row.scopes.iter().map(|scope| scope.parse()).collect();
+                let caller = scopes.map(|scopes| Caller { key: KeyId(row.id), scopes, expires_at: row.expires_at });
+                Some(caller.map(|caller| (*digest, caller)).map_err(|_| StoreError::Corrupt("scope")))
+            })
+            .collect()
+    }
+
+    /// Adds a key.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn create_key(
+        &self,
+        name: &str,
+        key: &ApiKey,
+        scopes: &[Scope],
+        secret: &WebhookSecret,
+        expires_in: Option<std::time::Duration>,
+    ) -> Result<Created> {
+        let scopes: Vec<String> = scopes.iter().map(|scope| scope.name().to_owned()).collect();
+        let inserted = sqlx::query!(
+            "-- keys.create
+            insert into api_keys (id, name, digest, scopes, webhook_secret, expires_at)
+            values ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))
+            on conflict do nothing",
+            Uuid::now_v7(),
+            name,
+            &key.digest().0,
+            &scopes,
+            secret.expose_bytes(),
+            expires_in.map(super::seconds),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(if inserted.rows_affected() == 1 { Created::Created } else { Created::NameTaken })
+    }
+
+    /// Makes `key` exist with both scopes under the name `bootstrap`, whatever was there before. Without a `secret`, the one that is
+    /// stored stays; the first time, one is made.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn bootstrap_key(&self, key: &ApiKey, secret: Option<&WebhookSecret>) -> Result<()> {
+        let fallback = WebhookSecret::generate();
+        sqlx::query!(
+            "-- keys.bootstrap
+            insert into api_keys (id, name, digest, scopes, webhook_secret)
+            values ($1, 'bootstrap', $2, '{sign,admin}', coalesce($3, $4::bytea))
+            on conflict (name) where revoked_at is null do update
+                set digest = excluded.digest, scopes = excluded.scopes, webhook_secret = coalesce($3, api_keys.webhook_secret)",
+            Uuid::now_v7(),
+            &key.digest().0,
+            secret.map(WebhookSecret::expose_bytes),
+            fallback.expose_bytes(),
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// All keys, oldest first.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn list_keys(&self) -> Result<Vec<KeyRow>> {
+        Ok(sqlx::query_as!(
+            KeyRow,
+            "-- keys.list
+            select name, scopes, created_at, expires_at, revoked_at from api_keys order by created_at, name",
+        )
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    /// Revokes the live key of this name and tells every `api` process. False if there is none.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn revoke_key(&self, name: &str) -> Result<bool> {
+        let revoked = sqlx::query_scalar!(
+            r#"-- keys.revoke
+            with revoked as (
+                update api_keys set revoked_at = now() where name = $1 and revoked_at is null returning id
+            ),
+            told as (select pg_notify($2, '') from revoked)
+            select count(*) as "count!" from told"#,
+            name,
+            listen::KEYS,
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(revoked > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_has_256_random_bits_and_matches_only_its_own_digest() {
+        let (one, two) = (ApiKey::generate(), ApiKey::generate());
+        assert_eq!(URL_SAFE_NO_PAD.decode(one.expose().strip_prefix("cs_").unwrap()).unwrap().len(), 32);
+        assert!(one.digest().is(&one.digest().0));
+        assert!(!one.digest().is(&two.digest().0));
+        assert!(!one.digest().is(&one.digest().0[..31]));
+    }
+}

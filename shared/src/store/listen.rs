@@ -1,0 +1,123 @@
+//! Notifications: hints that something may have changed. Never data, and never needed: whoever waits looks again by itself.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgListener;
+use tokio_util::sync::CancellationToken;
+
+use super::Store;
+
+/// What kind of job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobKind {
+    /// Get a message signed.
+    Sign,
+    /// Tell a receiver.
+    Webhook,
+}
+
+/// What a notification hints at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// There may be a job of this kind to do.
+    Jobs(JobKind),
+    /// The outcome of messages may be there, by [`crate::message::MessageDigest::hint`].
+    Results(Vec<u64>),
+    /// The API keys have changed.
+    Keys,
+    /// Anything may have changed: notifications were lost.
+    Everything,
+}
+
+pub(super) const JOBS: &str = "countersign_jobs";
+pub(super) const RESULTS: &str = "countersign_results";
+pub(super) const KEYS: &str = "countersign_keys";
+
+/// Most digests in one notification: Postgres allows payloads below 8,000 bytes, and each takes 17.
+const MOST_HINTS: usize = 400;
+
+/// The payload of a notification about these results; `*` when there are too many to name.
+pub(super) fn results_payload(hints: impl ExactSizeIterator<Item = u64>) -> String {
+    if hints.len() > MOST_HINTS {
+        return "*".to_owned();
+    }
+    hints.map(|hint| format!("{hint:016x}")).collect::<Vec<_>>().join(",")
+}
+
+fn read(channel: &str, payload: &str) -> Hint {
+    match (channel, payload) {
+        (JOBS, "sign") => Hint::Jobs(JobKind::Sign),
+        (JOBS, "webhook") => Hint::Jobs(JobKind::Webhook),
+        (KEYS, _) => Hint::Keys,
+        (RESULTS, list) => {
+            let hints: Option<Vec<u64>> = list.split(',').map(|hex| u64::from_str_radix(hex, 16).ok()).collect();
+            hints.map_or(Hint::Everything, Hint::Results)
+        }
+        _ => Hint::Everything,
+    }
+}
+
+/// Which notifications a process listens to.
+#[derive(Clone, Copy, Debug)]
+pub enum Audience {
+    /// Results and keys.
+    Api,
+    /// Jobs.
+    Worker,
+}
+
+impl Store {
+    /// Passes hints to `tell` until `stop`. Each time it has (re)connected it tells [`Hint::Everything`], because what was notified in
+    /// between is lost. Never fails: while Postgres is away there is nothing to hear.
+    pub async fn listen(&self, audience: Audience, stop: CancellationToken, tell: impl Fn(Hint)) {
+        let channels: &[&str] = match audience {
+            Audience::Api => &[RESULTS, KEYS],
+            Audience::Worker => &[JOBS],
+        };
+        while !stop.is_cancelled() {
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                ended = self.listen_once(channels, &tell) => ended,
+            };
+            tracing::debug!(error = ended.err().map(tracing::field::display), "the listening connection is gone; connecting again");
+            tell(Hint::Everything);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RECONNECT_AFTER) => {}
+            }
+        }
+    }
+
+    async fn listen_once(&self, channels: &[&str], tell: &impl Fn(Hint)) -> Result<(), sqlx::Error> {
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.eager_reconnect(false);
+        listener.listen_all(channels.iter().copied()).await?;
+        tell(Hint::Everything);
+        while let Some(notification) = listener.try_recv().await? {
+            tell(read(notification.channel(), notification.payload()));
+        }
+        Ok(())
+    }
+}
+
+const RECONNECT_AFTER: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_read_as_it_was_written() {
+        let hints = vec![0, 1, u64::MAX];
+        assert_eq!(read(RESULTS, &results_payload(hints.clone().into_iter())), Hint::Results(hints));
+        assert_eq!(read(JOBS, "sign"), Hint::Jobs(JobKind::Sign));
+    }
+
+    #[test]
+    fn too_many_results_wake_everybody_and_so_does_what_cannot_be_read() {
+        let payload = results_payload((0..1000).collect::<Vec<u64>>().into_iter());
+        assert_eq!(read(RESULTS, &payload), Hint::Everything);
+        assert_eq!(read("other", "?"), Hint::Everything);
+        assert!(results_payload((0..400).collect::<Vec<u64>>().into_iter()).len() < 8000);
+    }
+}

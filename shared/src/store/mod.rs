@@ -1,0 +1,112 @@
+//! Everything that is kept, and every statement of SQL. The only place that names sqlx.
+//!
+//! | file | what |
+//! |---|---|
+//! | `accept` | a group of POSTs becomes requests, messages and jobs |
+//! | `requests` | the state of requests, as callers see it |
+//! | `keys` | API keys |
+//! | `lease` | who has a job, and until when |
+//! | `sign_claim`, `sign_finish` | sign jobs: taken with a slot of the budget, given back with an outcome |
+//! | `webhook_jobs` | webhook jobs: taken, given back |
+//! | `upstream` | the agreed rate, its slots, the circuit breaker |
+//! | `retention` | what is old enough to forget |
+//! | `listen` | notifications |
+//! | `schema` | migrations |
+//!
+//! Functions take and return slices: callers group what they have, and a group is one transaction. No transaction is open while
+//! anything else than Postgres is waited for. Times are Postgres's; Rust sends durations.
+
+pub mod accept;
+pub mod keys;
+mod lease;
+mod listen;
+pub mod requests;
+mod retention;
+mod schema;
+pub mod sign_claim;
+pub mod sign_finish;
+pub mod upstream;
+pub mod webhook_jobs;
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+use crate::settings::DatabaseSettings;
+
+pub use lease::{JobId, Lease};
+pub use listen::{Audience, Hint, JobKind};
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Postgres could not be reached, or not in time.
+    #[error("Postgres is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// Postgres refused a statement: a defect of ours, or a schema that does not fit.
+    #[error("Postgres refused a statement")]
+    Refused(#[source] sqlx::Error),
+    /// A stored value can't be read back: somebody changed it by hand.
+    #[error("a stored {0} is not what was written")]
+    Corrupt(&'static str),
+    /// The schema is not the one this program was built for.
+    #[error("the schema of the database does not fit this program: {0}")]
+    Schema(#[source] sqlx::migrate::MigrateError),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            // Class 57 (operator intervention), 08 (connection) and 53 (resources) go away by themselves.
+            sqlx::Error::Database(ref refused)
+                if !refused.code().is_some_and(|code| ["57", "08", "53"].iter().any(|class| code.starts_with(class))) =>
+            {
+                Self::Refused(error)
+            }
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::Corrupt("value"),
+            _ => Self::Unavailable(error),
+        }
+    }
+}
+
+/// What this module answers.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// A handle to Postgres. Clones share the connections.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: PgPool,
+}
+
+/// How long a statement waits for a free connection. Short: a caller is promised an answer within two seconds.
+const ACQUIRE_WITHIN: Duration = Duration::from_secs(1);
+
+impl Store {
+    /// A store that connects when it is first used, so that a process starts, and says that it isn't ready, while Postgres is away.
+    ///
+    /// # Errors
+    /// For an address that Postgres's client can't read.
+    pub fn connect_lazily(settings: &DatabaseSettings) -> Result<Self> {
+        let options: PgConnectOptions = settings.database_url.expose().parse().map_err(StoreError::Unavailable)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.database_max_connections)
+            .acquire_timeout(ACQUIRE_WITHIN)
+            .connect_lazy_with(options.application_name("countersign"));
+        Ok(Self { pool })
+    }
+
+    /// Closes every connection, after the statements that run on them.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Seconds as Postgres's `make_interval` takes them.
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+/// A count that Postgres gave as a signed number.
+fn count(number: impl TryInto<u32>) -> u32 {
+    number.try_into().unwrap_or(u32::MAX)
+}

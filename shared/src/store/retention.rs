@@ -1,0 +1,76 @@
+//! What is old enough to forget.
+
+use std::time::Duration;
+
+use super::{Result, Store, count, seconds};
+
+impl Store {
+    /// Deletes up to `most` requests that ended longer than `age` ago, with their webhook jobs, and the sign jobs and messages that no
+    /// request refers to any more. Says how many requests it deleted; fewer than `most` means that nothing is left to delete.
+    ///
+    /// A message is forgotten together with its signature: posted again, it is signed again.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn forget(&self, age: Duration, most: u32) -> Result<u32> {
+        let mut transaction = self.pool.begin().await?;
+        let ids = sqlx::query_scalar!(
+            r#"-- retention.pick
+            select r.id
+            from requests r
+            join jobs s on s.id = r.sign_job_id and s.state <> 'pending' and s.finished_at < now() - make_interval(secs => $1)
+            left join jobs w on w.request_id = r.id and w.kind = 'webhook'
+            where r.created_at < now() - make_interval(secs => $1)
+                and (w.id is null or w.state <> 'pending' and w.finished_at < now() - make_interval(secs => $1))
+            order by r.created_at
+            limit $2
+            for update of r skip locked"#,
+            seconds(age),
+            i64::from(most),
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        sqlx::query!("-- retention.webhook_jobs\ndelete from jobs where kind = 'webhook' and request_id = any($1)", &ids)
+            .execute(&mut *transaction)
+            .await?;
+        let sign_jobs = sqlx::query_scalar!(
+            "-- retention.requests\ndelete from requests where id = any($1) returning sign_job_id",
+            &ids
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        // The message is locked before it is judged, so that no POST attaches to a job that is about to go (see `accept`). One that is
+        // locked by a POST at this moment is left for the next one who forgets a request of it, or stays: it is small.
+        let digests = sqlx::query_scalar!(
+            r#"-- retention.lock_messages
+            select digest from messages
+            where digest in (select message_digest from jobs where id = any($1))
+            order by digest for update skip locked"#,
+            &sign_jobs,
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "-- retention.sign_jobs
+            delete from jobs j
+            where j.id = any($1) and j.message_digest = any($2) and not exists (select from requests r where r.sign_job_id = j.id)",
+            &sign_jobs,
+            &digests,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query!(
+            "-- retention.messages
+            delete from messages m
+            where m.digest = any($1) and not exists (select from jobs j where j.message_digest = m.digest)",
+            &digests,
+        )
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(count(ids.len()))
+    }
+}

@@ -1,0 +1,201 @@
+//! The statement that claims sign jobs.
+//!
+//! A job may only be worked on with a slot of the budget, and taking the two apart could strand either; so one statement takes both.
+//! It reads like this:
+//!
+//! 1. `gate`, `room`: if the upstream is neither paused nor down, how many slots are free. If the circuit breaker is open and a probe
+//!    is due, one.
+//! 2. `fresh`, `retries`: the first due jobs of either lane, locked. `skip locked` passes over what another worker is taking at
+//!    this moment. The lock is `for no key update`, not the plain `for update`: a POST that attaches itself to a job holds a key-share
+//!    lock on it through the foreign key, and a message posted again and again must not keep its own job from being claimed.
+//!    An expired lease is nothing special: while leased, `next_run_at` is the end of the lease.
+//! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: who finds no job locks no slot, so slots are never
+//!    held by somebody who can't use them.
+//! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry. That is the share that keeps
+//!    retries from starving while first tries keep coming.
+//! 5. `probe`: an open breaker lets one worker through; `update` rechecks its condition after waiting, so it is one even if two race.
+//! 6. `leased`, `spent`, `opened`: the lease with its fencing token, the slot taken until the lease has ended and a window has passed,
+//!    and the attempt, opened before the call is made, so that a crash leaves a trace.
+//!
+//! All of it is committed before any work starts. Killed before the commit, nothing happened; after it, the lease expires by itself,
+//! and the slot with it, a window later.
+
+use std::time::{Duration, Instant};
+
+use super::upstream::CLOCKS_DRIFT;
+use super::{JobId, Lease, Result, Store, StoreError, count, seconds};
+use crate::message::Message;
+
+/// A sign job that this process may work on.
+#[derive(Debug)]
+pub struct SignJob {
+    /// The right to do so.
+    pub lease: Lease,
+    /// What is to be signed.
+    pub message: Message,
+    /// Which try this is, counted from 1, of those that count.
+    pub attempt: u32,
+    /// How long ago the job was made.
+    pub age: Duration,
+    /// How many messages wait for a signature, this one included; counted up to 1,000.
+    pub competing: u32,
+    /// The mean time between two calls when the whole budget is spent.
+    pub interval: Duration,
+    /// Failures of the upstream in a row before this call; above 0 this call is a probe.
+    pub breaker_failures: u32,
+    /// The trace of the request that made the job.
+    pub traceparent: Option<String>,
+}
+
+/// What a claim found.
+#[derive(Debug)]
+pub struct Claimed<J> {
+    /// The jobs to do now.
+    pub jobs: Vec<J>,
+    /// When nothing could be claimed: after how long something can be, as far as this statement saw. Nothing: unknown.
+    pub next_in: Option<Duration>,
+}
+
+impl Store {
+    /// Claims up to `most` sign jobs, each with a slot of the budget, for `lease`.
+    ///
+    /// # Errors
+    /// Those of a statement; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
+    pub async fn claim_sign_jobs(&self, most: usize, lease: Duration) -> Result<Claimed<SignJob>> {
+        let asked = Instant::now();
+        let rows = sqlx::query!(
+            r#"-- sign.claim
+            with gate as materialized (
+                select window_length, calls, breaker_failures, probe_at is not null as probing
+                from upstream
+                where paused_until <= now() and (probe_at is null or probe_at <= now())
+            ),
+            room as materialized (
+                select least(count(*), case when probing then 1 else $1::bigint end) as n
+                from gate, upstream_slots
+                where free_at <= now()
+                group by probing
+            ),
+            fresh as materialized (
+                select id, next_run_at from jobs
+                where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at <= now()
+                order by next_run_at, id
+                limit (select coalesce(max(n), 0) from room)
+                for no key update skip locked
+            ),
+            retries as materialized (
+                select id, next_run_at from jobs
+                where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at <= now()
+                order by next_run_at, id
+                limit (select coalesce(max(n), 0) from room)
+                for no key update skip locked
+            ),
+            slots as materialized (
+                select slot, uses from upstream_slots
+                where free_at <= now()
+                order by free_at, slot
+                limit least(
+                    (select coalesce(max(n), 0) from room), (select count(*) from fresh) + (select count(*) from retries)
+                )
+                for update skip locked
+            ),
+            picked as materialized (
+                select id, row_number() over () as seat
+                from (
+                    (select id from retries order by next_run_at, id limit greatest(
+                        (select count(*) from slots where (slot + uses) % 5 = 0),
+                        (select count(*) from slots) - (select count(*) from fresh)
+                    ))
+                    union all
+                    (select id from fresh order by next_run_at, id)
+                ) due
+                limit (select count(*) from slots)
+            ),
+            probe as (
+                update upstream set probe_at = now() + make_interval(secs => $2)
+                where probe_at <= now() and exists (select from picked)
+                returning only_row
+            ),
+            paired as (
+                select picked.id, taken.slot
+                from picked
+                join (select slot, row_number() over (order by slot) as seat from slots) taken using (seat)
+                where not (select probing from gate) or exists (select from probe)
+            ),
+            leased as (
+                update jobs
+                set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + make_interval(secs => $2)
+                from paired
+                where jobs.id = paired.id
+                returning jobs.*, paired.slot
+            ),
+            spent as (
+                update upstream_slots
+                set free_at = now() + make_interval(secs => $2) + gate.window_length * $3::float8, uses = uses + 1,
+                    lease_token = leased.lease_token
+                from leased, gate
+                where upstream_slots.slot = leased.slot
+            ),
+            opened as (
+                insert into attempts (job_id, number) select id, attempt from leased
+            ),
+            hint as (
+                select case when due_at is not null then extract(epoch from greatest(
+                    due_at, now(),
+                    (select min(free_at) from upstream_slots),
+                    (select greatest(paused_until, probe_at) from upstream)
+                ) - now())::float8 end as next_in
+                from (select least(
+                    (select next_run_at from jobs where kind = 'sign' and state = 'pending' and lane = 0
+                        order by next_run_at, id limit 1),
+                    (select next_run_at from jobs where kind = 'sign' and state = 'pending' and lane = 1
+                        order by next_run_at, id limit 1)
+                ) as due_at) first
+            )
+            select
+                leased.id as "id?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
+                extract(epoch from now() - leased.created_at)::float8 as age,
+                messages.body as "body?",
+                gate.breaker_failures as "breaker_failures?",
+                extract(epoch from gate.window_length / gate.calls)::float8 as interval,
+                case when leased.id is not null then (
+                    select count(*) from (select from jobs where kind = 'sign' and state = 'pending' limit 1000) waiting
+                ) end as competing,
+                hint.next_in
+            from hint
+            left join leased on true
+            left join messages on messages.digest = leased.message_digest
+            left join gate on true"#,
+            i64::try_from(most).unwrap_or(i64::MAX),
+            seconds(lease),
+            CLOCKS_DRIFT,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
+        let jobs = rows
+            .into_iter()
+            .filter_map(|row| Some((row.id?, row)))
+            .map(|(id, row)| {
+                let read = || {
+                    Some(SignJob {
+                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease),
+                        message: Message::new(String::from_utf8(row.body?).ok()?),
+                        attempt: count(row.attempt?),
+                        age: row.age.and_then(duration)?,
+                        competing: count(row.competing?),
+                        interval: row.interval.and_then(duration)?,
+                        breaker_failures: count(row.breaker_failures?),
+                        traceparent: row.traceparent,
+                    })
+                };
+                read().ok_or(StoreError::Corrupt("job"))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Claimed { jobs, next_in })
+    }
+}
+
+pub(super) fn duration(seconds: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(seconds.max(0.0)).ok()
+}

@@ -1,0 +1,261 @@
+//! Giving sign jobs back with their outcome, in one transaction: the fenced update, the attempt closed, the signature stored, a webhook
+//! job for each request that waits, the slot released, and one notification.
+
+use std::time::Duration;
+
+use super::upstream::CLOCKS_DRIFT;
+use super::{Lease, Result, Store, listen, seconds};
+use crate::message::MessageDigest;
+
+/// How an attempt to sign ended.
+#[derive(Debug)]
+pub struct SignFinish {
+    /// The right to say so. It ends with this.
+    pub lease: Lease,
+    /// What was to be signed.
+    pub digest: MessageDigest,
+    /// What becomes of the job.
+    pub ending: Ending,
+    /// HTTP status that the upstream answered, if it did.
+    pub status: Option<u16>,
+    /// Stable class of what went wrong, if something did.
+    pub error: Option<&'static str>,
+    /// What the attempt says about the upstream.
+    pub upstream: UpstreamNews,
+}
+
+/// What becomes of a sign job.
+#[derive(Debug)]
+pub enum Ending {
+    /// It is done: the signature, byte for byte.
+    Signed(String),
+    /// It is tried again after this delay.
+    Retry(Duration),
+    /// The upstream does not work for anybody; the job is tried again when it does, as if this attempt had not been.
+    Unavailable {
+        /// Whether the call may have reached the upstream. If not, its slot is free again at once.
+        called: bool,
+    },
+    /// The worker stops and gives the job back, as if this attempt had not been.
+    Released {
+        /// Whether the call may have reached the upstream.
+        called: bool,
+    },
+    /// It failed for good, with a stable code.
+    Failed(&'static str),
+}
+
+/// What an attempt says about the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamNews {
+    /// Nothing.
+    None,
+    /// It answers: the circuit breaker closes.
+    Up,
+    /// It does not work for anybody: the circuit breaker opens, and one call may be tried after this delay.
+    Down(Duration),
+    /// It asked everybody to wait this long.
+    Pause(Duration),
+}
+
+/// What became of a finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// It is written.
+    Written,
+    /// The lease had run out and somebody else has the job, or had it: nothing of it was written.
+    LeaseLost,
+}
+
+impl Store {
+    /// Writes the outcomes of `finishes` together, durably. One result per finish, in order.
+    ///
+    /// # Errors
+    /// Those of a statement; then nothing was written, or (if the connection broke during the commit) all was, and writing it again
+    /// gives [`Finished::LeaseLost`].
+    pub async fn finish_sign_jobs(&self, finishes: &[SignFinish]) -> Result<Vec<Finished>> {
+        let columns = Columns::of(finishes);
+        let final_digests: Vec<&[u8]> = finishes
+            .iter()
+            .filter(|finish| matches!(finish.ending, Ending::Signed(_) | Ending::Failed(_)))
+            .map(|finish| finish.digest.as_bytes().as_slice())
+            .collect();
+        let mut transaction = self.pool.begin().await?;
+        if !final_digests.is_empty() {
+            // Keeps requests from attaching to a job that ends: see `accept`. The next statement sees all that attached before.
+            sqlx::query!(
+                "-- sign.lock_messages
+                select from messages where digest = any($1) order by digest for no key update",
+                &final_digests as _,
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        let written = sqlx::query!(
+            r#"-- sign.finish
+            with outcome as materialized (
+                select * from unnest(
+                    $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[]
+                ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, ord)
+            ),
+            ended as (
+                update jobs j
+                set state = o.state::job_state,
+                    lease_token = null,
+                    -- Excused: back to where it was, at the head of its lane.
+                    next_run_at = case when o.delay is null then j.created_at else now() + make_interval(secs => o.delay) end,
+                    excused = j.excused + (o.verdict in ('unavailable', 'released'))::int,
+                    failure = o.failure,
+                    finished_at = case when o.state <> 'pending' then now() end
+                from outcome o
+                where j.id = o.job and j.lease_token = o.token
+                returning j.id, j.attempt, j.message_digest, j.state, o.ord, o.signature, o.verdict, o.status, o.error
+            ),
+            closed as (
+                update attempts a
+                set finished_at = now(), outcome = e.verdict, status = e.status, error = e.error
+                from ended e
+                where a.job_id = e.id and a.number = e.attempt
+            ),
+            signed as (
+                update messages m
+                set signature = e.signature, signed_at = now(), signed_by = e.id
+                from ended e
+                where m.digest = e.message_digest and e.state = 'succeeded' and m.signature is null
+            ),
+            -- A slot belongs to the lease, not to the job: it is released even when the job was lost.
+            freed as (
+                update upstream_slots s
+                set free_at = case when o.called then now() + u.window_length * $11::float8 else now() end, lease_token = null
+                from outcome o, upstream u
+                where s.lease_token = o.token
+            ),
+            outbox as (
+                insert into jobs (kind, request_id, traceparent)
+                select 'webhook', r.id, r.traceparent
+                from requests r join ended e on r.sign_job_id = e.id
+                where e.state <> 'pending' and r.webhook_url is not null
+                order by r.id
+                returning id
+            ),
+            told as (
+                select case when exists (select from outbox) then pg_notify($12, 'webhook') end,
+                    case when exists (select from ended where state <> 'pending') then pg_notify($13, $14) end
+            )
+            select ord as "ord!", (select count(*) from told) as told from ended"#,
+            &columns.jobs,
+            &columns.tokens,
+            &columns.states as _,
+            &columns.delays as &[Option<f64>],
+            &columns.signatures as &[Option<Vec<u8>>],
+            &columns.failures as &[Option<String>],
+            &columns.verdicts as _,
+            &columns.statuses as &[Option<i32>],
+            &columns.errors as &[Option<String>],
+            &columns.called,
+            CLOCKS_DRIFT,
+            listen::JOBS,
+            listen::RESULTS,
+            columns.hints,
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        for finish in finishes {
+            tell_of_upstream(&mut transaction, finish.upstream, finish.error).await?;
+        }
+        transaction.commit().await?;
+        let mut results = vec![Finished::LeaseLost; finishes.len()];
+        for row in written {
+            if let Some(result) = usize::try_from(row.ord - 1).ok().and_then(|index| results.get_mut(index)) {
+                *result = Finished::Written;
+            }
+        }
+        Ok(results)
+    }
+}
+
+async fn tell_of_upstream(
+    transaction: &mut sqlx::postgres::PgTransaction<'_>,
+    news: UpstreamNews,
+    error: Option<&'static str>,
+) -> Result<()> {
+    match news {
+        UpstreamNews::None => return Ok(()),
+        UpstreamNews::Up => sqlx::query!(
+            "-- upstream.close_breaker
+            update upstream set probe_at = null, breaker_failures = 0, breaker_reason = null where probe_at is not null"
+        ),
+        UpstreamNews::Down(probe_in) => sqlx::query!(
+            "-- upstream.open_breaker
+            update upstream
+            set probe_at = now() + make_interval(secs => $1), breaker_failures = breaker_failures + 1, breaker_reason = $2",
+            seconds(probe_in),
+            error.unwrap_or("unavailable"),
+        ),
+        UpstreamNews::Pause(pause) => sqlx::query!(
+            "-- upstream.pause
+            update upstream set paused_until = greatest(paused_until, now() + make_interval(secs => $1))",
+            seconds(pause),
+        ),
+    }
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+/// The finishes as columns, which is how `unnest` takes them.
+#[derive(Default)]
+struct Columns {
+    jobs: Vec<i64>,
+    tokens: Vec<uuid::Uuid>,
+    states: Vec<&'static str>,
+    delays: Vec<Option<f64>>,
+    signatures: Vec<Option<Vec<u8>>>,
+    failures: Vec<Option<String>>,
+    verdicts: Vec<&'static str>,
+    statuses: Vec<Option<i32>>,
+    errors: Vec<Option<String>>,
+    called: Vec<bool>,
+    hints: String,
+}
+
+impl Columns {
+    fn of(finishes: &[SignFinish]) -> Self {
+        let mut columns = Self::default();
+        for finish in finishes {
+            let (state, verdict) = match &finish.ending {
+                Ending::Signed(_) => ("succeeded", "succeeded"),
+                Ending::Retry(_) => ("pending", "try_again"),
+                Ending::Unavailable { .. } => ("pending", "unavailable"),
+                Ending::Released { .. } => ("pending", "released"),
+                Ending::Failed("upstream-refused") => ("failed", "refused"),
+                Ending::Failed(_) => ("failed", "try_again"),
+            };
+            columns.jobs.push(finish.lease.job.0);
+            columns.tokens.push(finish.lease.token);
+            columns.states.push(state);
+            columns.verdicts.push(verdict);
+            columns.delays.push(match finish.ending {
+                Ending::Retry(delay) => Some(seconds(delay)),
+                Ending::Signed(_) | Ending::Failed(_) => Some(0.0),
+                Ending::Unavailable { .. } | Ending::Released { .. } => None,
+            });
+            columns.signatures.push(match &finish.ending {
+                Ending::Signed(signature) => Some(signature.as_bytes().to_vec()),
+                _ => None,
+            });
+            columns.failures.push(match finish.ending {
+                Ending::Failed(code) => Some(code.to_owned()),
+                _ => None,
+            });
+            columns.statuses.push(finish.status.map(i32::from));
+            columns.errors.push(finish.error.map(ToOwned::to_owned));
+            columns.called.push(!matches!(
+                finish.ending,
+                Ending::Unavailable { called: false } | Ending::Released { called: false }
+            ));
+        }
+        columns.hints = listen::results_payload(finishes.iter().map(|finish| finish.digest.hint()));
+        columns
+    }
+}

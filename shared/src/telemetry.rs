@@ -1,0 +1,160 @@
+//! The log on standard error, and spans over OTLP where an endpoint is set.
+//!
+//! Without an endpoint there is no exporter, no background task and no warning. The trace context of a request is stored with its job
+//! as a W3C `traceparent`, so that an attempt made hours later, by another process, continues the caller's trace.
+
+use std::collections::HashMap;
+
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::trace::{TraceContextExt, TracerProvider};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::settings::{LogFormat, TelemetrySettings};
+
+/// Why telemetry could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// `RUST_LOG` is not a filter.
+    #[error("RUST_LOG={0}: accepted: a level (error, warn, info, debug, trace) or levels per module, such as info,worker=debug")]
+    Filter(String),
+    /// The exporter could not be built.
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT={0}: {1}")]
+    Exporter(String, #[source] opentelemetry_otlp::ExporterBuildError),
+}
+
+/// Flushes the spans that are still buffered when it is told to.
+#[must_use = "spans that are still buffered are lost without `finish`"]
+pub struct Telemetry(Option<SdkTracerProvider>);
+
+impl Telemetry {
+    /// Sends what is buffered, for at most a few seconds.
+    pub async fn finish(self) {
+        if let Some(provider) = self.0 {
+            let flushed = tokio::task::spawn_blocking(move || provider.shutdown()).await;
+            if !matches!(flushed, Ok(Ok(()))) {
+                tracing::debug!("not every span could be sent before the end");
+            }
+        }
+    }
+}
+
+/// Starts the log and, where an endpoint is set, the exporter. `service` names the process in traces unless the settings do.
+///
+/// # Errors
+/// For a filter that can't be read, and an endpoint that is none.
+pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, TelemetryError> {
+    let filter: EnvFilter =
+        settings.rust_log.parse().map_err(|_| TelemetryError::Filter(settings.rust_log.clone()))?;
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = match settings.log_format {
+        LogFormat::Pretty => log.boxed(),
+        LogFormat::Json => log.json().boxed(),
+    };
+    let provider = match settings.otel_exporter_otlp_endpoint.trim() {
+        "" => None,
+        endpoint => Some(exporting_to(endpoint, settings, service)?),
+    };
+    let spans = provider.as_ref().map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("countersign")));
+    // A second start in one process (tests) keeps the first subscriber.
+    let _ = tracing_subscriber::registry().with(log.with_filter(filter)).with(spans.with_filter(own_spans())).try_init();
+    Ok(Telemetry(provider))
+}
+
+/// Exports what this workspace traces, never the spans of the exporter's own HTTP client, which would export themselves.
+fn own_spans() -> EnvFilter {
+    EnvFilter::new("off,api=info,worker=info,shared=info")
+}
+
+fn exporting_to(endpoint: &str, settings: &TelemetrySettings, service: &str) -> Result<SdkTracerProvider, TelemetryError> {
+    let exporter = if settings.otel_exporter_otlp_protocol == "grpc" {
+        SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()
+    } else {
+        // The specification appends the signal's path to the base address.
+        let traces = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
+        SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).with_endpoint(traces).build()
+    };
+    let exporter = exporter.map_err(|error| TelemetryError::Exporter(endpoint.to_owned(), error))?;
+    let name = match settings.otel_service_name.trim() {
+        "" => service.to_owned(),
+        name => name.to_owned(),
+    };
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_sampler(sampler(&settings.otel_traces_sampler, settings.otel_traces_sampler_arg))
+        .with_resource(Resource::builder().with_service_name(name).build())
+        .build())
+}
+
+/// The sampler of the specification's name (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>).
+fn sampler(name: &str, ratio: f64) -> Sampler {
+    let root = match name.trim_start_matches("parentbased_") {
+        "always_off" => Sampler::AlwaysOff,
+        "traceidratio" => Sampler::TraceIdRatioBased(ratio),
+        _ => Sampler::AlwaysOn,
+    };
+    if name.starts_with("parentbased_") { Sampler::ParentBased(Box::new(root)) } else { root }
+}
+
+/// The current span's context as a `traceparent`; nothing when spans are not recorded.
+#[must_use]
+pub fn traceparent() -> Option<String> {
+    let context = tracing::Span::current().context();
+    if !context.span().span_context().is_valid() {
+        return None;
+    }
+    let mut carrier = HashMap::new();
+    TraceContextPropagator::new().inject_context(&context, &mut carrier);
+    carrier.remove("traceparent")
+}
+
+/// Makes `span` a child of the context in `traceparent`, if there is a valid one.
+pub fn continue_trace(span: &tracing::Span, traceparent: Option<&str>) {
+    let Some(traceparent) = traceparent else { return };
+    let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
+    // Refused only where no exporter runs, and then there is nothing to continue.
+    let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
+}
+
+/// Whether `text` is a `traceparent` that can be stored and passed on (<https://www.w3.org/TR/trace-context/#traceparent-header>).
+#[must_use]
+pub fn is_traceparent(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let hex = |part: &str, length| {
+        part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let nonzero = |part: &str| part.bytes().any(|b| b != b'0');
+    matches!(parts.as_slice(), [version, trace, span, flags]
+        if hex(version, 2) && *version != "ff" && hex(trace, 32) && nonzero(trace) && hex(span, 16) && nonzero(span) && hex(flags, 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceparent_is_told_from_what_only_looks_like_one() {
+        assert!(is_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        for text in [
+            "", "00", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+        ] {
+            assert!(!is_traceparent(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn samplers_follow_the_names_of_the_specification() {
+        assert!(matches!(sampler("always_off", 1.0), Sampler::AlwaysOff));
+        assert!(matches!(sampler("traceidratio", 0.25), Sampler::TraceIdRatioBased(ratio) if ratio == 0.25));
+        assert!(matches!(sampler("parentbased_always_on", 1.0), Sampler::ParentBased(_)));
+    }
+}
