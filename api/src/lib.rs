@@ -1,1 +1,17 @@
-//! stub
+//! The HTTP service: takes a message, stores it, waits for its signature for as long as the caller was promised, and answers.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`settings`] | what can be set, and the commands |
+//! | [`run`] | builds the service and runs it until it is told to stop |
+//! | [`keys`] | `api keys …`: what operators do with API keys |
+//! | [`http`] | routes, bodies, headers, problems |
+//! | [`answers`] | stores a request and waits for its outcome |
+//! | [`waiters`] | who waits for which message |
+
+pub mod answers;
+pub mod http;
+pub mod keys;
+pub mod run;
+pub mod settings;
+pub mod waiters;

@@ -1,1 +1,26 @@
-fn main() {}
+//! `api`: see the library for what it does.
+
+use std::process::ExitCode;
+
+use api::settings::{Cli, Command};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli: Cli = shared::settings::parse();
+    let done = match cli.command {
+        None => api::run::until_stopped(cli.settings).await,
+        Some(Command::Migrate) => api::run::migrate(&cli.settings).await,
+        Some(Command::Keys { command }) => api::keys::run(&cli.settings, command).await,
+        Some(Command::Openapi) => {
+            println!("{}", api::http::spec());
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -77,7 +77,12 @@ pub struct Failure {
     pub competing: u32,
     /// The mean time between two calls when the whole budget is spent.
     pub interval: Duration,
+    /// How long the message has been waiting for a signature.
+    pub age: Duration,
 }
+
+/// `adaptive` waits at least this share of a message's age: what has failed for hours can wait for minutes.
+const SHARE_OF_AGE: u32 = 50;
 
 impl Backoff {
     /// Delays of `strategy` between `base` and `max`.
@@ -95,7 +100,8 @@ impl Backoff {
     ///
     /// `adaptive` waits one fair turn: when `competing` messages share the budget, each comes round every `competing × interval`.
     /// Asking sooner would take a call from somebody else to ask about a message that failed a moment ago; asking later would leave
-    /// calls unused. With few messages left the turn is short, and spare calls are spent as they come.
+    /// calls unused. With few messages left the turn is short, and spare calls are spent as they come; only a message that has been
+    /// failing for long is asked for less and less often, so that an outage of hours neither burns its attempts nor hides its end.
     pub fn delay(&self, failure: Failure, rng: &mut impl Rng) -> Duration {
         let nominal = match self.strategy {
             Strategy::Fixed => self.base,
@@ -103,7 +109,7 @@ impl Backoff {
                 let doublings = failure.attempt.saturating_sub(1).min(31);
                 self.base.saturating_mul(1 << doublings)
             }
-            Strategy::Adaptive => failure.interval.saturating_mul(failure.competing),
+            Strategy::Adaptive => failure.interval.saturating_mul(failure.competing).max(failure.age / SHARE_OF_AGE),
         };
         self.jitter.apply(nominal.clamp(self.base, self.max), rng)
     }
@@ -121,7 +127,7 @@ mod tests {
     }
 
     fn failure(attempt: u32, competing: u32) -> Failure {
-        Failure { attempt, competing, interval: Duration::from_secs(6) }
+        Failure { attempt, competing, interval: Duration::from_secs(6), age: Duration::from_mins(1) }
     }
 
     #[test]
@@ -149,6 +155,14 @@ mod tests {
     }
 
     #[test]
+    fn adaptive_asks_less_often_for_what_has_failed_for_long() {
+        let backoff = backoff(Strategy::Adaptive, 0.0);
+        let rng = &mut SmallRng::seed_from_u64(1);
+        let old = Failure { age: Duration::from_hours(1), ..failure(50, 1) };
+        assert_eq!(backoff.delay(old, rng), Duration::from_secs(72));
+    }
+
+    #[test]
     fn a_backoff_that_could_spin_is_refused() {
         let jitter = Jitter::NONE;
         assert!(Backoff::new(Strategy::Fixed, Duration::ZERO, Duration::MAX, jitter).is_err());
@@ -159,11 +173,11 @@ mod tests {
     proptest! {
         #[test]
         fn a_delay_stays_within_the_jitter_of_its_bounds(
-            attempt in 0u32.., competing in 0u32.., interval_ms in 0u64..10_000_000, jitter in 0.0f64..=1.0, seed: u64,
+            attempt in 0u32.., competing in 0u32.., interval_ms in 0u64..10_000_000, age_s in 0u64..1_000_000, jitter in 0.0f64..=1.0, seed: u64,
             strategy in prop_oneof![Just(Strategy::Adaptive), Just(Strategy::Exponential), Just(Strategy::Fixed)],
         ) {
             let delay = backoff(strategy, jitter).delay(
-                Failure { attempt, competing, interval: Duration::from_millis(interval_ms) },
+                Failure { attempt, competing, interval: Duration::from_millis(interval_ms), age: Duration::from_secs(age_s) },
                 &mut SmallRng::seed_from_u64(seed),
             );
             prop_assert!(delay.as_secs_f64() >= 2.0 * (1.0 - jitter) - 1e-6);

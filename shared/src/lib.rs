@@ -3,7 +3,7 @@
 //! - what is said: [`contract`] (bodies of answers and webhooks), [`message`], [`standard_webhooks`];
 //! - what is kept: [`store`] (every statement of SQL, and the only place that names sqlx);
 //! - what is decided: [`backoff`];
-//! - how a process runs: [`settings`], [`units`], [`secret`], [`telemetry`], [`operations`] (health and metrics), [`shutdown`],
+//! - how a process runs: [`settings`], [`units`], [`secret`], [`telemetry`], [`operations`] (health and metrics), [`tls`], [`shutdown`],
 //!   [`batch`] (group commit).
 
 pub mod backoff;
@@ -17,5 +17,6 @@ pub mod shutdown;
 pub mod standard_webhooks;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod units;
 

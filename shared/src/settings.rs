@@ -30,7 +30,7 @@ fn one_line(error: &clap::Error) -> String {
     };
     let flag = context(ContextKind::InvalidArg).unwrap_or_default();
     let variable = variable_of(&flag);
-    let value = context(ContextKind::InvalidValue).unwrap_or_default();
+    let value = presentable(&variable, context(ContextKind::InvalidValue).unwrap_or_default());
     match error.kind() {
         ErrorKind::ValueValidation => {
             let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
@@ -46,6 +46,20 @@ fn one_line(error: &clap::Error) -> String {
             let first = text.lines().next().unwrap_or_default();
             format!("{}; see --help", first.strip_prefix("error: ").unwrap_or(first))
         }
+    }
+}
+
+/// The value as it may be printed: keys and secrets are hidden, and so are the credentials in an address.
+fn presentable(variable: &str, value: String) -> String {
+    if value.is_empty() {
+        return value;
+    }
+    if variable.ends_with("KEY") || variable.ends_with("SECRET") {
+        return "[secret]".to_owned();
+    }
+    match (value.find("://"), value.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => format!("{}[secret]{}", &value[..scheme + 3], &value[at..]),
+        _ => value,
     }
 }
 
@@ -117,7 +131,7 @@ pub struct TelemetrySettings {
 pub struct DatabaseSettings {
     /// Address of the database, such as `postgres://user:password@localhost:5432/countersign`.
     #[arg(long, env, hide_env_values = true, value_parser = database_url)]
-    pub database_url: crate::secret::Secret<String>,
+    pub database_url: Option<crate::secret::Secret<String>>,
     /// Most connections that this process opens.
     #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub database_max_connections: u32,
@@ -170,6 +184,13 @@ mod tests {
         let wrong = line(&["--upstream-url", "ftp://a"]);
         assert!(wrong.starts_with("UPSTREAM_URL=ftp://a: accepted: an http or https address"), "{wrong}");
         assert!([wrong.as_str(), &line(&[]), &line(&["--nonsense"])].iter().all(|text| text.lines().count() == 1));
+    }
+
+    #[test]
+    fn a_wrong_value_that_may_be_secret_is_not_printed() {
+        assert_eq!(presentable("DATABASE_URL", "mysql://root:hunter2@db/x".to_owned()), "mysql://[secret]@db/x");
+        assert_eq!(presentable("UPSTREAM_API_KEY", "hunter2".to_owned()), "[secret]");
+        assert_eq!(presentable("SYNC_WAIT", "soon".to_owned()), "soon");
     }
 
     #[test]

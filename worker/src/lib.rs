@@ -1,1 +1,17 @@
-//! stub
+//! The worker: claims jobs from Postgres, calls the upstream and the receivers, and writes what came of it.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`settings`] | what can be set |
+//! | [`run`] | builds everything and runs it until it is told to stop |
+//! | [`driver`] | claim, work, finish: the loop, for any kind of job |
+//! | [`finisher`] | writes outcomes in groups, and keeps trying while Postgres is away |
+//! | [`sign`] | sign jobs: the upstream's client, the table of outcomes, the decision what is next |
+//! | [`webhook`] | webhook jobs: the address guard, the delivery, the schedule |
+
+pub mod driver;
+pub mod finisher;
+pub mod run;
+pub mod settings;
+pub mod sign;
+pub mod webhook;

@@ -1,1 +1,17 @@
-fn main() {}
+//! `worker`: see the library for what it does.
+
+use std::process::ExitCode;
+
+use worker::settings::Settings;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let settings: Settings = shared::settings::parse();
+    match worker::run::until_stopped(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -49,6 +49,9 @@ pub enum StoreError {
     /// A stored value can't be read back: somebody changed it by hand.
     #[error("a stored {0} is not what was written")]
     Corrupt(&'static str),
+    /// No address was given.
+    #[error("not set; accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    NoAddress,
     /// The schema is not the one this program was built for.
     #[error("the schema of the database does not fit this program: {0}")]
     Schema(#[source] sqlx::migrate::MigrateError),
@@ -87,7 +90,8 @@ impl Store {
     /// # Errors
     /// For an address that Postgres's client can't read.
     pub fn connect_lazily(settings: &DatabaseSettings) -> Result<Self> {
-        let options: PgConnectOptions = settings.database_url.expose().parse().map_err(StoreError::Unavailable)?;
+        let url = settings.database_url.as_ref().ok_or(StoreError::NoAddress)?;
+        let options: PgConnectOptions = url.expose().parse().map_err(StoreError::Unavailable)?;
         let pool = PgPoolOptions::new()
             .max_connections(settings.database_max_connections)
             .acquire_timeout(ACQUIRE_WITHIN)
@@ -109,4 +113,47 @@ fn seconds(duration: Duration) -> f64 {
 /// A count that Postgres gave as a signed number.
 fn count(number: impl TryInto<u32>) -> u32 {
     number.try_into().unwrap_or(u32::MAX)
+}
+
+impl Store {
+    /// Repeats `attempt` until it succeeds, while Postgres is not available; until `stop`, which counts as success. One log line when
+    /// the waiting begins, and one when it ends.
+    ///
+    /// # Errors
+    /// Those that waiting does not mend.
+    pub async fn when_available(
+        &self,
+        stop: &tokio_util::sync::CancellationToken,
+        attempt: impl AsyncFn() -> Result<()>,
+    ) -> Result<()> {
+        let mut waiting = false;
+        loop {
+            match attempt().await {
+                Err(StoreError::Unavailable(error)) if !waiting => {
+                    tracing::warn!(%error, "Postgres is not available; waiting for it");
+                    waiting = true;
+                }
+                Err(StoreError::Unavailable(_)) => {}
+                Ok(()) if waiting => {
+                    tracing::info!("Postgres is available");
+                    return Ok(());
+                }
+                done => return done,
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(RETRY_EVERY) => {}
+            }
+        }
+    }
+}
+
+const RETRY_EVERY: Duration = Duration::from_millis(500);
+
+impl StoreError {
+    /// The error of a statement that took too long.
+    #[must_use]
+    pub fn timed_out() -> Self {
+        Self::Unavailable(sqlx::Error::PoolTimedOut)
+    }
 }

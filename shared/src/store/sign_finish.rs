@@ -16,6 +16,8 @@ pub struct SignFinish {
     pub digest: MessageDigest,
     /// What becomes of the job.
     pub ending: Ending,
+    /// Whether the call may have reached the upstream. If not, its slot is free again at once.
+    pub called: bool,
     /// HTTP status that the upstream answered, if it did.
     pub status: Option<u16>,
     /// Stable class of what went wrong, if something did.
@@ -31,18 +33,35 @@ pub enum Ending {
     Signed(String),
     /// It is tried again after this delay.
     Retry(Duration),
-    /// The upstream does not work for anybody; the job is tried again when it does, as if this attempt had not been.
-    Unavailable {
-        /// Whether the call may have reached the upstream. If not, its slot is free again at once.
-        called: bool,
-    },
-    /// The worker stops and gives the job back, as if this attempt had not been.
-    Released {
-        /// Whether the call may have reached the upstream.
-        called: bool,
-    },
-    /// It failed for good, with a stable code.
-    Failed(&'static str),
+    /// The upstream works for nobody at present; the job is tried again when it does, as if this attempt had not been.
+    Unavailable,
+    /// The worker gives the job back, as if this attempt had not been.
+    Released,
+    /// It failed for good.
+    Failed(Failure),
+}
+
+/// Why there will be no signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The upstream said that the message is unacceptable.
+    Refused,
+    /// As many attempts as are allowed failed.
+    AttemptsExhausted,
+    /// It took longer than is allowed.
+    DeadlineExceeded,
+}
+
+impl Failure {
+    /// The stable code that callers see in `lastError`.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Refused => "upstream-refused",
+            Self::AttemptsExhausted => "attempts-exhausted",
+            Self::DeadlineExceeded => "deadline-exceeded",
+        }
+    }
 }
 
 /// What an attempt says about the upstream.
@@ -226,9 +245,9 @@ impl Columns {
             let (state, verdict) = match &finish.ending {
                 Ending::Signed(_) => ("succeeded", "succeeded"),
                 Ending::Retry(_) => ("pending", "try_again"),
-                Ending::Unavailable { .. } => ("pending", "unavailable"),
-                Ending::Released { .. } => ("pending", "released"),
-                Ending::Failed("upstream-refused") => ("failed", "refused"),
+                Ending::Unavailable => ("pending", "unavailable"),
+                Ending::Released => ("pending", "released"),
+                Ending::Failed(Failure::Refused) => ("failed", "refused"),
                 Ending::Failed(_) => ("failed", "try_again"),
             };
             columns.jobs.push(finish.lease.job.0);
@@ -238,22 +257,19 @@ impl Columns {
             columns.delays.push(match finish.ending {
                 Ending::Retry(delay) => Some(seconds(delay)),
                 Ending::Signed(_) | Ending::Failed(_) => Some(0.0),
-                Ending::Unavailable { .. } | Ending::Released { .. } => None,
+                Ending::Unavailable { .. } | Ending::Released => None,
             });
             columns.signatures.push(match &finish.ending {
                 Ending::Signed(signature) => Some(signature.as_bytes().to_vec()),
                 _ => None,
             });
             columns.failures.push(match finish.ending {
-                Ending::Failed(code) => Some(code.to_owned()),
+                Ending::Failed(failure) => Some(failure.code().to_owned()),
                 _ => None,
             });
             columns.statuses.push(finish.status.map(i32::from));
             columns.errors.push(finish.error.map(ToOwned::to_owned));
-            columns.called.push(!matches!(
-                finish.ending,
-                Ending::Unavailable { called: false } | Ending::Released { called: false }
-            ));
+            columns.called.push(finish.called);
         }
         columns.hints = listen::results_payload(finishes.iter().map(|finish| finish.digest.hint()));
         columns

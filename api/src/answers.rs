@@ -1,0 +1,185 @@
+//! Stores a request and waits for its outcome, within the time that the caller was promised.
+//!
+//! Only workers call the upstream; this side inserts, waits and reads. A waiter is registered before the insert, and what wakes it is
+//! never believed: the row is read again. Should no notification come (Postgres restarts, or a proxy does not pass them on), the row is
+//! read once more when the time is up, and every [`LOOK_EVERY`] before that.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use shared::batch::{BatchError, Batcher};
+use shared::contract::{SigningRequest, Status};
+use shared::message::Message;
+use shared::store::accept::{Accepted, NewRequest};
+use shared::store::keys::KeyId;
+use shared::store::requests::RequestState;
+use shared::store::{Store, StoreError};
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use crate::waiters::{Waiter, Waiters};
+
+/// Most POSTs that are stored in one transaction.
+const LARGEST_GROUP: usize = 256;
+
+/// Most POSTs that wait to be stored; more are refused, because they would not be answered in time.
+const MOST_WAITING: usize = 4096;
+
+/// The longest that storing may take, counted from the arrival of the POST: what is left of two seconds is for the answer.
+const STORE_WITHIN: Duration = Duration::from_millis(1700);
+
+/// The longest that reading the outcome may take, once a request is stored. Beyond, the answer is what is known.
+const READ_WITHIN: Duration = Duration::from_millis(200);
+
+/// How often a long poll looks by itself.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Why a request was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotStored {
+    /// Postgres is not available, or not fast enough.
+    #[error("the request could not be stored")]
+    Unavailable,
+    /// The idempotency key was used with another payload.
+    #[error("the idempotency key was used with another payload")]
+    Mismatch,
+}
+
+/// Stores, waits, reads. Clones share everything.
+#[derive(Clone)]
+pub struct Answers {
+    store: Store,
+    waiters: Waiters,
+    accepts: Batcher<NewRequest, Accepted, StoreError>,
+}
+
+impl Answers {
+    /// Starts the task that stores.
+    #[must_use]
+    pub fn new(store: Store, waiters: Waiters) -> Self {
+        let accepting = store.clone();
+        let accepts = Batcher::spawn(LARGEST_GROUP, MOST_WAITING, move |requests: Vec<NewRequest>| {
+            let store = accepting.clone();
+            async move {
+                // A group whose callers have all been told 503 must not go on in the dark, and must not keep the next one waiting.
+                match tokio::time::timeout(STORE_WITHIN, store.accept(&requests)).await {
+                    Ok(done) => done.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests")),
+                    Err(_) => Err(StoreError::timed_out()),
+                }
+            }
+        });
+        Self { store, waiters, accepts }
+    }
+
+    /// Stores `request` and waits for its outcome until `wait` after `arrived`; answers its state at that time.
+    ///
+    /// # Errors
+    /// If it was not stored.
+    pub async fn post(&self, request: NewRequest, arrived: Instant, wait: Duration) -> Result<SigningRequest, NotStored> {
+        let mut waiter = self.waiters.register(request.message.digest());
+        let known = Known::of(&request);
+        let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
+        let (id, created_at, settled) = match stored {
+            Ok(Ok(Accepted::Stored { id, created_at, settled })) => (id, created_at, settled),
+            Ok(Ok(Accepted::Mismatch)) => return Err(NotStored::Mismatch),
+            Ok(Err(BatchError::Full | BatchError::Stopped | BatchError::Failed(_))) | Err(_) => return Err(NotStored::Unavailable),
+        };
+        let deadline = if settled { arrived } else { arrived + wait };
+        let state = self.wait(id, &mut waiter, deadline, !settled).await;
+        // It is stored: whatever happened since, the caller gets a receipt.
+        Ok(state.ok().flatten().map_or_else(|| known.pending(id, created_at), |state| state.request))
+    }
+
+    /// The state of a request that `caller` may see, once it is final or `wait` is over; nothing if there is none.
+    ///
+    /// # Errors
+    /// If Postgres is not available.
+    pub async fn get(&self, id: Uuid, owner: Option<KeyId>, wait: Duration) -> Result<Option<SigningRequest>, StoreError> {
+        let deadline = Instant::now() + wait;
+        let Some(first) = self.read(id).await?.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else { return Ok(None) };
+        if first.request.status != Status::Pending || wait.is_zero() {
+            return Ok(Some(first.request));
+        }
+        let digest = Message::new(first.request.message.clone()).digest();
+        let mut waiter = self.waiters.register(digest);
+        Ok(self.wait(id, &mut waiter, deadline, false).await?.map(|state| state.request))
+    }
+
+    /// Reads until the state is final or the deadline has come; reads at least once. `fresh`: nothing can have changed before the
+    /// first wake-up, so the first read can wait for it.
+    async fn wait(
+        &self,
+        id: Uuid,
+        waiter: &mut Waiter,
+        deadline: Instant,
+        mut fresh: bool,
+    ) -> Result<Option<RequestState>, StoreError> {
+        loop {
+            if !fresh {
+                let state = self.read(id).await?;
+                let settled = state.as_ref().is_none_or(|state| state.request.status != Status::Pending);
+                if settled || Instant::now() >= deadline {
+                    return Ok(state);
+                }
+            }
+            fresh = false;
+            tokio::select! {
+                () = waiter.woken() => {}
+                () = tokio::time::sleep_until(deadline.min(Instant::now() + LOOK_EVERY)) => {}
+            }
+        }
+    }
+
+    async fn read(&self, id: Uuid) -> Result<Option<RequestState>, StoreError> {
+        let read = async {
+            let mut states: HashMap<Uuid, RequestState> = self.store.requests(&[id]).await?;
+            let Some(mut state) = states.remove(&id) else { return Ok(None) };
+            if state.request.status == Status::Pending {
+                let place = self.store.queue_places(&[id]).await?.remove(&id);
+                state.request.queue_position = place.map(|place| place.position);
+                state.request.estimated_completion_at = place.map(|place| place.expected_at);
+                state.request.status_url = Some(status_url(id));
+            }
+            Ok(Some(state))
+        };
+        tokio::time::timeout(READ_WITHIN, read).await.unwrap_or_else(|_| Err(StoreError::timed_out()))
+    }
+}
+
+/// Where to ask for the state of a request.
+#[must_use]
+pub fn status_url(id: Uuid) -> String {
+    format!("/crypto/sign/{id}")
+}
+
+/// What is known of a request without reading it.
+struct Known {
+    message: String,
+    client_request_id: Option<String>,
+}
+
+impl Known {
+    fn of(request: &NewRequest) -> Self {
+        Self { message: request.message.text().to_owned(), client_request_id: request.client_request_id.clone() }
+    }
+
+    fn pending(self, id: Uuid, created_at: time::OffsetDateTime) -> SigningRequest {
+        SigningRequest {
+            id,
+            status: Status::Pending,
+            message: self.message,
+            signature: None,
+            client_request_id: self.client_request_id,
+            attempts: 0,
+            created_at,
+            signed_at: None,
+            failed_at: None,
+            next_attempt_at: Some(created_at),
+            queue_position: Some(1),
+            estimated_completion_at: Some(created_at),
+            status_url: Some(status_url(id)),
+            last_error: None,
+            webhook: None,
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! API keys: the security scheme of the OpenAPI document, and the cache in front of the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::future::Cache;
+use poem::Request;
+use poem_openapi::SecurityScheme;
+use poem_openapi::auth::ApiKey as PresentedKey;
+use shared::store::keys::{ApiKey, Caller, KeyDigest, Scope};
+use shared::store::{Store, StoreError};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use super::problem::ApiError;
+
+/// How long a key is believed without asking the store. Revocation is told to every process at once; where notifications do not pass,
+/// a revoked key works for so long.
+const BELIEVED_FOR: Duration = Duration::from_secs(5);
+
+/// Most keys in the cache.
+const MOST_CACHED: u64 = 10_000;
+
+/// How long the look-up of a key may take: it is the first part of the two seconds that a caller is promised.
+const KNOWN_WITHIN: Duration = Duration::from_millis(800);
+
+/// Looks up API keys. Clones share the cache.
+#[derive(Clone)]
+pub struct Keys {
+    store: Store,
+    cache: Cache<KeyDigest, Arc<Caller>>,
+}
+
+enum Failed {
+    Unknown,
+    Store(StoreError),
+}
+
+impl Keys {
+    /// Keys of this store.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { store, cache: Cache::builder().max_capacity(MOST_CACHED).time_to_live(BELIEVED_FOR).build() }
+    }
+
+    /// Forgets what is cached: a key was revoked, or may have been.
+    pub fn forget(&self) {
+        self.cache.invalidate_all();
+    }
+
+    async fn find(&self, key: &ApiKey) -> Result<Arc<Caller>, ApiError> {
+        let digest = key.digest();
+        // Callers that ask for the same key at the same time share one look-up. Only keys that exist are cached.
+        let found = self.cache.try_get_with(digest, async {
+            let found = self.store.callers(&[digest]).await.map_err(Failed::Store)?;
+            found.into_iter().next().map(|(_, caller)| Arc::new(caller)).ok_or(Failed::Unknown)
+        });
+        match tokio::time::timeout(KNOWN_WITHIN, found).await {
+            Ok(Ok(caller)) if caller.expires_at.is_none_or(|end| end > OffsetDateTime::now_utc()) => Ok(caller),
+            Ok(Ok(_)) => Err(ApiError::Unauthorized),
+            Ok(Err(failed)) => match &*failed {
+                Failed::Unknown => Err(ApiError::Unauthorized),
+                Failed::Store(error) => {
+                    tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't look up an API key");
+                    Err(ApiError::Unavailable)
+                }
+            },
+            Err(_) => Err(ApiError::Unavailable),
+        }
+    }
+}
+
+/// The API key of the caller.
+#[derive(SecurityScheme)]
+#[oai(ty = "api_key", key_name = "X-API-Key", key_in = "header", checker = "check")]
+pub struct Authorized(Known);
+
+/// A caller that is known.
+pub struct Known {
+    caller: Arc<Caller>,
+    took: Duration,
+}
+
+impl Authorized {
+    /// The caller, if its key has `scope`.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn with(&self, scope: Scope) -> Result<&Caller, ApiError> {
+        if self.has(scope) { Ok(&self.0.caller) } else { Err(ApiError::Forbidden(scope.name())) }
+    }
+
+    /// Whether the key has `scope`.
+    #[must_use]
+    pub fn has(&self, scope: Scope) -> bool {
+        self.0.caller.scopes.contains(&scope)
+    }
+
+    /// How long it took to find out. It counts against the time in which the caller is answered.
+    #[must_use]
+    pub fn took(&self) -> Duration {
+        self.0.took
+    }
+}
+
+async fn check(request: &Request, presented: PresentedKey) -> poem::Result<Known> {
+    let started = Instant::now();
+    let keys = request.data::<Keys>().ok_or(ApiError::Internal)?;
+    let caller = keys.find(&ApiKey::presented(&presented.key)).await?;
+    Ok(Known { caller, took: started.elapsed() })
+}

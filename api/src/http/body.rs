@@ -1,0 +1,234 @@
+//! The body of a POST: read up to a bound, parsed once, every flaw named with its place.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use poem::error::ReadBodyError;
+use poem::http::{HeaderName, HeaderValue};
+use poem::{Request, RequestBody};
+use poem_openapi::payload::{Json, Payload};
+use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
+use poem_openapi::types::Type;
+use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object};
+use serde_json::{Map, Value};
+use shared::message::Message;
+use shared::secret::Secret;
+use shared::store::accept::WebhookTarget;
+
+use super::Limits;
+use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
+use super::problem::{ApiError, Flaw};
+
+/// What is posted. This type is the documentation; [`Posted`] is what it is parsed into.
+#[derive(Object)]
+#[oai(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SignRequest {
+    /// The text to sign, taken exactly as it is: 1 to `MESSAGE_MAX_BYTES` bytes of UTF-8.
+    #[oai(validator(min_length = 1))]
+    message: String,
+    /// Where the outcome is posted by the Standard Webhooks specification: http or https, without credentials.
+    #[oai(validator(max_length = 2048, pattern = "^[Hh][Tt][Tt][Pp][Ss]?://"))]
+    webhook_url: Option<String>,
+    /// Headers that are sent along with the webhook. `host`, `content-*`, `webhook-*`, `traceparent` and hop-by-hop headers are left out.
+    webhook_headers: Option<BTreeMap<String, String>>,
+    /// Idempotency key: the same key with the same payload is the same request. The header `Idempotency-Key` means the same.
+    #[oai(validator(min_length = 1, max_length = 128))]
+    client_request_id: Option<String>,
+}
+
+/// A body that is valid.
+#[derive(Debug)]
+pub struct Posted {
+    /// What is to be signed.
+    pub message: Message,
+    /// Where the outcome is sent.
+    pub webhook: Option<WebhookTarget>,
+    /// The caller's idempotency key.
+    pub client_request_id: Option<String>,
+}
+
+/// A body may be trickled in for this long.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+
+const LONGEST_URL: usize = 2048;
+const MOST_HEADERS: usize = 32;
+const LONGEST_HEADER: usize = 1024;
+
+/// Bytes of a body beside its message: the address, the headers, the names of fields, white space.
+const BESIDES: usize = 64 * 1024;
+
+/// A character of a message takes up to six bytes in JSON: `\u0000`.
+const ESCAPED: usize = 6;
+
+impl<'a> ApiExtractor<'a> for Posted {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        SignRequest::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        let content = vec![MetaMediaType { content_type: "application/json", schema: SignRequest::schema_ref() }];
+        Some(MetaRequest { description: None, content, required: true })
+    }
+
+    async fn from_request(request: &'a Request, body: &mut RequestBody, _: ExtractParamOptions<()>) -> poem::Result<Self> {
+        if !request.content_type().is_some_and(Json::<SignRequest>::check_content_type) {
+            return Err(ApiError::NotJson.into());
+        }
+        let most = request.data::<Limits>().ok_or(ApiError::Internal)?.message_max_bytes;
+        let reading = body.take()?.into_bytes_limit(most * ESCAPED + BESIDES);
+        let bytes = match tokio::time::timeout(READ_WITHIN, reading).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(ReadBodyError::PayloadTooLarge)) => return Err(ApiError::TooLarge.into()),
+            Ok(Err(_)) => return Err(ApiError::Invalid(vec![flaw("#", "the body ended before its announced end")]).into()),
+            Err(_) => return Err(ApiError::SlowBody.into()),
+        };
+        Ok(parse(&bytes, most)?)
+    }
+}
+
+fn flaw(pointer: &str, detail: impl Into<String>) -> Flaw {
+    Flaw { pointer: pointer.to_owned(), detail: detail.into() }
+}
+
+/// Parses a body, or names all of its flaws. A message that is too long is told apart: it is 413.
+fn parse(bytes: &[u8], most: usize) -> Result<Posted, ApiError> {
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::Invalid(vec![flaw("#", format!("not JSON: line {}, column {}", error.line(), error.column()))]))?;
+    let Value::Object(mut fields) = value else {
+        return Err(ApiError::Invalid(vec![flaw("#", "accepted: an object")]));
+    };
+    let mut flaws = Vec::new();
+    let message = text(&mut fields, "message", &mut flaws, |text| if text.is_empty() { Err("accepted: at least one byte") } else { Ok(()) });
+    let url = text(&mut fields, "webhookUrl", &mut flaws, check_url);
+    let headers = headers(fields.remove("webhookHeaders"), &mut flaws);
+    let client_request_id =
+        text(&mut fields, "clientRequestId", &mut flaws, |text| if is_client_request_id(text) { Ok(()) } else { Err(CLIENT_REQUEST_ID) });
+    if message.is_none() && flaws.iter().all(|flaw| flaw.pointer != "#/message") {
+        flaws.push(flaw("#/message", "missing"));
+    }
+    for name in fields.keys() {
+        let escaped = name.replace('~', "~0").replace('/', "~1");
+        flaws.push(flaw(&format!("#/{escaped}"), "unknown field; accepted: message, webhookUrl, webhookHeaders, clientRequestId"));
+    }
+    match message {
+        Some(message) if flaws.is_empty() => {
+            if message.len() > most {
+                return Err(ApiError::TooLarge);
+            }
+            let webhook = url.map(|url| WebhookTarget { url, headers: Secret::new(headers) });
+            Ok(Posted { message: Message::new(message), webhook, client_request_id })
+        }
+        _ => Err(ApiError::Invalid(flaws)),
+    }
+}
+
+/// Takes a field that is text. Missing is fine; of another type, or refused by `check`, is a flaw.
+fn text(
+    fields: &mut Map<String, Value>,
+    name: &str,
+    flaws: &mut Vec<Flaw>,
+    check: impl FnOnce(&str) -> Result<(), &'static str>,
+) -> Option<String> {
+    let problem = match fields.remove(name)? {
+        Value::String(text) => match check(&text) {
+            Ok(()) => return Some(text),
+            Err(accepted) => accepted,
+        },
+        _ => "accepted: text",
+    };
+    flaws.push(flaw(&format!("#/{name}"), problem));
+    None
+}
+
+fn check_url(text: &str) -> Result<(), &'static str> {
+    const ACCEPTED: &str = "accepted: an http or https address of up to 2048 characters, without credentials";
+    let url = url::Url::parse(text).map_err(|_| ACCEPTED)?;
+    let plain = matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty() && url.password().is_none();
+    if plain && text.len() <= LONGEST_URL { Ok(()) } else { Err(ACCEPTED) }
+}
+
+fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, String> {
+    let mut headers = BTreeMap::new();
+    let given = match value {
+        None => return headers,
+        Some(Value::Object(given)) if given.len() <= MOST_HEADERS => given,
+        Some(_) => {
+            flaws.push(flaw("#/webhookHeaders", format!("accepted: an object of up to {MOST_HEADERS} header names with their values")));
+            return headers;
+        }
+    };
+    for (name, value) in given {
+        let valid = HeaderName::try_from(&name).ok().zip(value.as_str().filter(|value| {
+            name.len() + value.len() <= LONGEST_HEADER && HeaderValue::try_from(*value).is_ok()
+        }));
+        match valid {
+            // Names differ in nothing but case: one header.
+            Some((name, value)) => {
+                headers.insert(name.as_str().to_owned(), value.to_owned());
+            }
+            None => {
+                let escaped = name.replace('~', "~0").replace('/', "~1");
+                flaws.push(flaw(&format!("#/webhookHeaders/{escaped}"), "accepted: a header name with a value of up to 1024 characters"));
+            }
+        }
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn pointers(body: &Value) -> Vec<String> {
+        match parse(body.to_string().as_bytes(), 4096) {
+            Err(ApiError::Invalid(flaws)) => flaws.into_iter().map(|flaw| flaw.pointer).collect(),
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_flaw_is_named_with_its_place() {
+        let body = json!({ "message": 1, "webhookUrl": "ftp://a", "clientRequestId": "\n", "webhookHeaders": { "a b": "c", "x/y": 1 }, "no~pe": 1 });
+        let expected = ["#/message", "#/webhookUrl", "#/webhookHeaders/a b", "#/webhookHeaders/x~1y", "#/clientRequestId", "#/no~0pe"];
+        assert_eq!(pointers(&body), expected);
+        assert_eq!(pointers(&json!({})), ["#/message"]);
+        assert_eq!(pointers(&json!({ "message": "" })), ["#/message"]);
+        assert_eq!(pointers(&json!({ "message": "m", "webhookUrl": null })), ["#/webhookUrl"]);
+        assert_eq!(pointers(&json!(["message"])), ["#"]);
+    }
+
+    #[test]
+    fn addresses_with_credentials_or_another_scheme_are_refused() {
+        for url in ["http://u:p@h/", "http://u@h/", "file:///etc/passwd", "javascript:1", "//h/", "h", "http://", &format!("http://h/{}", "x".repeat(2048))] {
+            assert!(check_url(url).is_err(), "{url}");
+        }
+        assert!(check_url("https://example.com:8443/hook?a=b#c").is_ok());
+    }
+
+    #[test]
+    fn a_message_is_measured_in_bytes() {
+        let body = |message: String| json!({ "message": message }).to_string();
+        assert!(parse(body("é".repeat(2048)).as_bytes(), 4096).is_ok());
+        assert!(matches!(parse(body("é".repeat(2049)).as_bytes(), 4096), Err(ApiError::TooLarge)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_is_kept_byte_for_byte(message in "\\PC{1,200}|[\\x00-\\x7f]{1,200}") {
+            let posted = parse(json!({ "message": message }).to_string().as_bytes(), 4096).unwrap();
+            prop_assert_eq!(posted.message.text(), message);
+        }
+
+        #[test]
+        fn parsing_never_panics(bytes: Vec<u8>) {
+            let _ = parse(&bytes, 4096);
+        }
+    }
+}

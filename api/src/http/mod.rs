@@ -1,0 +1,93 @@
+//! Routes, bodies, headers, problems.
+//!
+//! | file | what |
+//! |---|---|
+//! | `operations` | the operations, the webhook, and what they answer |
+//! | `body` | the body of a POST, parsed |
+//! | `headers` | `Prefer` and `Idempotency-Key`, parsed |
+//! | `auth` | API keys |
+//! | `problem` | every error, and its problem document |
+//! | `observe` | a span and figures for each request |
+
+pub mod auth;
+mod body;
+mod headers;
+mod observe;
+mod operations;
+pub mod problem;
+
+use std::time::Duration;
+
+use poem::error::{MethodNotAllowedError, NotFoundError};
+use poem::http::StatusCode;
+use poem::{Endpoint, EndpointExt, IntoResponse, Response, Route};
+use poem_openapi::OpenApiService;
+use poem_openapi::error::{AuthorizationError, ParseParamError, ParsePathError};
+use shared::store::Store;
+
+use crate::answers::Answers;
+use auth::Keys;
+use operations::{Api, Outgoing};
+use problem::ApiError;
+
+/// Bounds that are set.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a POST waits.
+    pub sync_wait: Duration,
+    /// The longest wait that can be asked for.
+    pub max_wait: Duration,
+    /// The longest message, in bytes.
+    pub message_max_bytes: usize,
+}
+
+fn service() -> OpenApiService<Api, &'static dyn Outgoing> {
+    OpenApiService::new(Api, "Countersign", env!("CARGO_PKG_VERSION"))
+        .description("A reliable front for an unreliable, rate-limited signing API.")
+        .webhooks::<&dyn Outgoing>()
+}
+
+/// The OpenAPI document.
+#[must_use]
+pub fn spec() -> String {
+    service().spec()
+}
+
+/// All routes.
+pub fn routes(answers: Answers, keys: Keys, limits: Limits, store: Store, with_metrics: bool) -> impl Endpoint {
+    let service = service();
+    let spec = service.spec();
+    let openapi = poem::endpoint::make_sync(move |_| Response::builder().content_type("application/json").body(spec.clone()));
+    let mut routes = Route::new()
+        .nest_no_strip("/health", shared::operations::health(store))
+        .nest("/docs", service.swagger_ui())
+        .at("/openapi.json", poem::get(openapi));
+    if with_metrics {
+        routes = routes.nest_no_strip("/metrics", shared::operations::metrics_endpoint());
+    }
+    routes.nest("/", service).data(answers).data(keys).data(limits).with(observe::Observe)
+}
+
+/// The problem document of an error on `path` that did not come as one.
+fn problem_of(error: poem::Error, path: &str) -> Response {
+    if error.is_from_response() {
+        return error.into_response();
+    }
+    let problem = if error.is::<NotFoundError>() {
+        ApiError::UnknownRoute
+    } else if error.is::<MethodNotAllowedError>() {
+        ApiError::Method(if path == "/crypto/sign" { "POST" } else { "GET" })
+    } else if error.is::<AuthorizationError>() {
+        ApiError::Unauthorized
+    } else if error.is::<ParsePathError>() {
+        ApiError::UnknownRequest
+    } else if error.is::<ParseParamError>() {
+        ApiError::BadHeader("a header is not text")
+    } else if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        ApiError::TooLarge
+    } else {
+        tracing::error!(%error, "unexpected");
+        ApiError::Internal
+    };
+    problem.into_response()
+}

@@ -1,0 +1,60 @@
+//! A span and figures for each request. Neither ever holds a message, a signature, an id or a key: the route is its pattern.
+
+use std::time::Instant;
+
+use poem::{Endpoint, IntoResponse, Middleware, Request, Response};
+use shared::telemetry::continue_trace;
+use tracing::{Instrument, field};
+
+use super::problem_of;
+
+/// Traces and counts.
+pub struct Observe;
+
+impl<E: Endpoint> Middleware<E> for Observe {
+    type Output = Observed<E>;
+
+    fn transform(&self, inner: E) -> Observed<E> {
+        Observed(inner)
+    }
+}
+
+/// An endpoint that is traced and counted.
+pub struct Observed<E>(E);
+
+impl<E: Endpoint> Endpoint for Observed<E> {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> poem::Result<Response> {
+        let path = request.uri().path().to_owned();
+        let answer = |answered: poem::Result<E::Output>| {
+            answered.map_or_else(|error| problem_of(error, &path), IntoResponse::into_response)
+        };
+        let Some(route) = route(&path) else { return Ok(answer(self.0.call(request).await)) };
+        let method = request.method().as_str().to_owned();
+        let span = tracing::info_span!(
+            "http.request", otel.name = format!("{method} {route}"), otel.kind = "server", http.request.method = method, http.route = route,
+            http.response.status_code = field::Empty, otel.status_code = field::Empty,
+        );
+        continue_trace(&span, request.headers().get("traceparent").and_then(|value| value.to_str().ok()));
+        let started = Instant::now();
+        let response = answer(self.0.call(request).instrument(span.clone()).await);
+        let status = response.status();
+        span.record("http.response.status_code", status.as_u16());
+        if status.is_server_error() {
+            span.record("otel.status_code", "ERROR");
+        }
+        metrics::counter!("countersign_http_requests_total", "route" => route, "status" => status.as_str().to_owned()).increment(1);
+        metrics::histogram!("countersign_http_request_seconds", "route" => route).record(started.elapsed());
+        Ok(response)
+    }
+}
+
+/// The pattern of a route that callers use; nothing for what only operators ask.
+fn route(path: &str) -> Option<&'static str> {
+    match path {
+        "/crypto/sign" => Some("/crypto/sign"),
+        _ if path.starts_with("/crypto/sign/") => Some("/crypto/sign/{id}"),
+        _ => None,
+    }
+}

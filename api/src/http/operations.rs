@@ -1,0 +1,221 @@
+//! The two operations of the API, and the webhook that it promises.
+
+use std::marker::PhantomData;
+
+use poem::web::Data;
+use poem::http::HeaderMap;
+use poem_openapi::param::{Header, Path};
+use poem_openapi::payload::Json;
+use poem_openapi::{ApiResponse, OpenApi, Webhook};
+use shared::contract::{SigningRequest, Status, WebhookEvent};
+use shared::store::accept::NewRequest;
+use shared::store::keys::Scope;
+use shared::telemetry;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Limits;
+use super::auth::Authorized;
+use super::body::Posted;
+use super::headers::{Preferences, idempotency_key};
+use super::problem::{ApiError, Documented, Fails};
+use crate::answers::{Answers, status_url};
+
+/// The API.
+pub struct Api;
+
+/// What a POST is answered with.
+#[derive(ApiResponse)]
+pub enum PostAnswer {
+    /// The message is signed.
+    #[oai(status = 200)]
+    Signed(
+        Json<SigningRequest>,
+        /// What was honoured of `Prefer`.
+        #[oai(header = "Preference-Applied")]
+        Option<String>,
+    ),
+    /// The message is stored and will be signed; ask at `statusUrl`, or wait for the webhook.
+    #[oai(status = 202)]
+    Pending(
+        Json<SigningRequest>,
+        /// Where to ask for the state.
+        #[oai(header = "Location")]
+        String,
+        /// Seconds after which asking is worth it.
+        #[oai(header = "Retry-After")]
+        u64,
+        /// What was honoured of `Prefer`.
+        #[oai(header = "Preference-Applied")]
+        Option<String>,
+    ),
+}
+
+/// What a GET is answered with.
+#[derive(ApiResponse)]
+pub enum GetAnswer {
+    /// The state of the request, whatever it is.
+    #[oai(status = 200)]
+    State(
+        Json<SigningRequest>,
+        /// What was honoured of `Prefer`.
+        #[oai(header = "Preference-Applied")]
+        Option<String>,
+    ),
+}
+
+/// The problems of a POST.
+#[derive(Debug)]
+pub struct OnPost;
+
+impl Documented for OnPost {
+    const PROBLEMS: &'static [(u16, &'static str)] = &[
+        (400, "The body or a header is not valid; `errors` says where."),
+        (401, "The API key is missing or unknown."),
+        (403, "The API key does not have the scope `sign`."),
+        (408, "The body took too long."),
+        (413, "The body or the message is too large."),
+        (415, "The body is not announced as JSON."),
+        (422, "The idempotency key was used with another payload (`idempotency-mismatch`), or the message will not be signed (`upstream-refused`)."),
+        (429, "Too many requests."),
+        (503, "The request could not be stored."),
+    ];
+}
+
+/// The problems of a GET.
+#[derive(Debug)]
+pub struct OnGet;
+
+impl Documented for OnGet {
+    const PROBLEMS: &'static [(u16, &'static str)] = &[
+        (401, "The API key is missing or unknown."),
+        (403, "The API key may not read requests."),
+        (404, "There is no such request, or it is somebody else's."),
+        (503, "The state could not be read."),
+    ];
+}
+
+#[OpenApi]
+impl Api {
+    /// Sign a message
+    ///
+    /// Stores the request, waits for the signature for a moment (or as `Prefer: wait=N` says), and answers it, or a receipt.
+    #[oai(path = "/crypto/sign", method = "post", operation_id = "sign")]
+    async fn sign(
+        &self,
+        key: Authorized,
+        /// `respond-async`: do not wait. `wait=N`: wait up to N seconds.
+        #[oai(name = "Prefer")]
+        _prefer: Header<Option<String>>,
+        /// Idempotency key, bare or as a structured-field string.
+        #[oai(name = "Idempotency-Key")]
+        _idempotency_key: Header<Option<String>>,
+        headers: &HeaderMap,
+        posted: Posted,
+        Data(answers): Data<&Answers>,
+        Data(limits): Data<&Limits>,
+    ) -> Result<PostAnswer, Fails<OnPost>> {
+        let caller = key.with(Scope::Sign)?;
+        let arrived = Instant::now() - key.took();
+        let preferences = Preferences::of(headers);
+        let request = NewRequest {
+            id: Uuid::now_v7(),
+            key: caller.key,
+            client_request_id: same_key(posted.client_request_id, idempotency_key(headers).map_err(ApiError::BadHeader)?)?,
+            message: posted.message,
+            webhook: posted.webhook,
+            traceparent: trace_of(headers),
+        };
+        let wait = preferences.wait_or(limits.sync_wait, limits.max_wait);
+        let answered = answers.post(request, arrived, wait).await?;
+        let applied = preferences.applied(limits.max_wait);
+        match answered.status {
+            Status::Signed => Ok(PostAnswer::Signed(Json(SigningRequest { last_error: None, webhook: None, ..answered }), applied)),
+            Status::Pending => {
+                let (location, retry_after) = (status_url(answered.id), retry_after(&answered));
+                let receipt = SigningRequest { last_error: None, webhook: None, ..answered };
+                Ok(PostAnswer::Pending(Json(receipt), location, retry_after, applied))
+            }
+            Status::Failed => {
+                let code = answered.last_error.map_or_else(|| "failed".to_owned(), |error| error.code);
+                Err(Fails(ApiError::WillNotBeSigned(code, answered.id), PhantomData))
+            }
+        }
+    }
+
+    /// State of a request
+    ///
+    /// Answers at once, or, with `Prefer: wait=N`, when the request is final or N seconds are over.
+    #[oai(path = "/crypto/sign/:id", method = "get", operation_id = "state")]
+    async fn state(
+        &self,
+        key: Authorized,
+        /// The id of a request.
+        id: Path<Uuid>,
+        /// `wait=N`: wait up to N seconds until the request is final.
+        #[oai(name = "Prefer")]
+        _prefer: Header<Option<String>>,
+        headers: &HeaderMap,
+        Data(answers): Data<&Answers>,
+        Data(limits): Data<&Limits>,
+    ) -> Result<GetAnswer, Fails<OnGet>> {
+        let owner = if key.has(Scope::Admin) { None } else { Some(key.with(Scope::Sign)?.key) };
+        let preferences = Preferences { respond_async: false, ..Preferences::of(headers) };
+        let wait = preferences.wait_or(std::time::Duration::ZERO, limits.max_wait);
+        let found = answers.get(id.0, owner, wait).await.map_err(|error| {
+            tracing::warn!(%error, cause = ?std::error::Error::source(&error), "can't read a request");
+            ApiError::Unavailable
+        })?;
+        let request = found.ok_or(ApiError::UnknownRequest)?;
+        Ok(GetAnswer::State(Json(request), preferences.applied(limits.max_wait)))
+    }
+}
+
+/// The webhook that is sent when a request that asked for it is final.
+#[Webhook]
+pub trait Outgoing {
+    /// The outcome of a request
+    ///
+    /// Sent by the Standard Webhooks specification: verify `webhook-signature` over `webhook-id`, `webhook-timestamp` and the body with
+    /// your secret. Sent again, with the same `webhook-id`, until the answer is 2xx.
+    #[oai(method = "post")]
+    fn outcome(
+        &self,
+        /// The same in every try.
+        #[oai(name = "webhook-id")]
+        id: Header<String>,
+        /// When this try was made, in seconds since the Unix epoch.
+        #[oai(name = "webhook-timestamp")]
+        timestamp: Header<String>,
+        /// `v1,` and the base64 of an HMAC-SHA256; several, with spaces between, while a secret is being rotated.
+        #[oai(name = "webhook-signature")]
+        signature: Header<String>,
+        event: Json<WebhookEvent>,
+    );
+}
+
+/// The idempotency key of a request: the field and the header mean the same, and must not differ.
+fn same_key(field: Option<String>, header: Option<String>) -> Result<Option<String>, ApiError> {
+    match (field, header) {
+        (Some(field), Some(header)) if field != header => {
+            Err(ApiError::BadHeader("Idempotency-Key and clientRequestId mean the same; give one, or the same value in both"))
+        }
+        (field, header) => Ok(field.or(header)),
+    }
+}
+
+/// The trace that the request belongs to: our own span where spans are recorded, else the caller's.
+fn trace_of(headers: &HeaderMap) -> Option<String> {
+    telemetry::traceparent().or_else(|| {
+        let given = headers.get("traceparent")?.to_str().ok()?;
+        telemetry::is_traceparent(given).then(|| given.to_owned())
+    })
+}
+
+/// Seconds until the signature is expected; at least 1, and at most an hour, for it is only an estimate.
+fn retry_after(request: &SigningRequest) -> u64 {
+    let expected = request.estimated_completion_at.unwrap_or(request.created_at);
+    let seconds = (expected - OffsetDateTime::now_utc()).whole_seconds();
+    u64::try_from(seconds).unwrap_or(0).clamp(1, 3600)
+}

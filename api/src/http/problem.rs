@@ -1,0 +1,234 @@
+//! Every error that a caller can see, and the one place that maps it to HTTP: `application/problem+json` by RFC 9457, with a stable
+//! `code` that is also the label of the metric. Internal text never appears in one.
+
+use poem::http::{HeaderValue, StatusCode, header};
+use poem::{IntoResponse, Response};
+use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, Registry};
+use poem_openapi::types::Type;
+use poem_openapi::{ApiResponse, Object};
+use uuid::Uuid;
+
+use crate::answers::NotStored;
+
+/// A problem document.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+pub struct Problem {
+    /// Identifies the kind of problem: `urn:countersign:problem:` and the code.
+    #[oai(rename = "type")]
+    pub problem_type: String,
+    /// What the kind of problem is called.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What is wrong with this request, and what helps.
+    pub detail: String,
+    /// Stable name of the kind of problem, for programs.
+    pub code: String,
+    /// What is wrong with the body, piece by piece.
+    pub errors: Option<Vec<Flaw>>,
+    /// The request that this is about, where one was stored.
+    pub request_id: Option<Uuid>,
+}
+
+/// One thing that is wrong with a body.
+#[derive(Clone, Debug, PartialEq, Eq, Object)]
+pub struct Flaw {
+    /// What is wrong, and what is accepted.
+    pub detail: String,
+    /// Where: a JSON pointer in a URI fragment, such as `#/message`.
+    pub pointer: String,
+}
+
+/// Why a request is not answered with success.
+#[derive(Clone, Debug)]
+pub enum ApiError {
+    /// The body is not JSON, or not what is expected.
+    Invalid(Vec<Flaw>),
+    /// A header can't be understood.
+    BadHeader(&'static str),
+    /// No key, or none that is known.
+    Unauthorized,
+    /// The key does not have the scope.
+    Forbidden(&'static str),
+    /// There is no such request, or it is somebody else's.
+    UnknownRequest,
+    /// There is no such route.
+    UnknownRoute,
+    /// The route has other methods.
+    Method(&'static str),
+    /// The body took too long.
+    SlowBody,
+    /// The body is too large.
+    TooLarge,
+    /// The body is not announced as JSON.
+    NotJson,
+    /// The idempotency key was used with another payload.
+    Mismatch,
+    /// There will be no signature; with the stable code of why, and the request that says more.
+    WillNotBeSigned(String, Uuid),
+    /// Postgres is not available.
+    Unavailable,
+    /// A defect of ours.
+    Internal,
+}
+
+impl ApiError {
+    /// Status, code, title and detail. The one exhaustive map from errors to HTTP.
+    fn parts(&self) -> (StatusCode, &str, &'static str, String) {
+        let text = |text: &str| text.to_owned();
+        match self {
+            Self::Invalid(flaws) => {
+                let detail = flaws.first().map_or_else(String::new, |flaw| format!("{} {}", flaw.pointer, flaw.detail));
+                (StatusCode::BAD_REQUEST, "invalid-request", "The request is not valid", detail)
+            }
+            Self::BadHeader(detail) => (StatusCode::BAD_REQUEST, "invalid-header", "A header is not valid", text(detail)),
+            Self::Unauthorized => {
+                let detail = text("send a valid API key in the header X-API-Key");
+                (StatusCode::UNAUTHORIZED, "unauthorized", "The API key is missing or unknown", detail)
+            }
+            Self::Forbidden(scope) => {
+                (StatusCode::FORBIDDEN, "forbidden", "The API key may not do this", format!("the key needs the scope `{scope}`"))
+            }
+            Self::UnknownRequest => {
+                (StatusCode::NOT_FOUND, "not-found", "There is no such request", text("no request of this key has this id"))
+            }
+            Self::UnknownRoute => (StatusCode::NOT_FOUND, "no-such-route", "There is nothing here", text("/docs lists what there is")),
+            Self::Method(allowed) => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "The method is not allowed", format!("allowed: {allowed}"))
+            }
+            Self::SlowBody => {
+                (StatusCode::REQUEST_TIMEOUT, "slow-body", "The body took too long", text("send the whole body within 10 seconds"))
+            }
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", text("send a shorter message")),
+            Self::NotJson => {
+                let detail = text("send the body with Content-Type: application/json");
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "The body is not announced as JSON", detail)
+            }
+            Self::Mismatch => {
+                let detail = text("this idempotency key was used with another payload; use a new key for a new request");
+                (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-mismatch", "The idempotency key is taken", detail)
+            }
+            Self::WillNotBeSigned(code, _) => {
+                let detail = match code.as_str() {
+                    "upstream-refused" => "the signing service says that this message is unacceptable",
+                    "deadline-exceeded" => "the message could not be signed in time; post it again",
+                    _ => "the message could not be signed; post it again",
+                };
+                (StatusCode::UNPROCESSABLE_ENTITY, code, "The message was not signed", text(detail))
+            }
+            Self::Unavailable => {
+                let detail = text("the request could not be stored; nothing was accepted for certain. Try again, with an idempotency key");
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
+            }
+            Self::Internal => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong here", text("the log of the service says more"))
+            }
+        }
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        self.parts().1
+    }
+}
+
+impl From<NotStored> for ApiError {
+    fn from(reason: NotStored) -> Self {
+        match reason {
+            NotStored::Unavailable => Self::Unavailable,
+            NotStored::Mismatch => Self::Mismatch,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code, title, detail) = self.parts();
+        let problem = Problem {
+            problem_type: format!("urn:countersign:problem:{code}"),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail,
+            code: code.to_owned(),
+            errors: match &self {
+                Self::Invalid(flaws) => Some(flaws.clone()),
+                _ => None,
+            },
+            request_id: match &self {
+                Self::WillNotBeSigned(_, id) => Some(*id),
+                _ => None,
+            },
+        };
+        let mut response = poem_openapi::payload::Json(problem).into_response();
+        response.set_status(status);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        match &self {
+            Self::Unavailable => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::Unauthorized => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("ApiKey header=\"X-API-Key\""));
+            }
+            Self::Method(allowed) => {
+                headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+impl From<ApiError> for poem::Error {
+    fn from(error: ApiError) -> Self {
+        Self::from_response(error.into_response())
+    }
+}
+
+/// The problems that an operation documents: the statuses in `STATUSES`.
+pub trait Documented {
+    /// Status and description of each.
+    const PROBLEMS: &'static [(u16, &'static str)];
+}
+
+/// An error of an operation whose documentation lists its problems.
+#[derive(Debug)]
+pub struct Fails<D>(pub ApiError, pub std::marker::PhantomData<D>);
+
+impl<D, E: Into<ApiError>> From<E> for Fails<D> {
+    fn from(error: E) -> Self {
+        Self(error.into(), std::marker::PhantomData)
+    }
+}
+
+impl<D> From<Fails<D>> for poem::Error {
+    fn from(Fails(error, _): Fails<D>) -> Self {
+        error.into()
+    }
+}
+
+impl<D: Documented> ApiResponse for Fails<D> {
+    fn meta() -> MetaResponses {
+        let retry_after = || MetaHeader {
+            name: "Retry-After".to_owned(),
+            description: Some("Seconds until another try is worth it.".to_owned()),
+            required: true,
+            deprecated: false,
+            schema: u32::schema_ref(),
+        };
+        let response = |&(status, description)| MetaResponse {
+            description,
+            status: Some(status),
+            status_range: None,
+            content: vec![MetaMediaType { content_type: "application/problem+json", schema: Problem::schema_ref() }],
+            headers: if matches!(status, 429 | 503) { vec![retry_after()] } else { vec![] },
+        };
+        MetaResponses { responses: D::PROBLEMS.iter().map(response).collect() }
+    }
+
+    fn register(registry: &mut Registry) {
+        Problem::register(registry);
+    }
+}

@@ -1,0 +1,50 @@
+//! `api keys …`: what operators do with API keys.
+
+use shared::standard_webhooks::WebhookSecret;
+use shared::store::Store;
+use shared::store::keys::{ApiKey, Created};
+
+use crate::run::StartError;
+use crate::settings::{KeysCommand, Settings};
+
+/// Runs one command and prints what it did.
+///
+/// # Errors
+/// In one line: what went wrong and what helps.
+pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartError> {
+    let store = Store::connect_lazily(&settings.database)?;
+    if settings.database.migrate_on_start {
+        store.migrate().await?;
+    }
+    match command {
+        KeysCommand::Create { name, scopes, expires_in } => {
+            if !(1..=64).contains(&name.chars().count()) {
+                return Err(StartError::Command(format!("--name {name}: accepted: 1 to 64 characters")));
+            }
+            let (key, secret) = (ApiKey::generate(), WebhookSecret::generate());
+            match store.create_key(&name, &key, &scopes, &secret, expires_in).await? {
+                Created::Created => println!("key:            {}\nwebhook secret: {}", key.expose(), secret.expose_text()),
+                Created::NameTaken => {
+                    return Err(StartError::Command(format!("--name {name}: a live key has this name; revoke it or choose another")));
+                }
+            }
+            eprintln!("Keep both: they are not shown again.");
+        }
+        KeysCommand::List => {
+            println!("{:<24} {:<12} {:<21} {:<21} STATE", "NAME", "SCOPES", "CREATED", "EXPIRES");
+            for key in store.list_keys().await? {
+                let day = |time: time::OffsetDateTime| format!("{} {:02}:{:02}Z", time.date(), time.hour(), time.minute());
+                let state = if key.revoked_at.is_some() { "revoked" } else { "live" };
+                let expires = key.expires_at.map_or_else(|| "never".to_owned(), day);
+                println!("{:<24} {:<12} {:<21} {:<21} {state}", key.name, key.scopes.join(","), day(key.created_at), expires);
+            }
+        }
+        KeysCommand::Revoke { name } => {
+            if !store.revoke_key(&name).await? {
+                return Err(StartError::Command(format!("{name}: no live key has this name; `api keys list` shows them")));
+            }
+            println!("revoked {name}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Builds the service and runs it until it is told to stop.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use poem::listener::{Acceptor, Listener, TcpListener};
+use shared::store::keys::ApiKey;
+use shared::store::{Audience, Hint, Store, StoreError};
+use shared::{operations, shutdown, telemetry};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::answers::Answers;
+use crate::http::auth::Keys;
+use crate::http::{self, Limits};
+use crate::settings::Settings;
+use crate::waiters::Waiters;
+
+/// Why the service, or a command, could not do its work. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The log or the exporter.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::TelemetryError),
+    /// Postgres, or its address.
+    #[error("DATABASE_URL: {}", with_cause(.0))]
+    Store(#[from] StoreError),
+    /// The address is taken.
+    #[error("{0}={1}: {2}")]
+    Listen(&'static str, SocketAddr, #[source] std::io::Error),
+    /// No signal handlers.
+    #[error("can't listen to signals: {0}")]
+    Signals(#[source] std::io::Error),
+    /// A command was given something that it can't work with.
+    #[error("{0}")]
+    Command(String),
+}
+
+fn with_cause(error: &StoreError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+/// Requests in flight may take this long once the service is told to stop; a long poll is cut short by then.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Serves until SIGTERM or SIGINT, then finishes the requests in flight.
+///
+/// # Errors
+/// If it can't start. Once it serves, nothing ends it but a signal: while Postgres is away it answers 503.
+pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
+    let telemetry = telemetry::start(&settings.telemetry, "countersign-api")?;
+    let store = Store::connect_lazily(&settings.database)?;
+    let stop = shutdown::on_signal().map_err(StartError::Signals)?;
+    let acceptor = bind("API_LISTEN", settings.api_listen).await?;
+    tracing::info!(listen = %acceptor.local_addr()[0], "api starts");
+
+    let tasks = TaskTracker::new();
+    let (waiters, keys) = (Waiters::default(), Keys::new(store.clone()));
+    let answers = Answers::new(store.clone(), waiters.clone());
+    let limits = Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
+    let own_metrics = settings.metrics_listen.0;
+    let routes = http::routes(answers, keys.clone(), limits, store.clone(), own_metrics.is_none());
+    tasks.spawn(poem::Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
+    if let Some(address) = own_metrics {
+        let acceptor = bind("METRICS_LISTEN", address).await?;
+        let routes = operations::metrics_endpoint();
+        tasks.spawn(poem::Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
+    }
+    let listening = {
+        let (store, stop) = (store.clone(), stop.clone());
+        async move {
+            let tell = |hint| match hint {
+                Hint::Results(hints) => waiters.wake(&hints),
+                Hint::Keys => keys.forget(),
+                Hint::Everything => {
+                    waiters.wake_all();
+                    keys.forget();
+                }
+                Hint::Jobs(_) => {}
+            };
+            store.listen(Audience::Api, stop, tell).await;
+        }
+    };
+    tasks.spawn(listening);
+    prepare(&settings, &store, &stop).await?;
+
+    tasks.close();
+    tasks.wait().await;
+    store.close().await;
+    tracing::info!("api stopped");
+    telemetry.finish().await;
+    Ok(())
+}
+
+async fn bind(variable: &'static str, address: SocketAddr) -> Result<poem::listener::TcpAcceptor, StartError> {
+    TcpListener::bind(address).into_acceptor().await.map_err(|error| StartError::Listen(variable, address, error))
+}
+
+async fn stopped(stop: CancellationToken) {
+    stop.cancelled().await;
+}
+
+/// Brings the schema up to date and makes the bootstrap key exist; waits for Postgres as long as it takes.
+async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<(), StartError> {
+    let attempt = async || {
+        if settings.database.migrate_on_start {
+            store.migrate().await?;
+        }
+        if let Some(key) = &settings.bootstrap_api_key.0 {
+            store.check_schema().await?;
+            let secret = settings.bootstrap_webhook_secret.0.as_ref().map(shared::secret::Secret::expose);
+            store.bootstrap_key(&ApiKey::presented(key.expose()), secret).await?;
+        }
+        Ok(())
+    };
+    store.when_available(stop, attempt).await?;
+    Ok(())
+}
+
+/// Brings the schema up to date.
+///
+/// # Errors
+/// If Postgres can't be reached, or a migration fails.
+pub async fn migrate(settings: &Settings) -> Result<(), StartError> {
+    let store = Store::connect_lazily(&settings.database)?;
+    store.migrate().await?;
+    println!("the schema is up to date");
+    Ok(())
+}

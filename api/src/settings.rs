@@ -1,0 +1,119 @@
+//! What can be set, each an environment variable and a flag; and the commands.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use shared::secret::Secret;
+use shared::settings::{DatabaseSettings, TelemetrySettings, non_empty};
+use shared::standard_webhooks::WebhookSecret;
+use shared::store::keys::Scope;
+use shared::units::duration;
+
+/// A reliable front for an unreliable, rate-limited signing API. Without a command: serves HTTP.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "api", version)]
+pub struct Cli {
+    /// What to do; nothing: serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What can be done besides serving.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Bring the database's schema up to date.
+    Migrate,
+    /// Create, list and revoke API keys.
+    Keys {
+        /// What to do.
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Print the OpenAPI document.
+    Openapi,
+}
+
+/// What can be done with API keys.
+#[derive(Subcommand, Clone, Debug)]
+pub enum KeysCommand {
+    /// Make a key; prints it and its webhook secret, once.
+    Create {
+        /// What the key is called: 1 to 64 characters, unique among live keys.
+        #[arg(long)]
+        name: String,
+        /// What it may do: `sign`, `admin`, or both.
+        #[arg(long, default_value = "sign", value_delimiter = ',')]
+        scopes: Vec<Scope>,
+        /// How long it lives, such as `90d`; without: for ever.
+        #[arg(long, value_parser = shared::settings::positive_duration)]
+        expires_in: Option<Duration>,
+    },
+    /// List all keys.
+    List,
+    /// Revoke a key; requests with it are refused within seconds.
+    Revoke {
+        /// What the key is called.
+        name: String,
+    },
+}
+
+/// What can be set.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Settings {
+    /// Where the service is served.
+    #[arg(long, env, default_value = "0.0.0.0:8000")]
+    pub api_listen: SocketAddr,
+    /// Where `/metrics` is served, such as `127.0.0.1:9464`; empty: with the service.
+    #[arg(long, env, default_value = "", hide_default_value = true, value_parser = optional_address)]
+    pub metrics_listen: OptionalAddress,
+    /// How long a POST waits for its signature before it answers 202.
+    #[arg(long, env, default_value = "1500ms", value_parser = duration)]
+    pub sync_wait: Duration,
+    /// The longest wait that `Prefer: wait=N` can ask for.
+    #[arg(long, env, default_value = "60s", value_parser = duration)]
+    pub max_wait: Duration,
+    /// The longest message, in bytes of UTF-8.
+    #[arg(long, env, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub message_max_bytes: u32,
+    /// An API key with the scopes `sign` and `admin` that exists from the start; empty: none.
+    #[arg(long, env, default_value = "", hide_default_value = true, hide_env_values = true, value_parser = bootstrap_key)]
+    pub bootstrap_api_key: Bootstrap<String>,
+    /// The webhook secret of that key, `whsec_…`; empty: one is made.
+    #[arg(long, env, default_value = "", hide_default_value = true, hide_env_values = true, value_parser = bootstrap_secret)]
+    pub bootstrap_webhook_secret: Bootstrap<WebhookSecret>,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// Log and traces.
+    #[command(flatten)]
+    pub telemetry: TelemetrySettings,
+}
+
+/// A secret setting that may be unset.
+#[derive(Clone, Debug)]
+pub struct Bootstrap<T>(pub Option<Secret<T>>);
+
+/// An address that may be unset.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionalAddress(pub Option<SocketAddr>);
+
+fn optional_address(text: &str) -> Result<OptionalAddress, String> {
+    let read = |text: &str| text.parse().map_err(|_| "accepted: ADDRESS:PORT, such as 127.0.0.1:9464".to_owned());
+    non_empty(text, read).map(OptionalAddress)
+}
+
+fn bootstrap_key(text: &str) -> Result<Bootstrap<String>, String> {
+    let read = |text: &str| {
+        let visible = text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if visible { Ok(Secret::new(text.to_owned())) } else { Err("accepted: up to 256 visible ASCII characters".to_owned()) }
+    };
+    non_empty(text, read).map(Bootstrap)
+}
+
+fn bootstrap_secret(text: &str) -> Result<Bootstrap<WebhookSecret>, String> {
+    non_empty(text, |text| text.parse().map(Secret::new)).map(Bootstrap)
+}

@@ -1,0 +1,279 @@
+//! Claim, work, finish: the loop, for any kind of job. Knows nothing of Postgres; tested without it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use shared::store::StoreError;
+use shared::store::sign_claim::Claimed;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A kind of job: where it comes from and what is done with it.
+pub trait Queue: Send + Sync + 'static {
+    /// A claimed job. It holds the lease.
+    type Job: Send + 'static;
+
+    /// The queue's name in logs and metrics.
+    const NAME: &'static str;
+
+    /// Claims up to `most` jobs.
+    fn claim(&self, most: usize) -> impl Future<Output = Result<Claimed<Self::Job>, StoreError>> + Send;
+
+    /// Works on a job and writes its outcome. When `give_up` is cancelled, it gives the job back instead.
+    fn work(&self, job: Self::Job, give_up: CancellationToken) -> impl Future<Output = ()> + Send;
+}
+
+/// How a driver runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Jobs at the same time.
+    pub permits: usize,
+    /// How often the queue is looked at when no hint comes.
+    pub poll: Duration,
+    /// How long work in flight may take once the driver is told to stop.
+    pub grace: Duration,
+}
+
+/// Hints are looked into at once; but a queue whose due jobs others are just taking is not asked again sooner than this.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
+
+/// Runs `queue` until `stop`, then for up to the grace until what is in flight has ended.
+///
+/// `wake` is a hint that there may be something to claim. The driver registers for it before it claims, so that a hint that comes
+/// while it looks is not lost; and polls as well, so that a hint that never comes costs at most one interval.
+pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
+    let permits = Arc::new(Semaphore::new(pace.permits));
+    let (tasks, give_up) = (TaskTracker::new(), CancellationToken::new());
+    loop {
+        let permit = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            permit = Arc::clone(&permits).acquire_owned() => permit.expect("the semaphore is never closed"),
+        };
+        let hint = wake.notified();
+        tokio::pin!(hint);
+        hint.as_mut().enable();
+
+        // Only this loop takes permits: what is free now stays free.
+        let claimed = queue.claim(1 + permits.available_permits()).await;
+        let sleep = match claimed {
+            Ok(Claimed { jobs, .. }) if !jobs.is_empty() => {
+                metrics::counter!("countersign_jobs_claimed_total", "queue" => Q::NAME).increment(jobs.len() as u64);
+                let mut first = Some(permit);
+                for job in jobs {
+                    let permit = first.take().or_else(|| Arc::clone(&permits).try_acquire_owned().ok());
+                    let (queue, give_up, wake) = (Arc::clone(&queue), give_up.clone(), Arc::clone(&wake));
+                    tasks.spawn(async move {
+                        queue.work(job, give_up).await;
+                        drop(permit);
+                        // What it gave back (a slot of the budget, a retry) may change when the next claim is worth it.
+                        wake.notify_one();
+                    });
+                }
+                continue;
+            }
+            Ok(Claimed { next_in, .. }) => {
+                let poll = around(pace.poll);
+                next_in.map_or(poll, |next| next.max(SHORTEST_SLEEP).min(poll))
+            }
+            Err(error) => {
+                metrics::counter!("countersign_claim_errors_total", "queue" => Q::NAME).increment(1);
+                tracing::warn!(queue = Q::NAME, error = display_chain(&error), "can't claim jobs; trying again");
+                around(pace.poll)
+            }
+        };
+        drop(permit);
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = hint => {}
+            () = tokio::time::sleep(sleep) => {}
+        }
+    }
+    tasks.close();
+    if tokio::time::timeout(pace.grace, tasks.wait()).await.is_err() {
+        tracing::info!(queue = Q::NAME, jobs = tasks.len(), "the grace is over: giving back what is in flight");
+        give_up.cancel();
+        // Giving back is one statement; a Postgres that is away must not keep the process.
+        let _ = tokio::time::timeout(Duration::from_secs(3), tasks.wait()).await;
+    }
+}
+
+/// `interval`, give or take a fifth, so that many processes do not poll in step.
+fn around(interval: Duration) -> Duration {
+    interval.mul_f64(rand::rng().random_range(0.8..1.2))
+}
+
+/// An error with its causes in one line.
+#[must_use]
+pub fn display_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A queue in memory. A job works until the test gives it a permit, or until it is told to give up.
+    #[derive(Default)]
+    struct Memory {
+        due: Mutex<Vec<u32>>,
+        asked_for: Mutex<Vec<usize>>,
+        claims: Notify,
+        finish: Semaphore2,
+        done: Mutex<Vec<u32>>,
+        given_back: AtomicUsize,
+        next_in: Mutex<Option<Duration>>,
+        fail: AtomicUsize,
+    }
+
+    struct Semaphore2(Semaphore);
+    impl Default for Semaphore2 {
+        fn default() -> Self {
+            Self(Semaphore::new(0))
+        }
+    }
+
+    impl Queue for Memory {
+        type Job = u32;
+        const NAME: &'static str = "memory";
+
+        async fn claim(&self, most: usize) -> Result<Claimed<u32>, StoreError> {
+            self.asked_for.lock().unwrap().push(most);
+            self.claims.notify_one();
+            if self.fail.load(Ordering::SeqCst) > 0 {
+                self.fail.fetch_sub(1, Ordering::SeqCst);
+                return Err(StoreError::Corrupt("test"));
+            }
+            let mut due = self.due.lock().unwrap();
+            let count = most.min(due.len());
+            Ok(Claimed { jobs: due.drain(..count).collect(), next_in: *self.next_in.lock().unwrap() })
+        }
+
+        async fn work(&self, job: u32, give_up: CancellationToken) {
+            tokio::select! {
+                permit = self.finish.0.acquire() => {
+                    permit.unwrap().forget();
+                    self.done.lock().unwrap().push(job);
+                }
+                () = give_up.cancelled() => { self.given_back.fetch_add(1, Ordering::SeqCst); }
+            }
+        }
+    }
+
+    struct Running {
+        queue: Arc<Memory>,
+        wake: Arc<Notify>,
+        stop: CancellationToken,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    fn start(due: Vec<u32>, pace: Pace) -> Running {
+        let queue = Arc::new(Memory { due: Mutex::new(due), ..Memory::default() });
+        let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+        let task = tokio::spawn(run(Arc::clone(&queue), pace, Arc::clone(&wake), stop.clone()));
+        Running { queue, wake, stop, task }
+    }
+
+    const PACE: Pace = Pace { permits: 3, poll: Duration::from_hours(1), grace: Duration::from_hours(1) };
+
+    async fn until(condition: impl Fn() -> bool) {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn claims_only_for_free_permits() {
+        let running = start((0..5).collect(), PACE);
+        running.queue.claims.notified().await;
+        running.queue.finish.0.add_permits(1);
+        until(|| running.queue.asked_for.lock().unwrap().len() == 2).await;
+        assert_eq!(*running.queue.asked_for.lock().unwrap(), [3, 1]);
+        running.queue.finish.0.add_permits(4);
+        until(|| running.queue.done.lock().unwrap().len() == 5).await;
+        running.stop.cancel();
+        running.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_hint_ends_the_sleep_and_no_poll_is_needed() {
+        let running = start(vec![], PACE);
+        running.queue.claims.notified().await;
+        running.queue.due.lock().unwrap().push(7);
+        running.wake.notify_one();
+        running.queue.finish.0.add_permits(1);
+        until(|| *running.queue.done.lock().unwrap() == [7]).await;
+        running.stop.cancel();
+        running.task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_hint_it_polls() {
+        let running = start(vec![], Pace { poll: Duration::from_secs(1), ..PACE });
+        running.queue.claims.notified().await;
+        running.queue.due.lock().unwrap().push(7);
+        running.queue.finish.0.add_permits(1);
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        assert_eq!(*running.queue.done.lock().unwrap(), [7]);
+        running.stop.cancel();
+        running.task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sleeps_exactly_until_the_next_job_is_due() {
+        let running = start(vec![], PACE);
+        *running.queue.next_in.lock().unwrap() = Some(Duration::from_secs(30));
+        running.wake.notify_one();
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        let before = running.queue.asked_for.lock().unwrap().len();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(running.queue.asked_for.lock().unwrap().len(), before + 1);
+        running.stop.cancel();
+        running.task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_of_the_store_is_outlived() {
+        let running = start(vec![1], Pace { poll: Duration::from_secs(1), ..PACE });
+        running.queue.fail.store(3, Ordering::SeqCst);
+        running.queue.finish.0.add_permits(1);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(*running.queue.done.lock().unwrap(), [1]);
+        running.stop.cancel();
+        running.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn told_to_stop_it_finishes_what_is_in_flight_and_claims_nothing_more() {
+        let running = start(vec![1, 2], PACE);
+        until(|| running.queue.due.lock().unwrap().is_empty()).await;
+        running.stop.cancel();
+        running.queue.due.lock().unwrap().push(3);
+        running.queue.finish.0.add_permits(2);
+        running.task.await.unwrap();
+        assert_eq!(running.queue.done.lock().unwrap().len(), 2);
+        assert_eq!(*running.queue.due.lock().unwrap(), [3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_longer_than_the_grace_is_given_back() {
+        let running = start(vec![1, 2], Pace { grace: Duration::from_secs(5), ..PACE });
+        until(|| running.queue.due.lock().unwrap().is_empty()).await;
+        running.stop.cancel();
+        running.task.await.unwrap();
+        assert_eq!(running.queue.given_back.load(Ordering::SeqCst), 2);
+    }
+}

@@ -1,0 +1,108 @@
+//! Writes outcomes in groups, and keeps trying while Postgres is away: a signature that was obtained is worth more than the lease it
+//! was obtained under. Should the lease have run out meanwhile and somebody else have the job, the fence refuses the write.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use shared::batch::Batcher;
+use shared::store::sign_finish::{Finished, SignFinish};
+use shared::store::webhook_jobs::WebhookFinish;
+use shared::store::{Store, StoreError};
+
+use crate::driver::display_chain;
+
+/// What a finisher writes.
+pub trait Outcome: Send + Sync + Sized + 'static {
+    /// The queue's name in logs and metrics.
+    const QUEUE: &'static str;
+
+    /// Writes `outcomes` together.
+    fn write(store: &Store, outcomes: &[Self]) -> impl Future<Output = Result<Vec<Finished>, StoreError>> + Send;
+}
+
+impl Outcome for SignFinish {
+    const QUEUE: &'static str = "sign";
+
+    async fn write(store: &Store, outcomes: &[Self]) -> Result<Vec<Finished>, StoreError> {
+        store.finish_sign_jobs(outcomes).await
+    }
+}
+
+impl Outcome for WebhookFinish {
+    const QUEUE: &'static str = "webhook";
+
+    async fn write(store: &Store, outcomes: &[Self]) -> Result<Vec<Finished>, StoreError> {
+        store.finish_webhook_jobs(outcomes).await
+    }
+}
+
+/// A queue in front of the writes.
+pub struct Finisher<O: Outcome> {
+    batches: Batcher<O, Option<Finished>, StoreError>,
+}
+
+/// Most outcomes in one transaction, and most that wait for one: more are never in flight.
+const LARGEST: usize = 256;
+const WAITING: usize = 8192;
+
+impl<O: Outcome> Finisher<O> {
+    /// Starts the task that writes.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        let batches = Batcher::spawn(LARGEST, WAITING, move |outcomes: Vec<O>| {
+            let store = store.clone();
+            async move { Ok(write_all(&store, outcomes).await) }
+        });
+        Self { batches }
+    }
+
+    /// Writes one outcome, as soon as it can be.
+    pub async fn finish(&self, outcome: O) {
+        if let Ok(Some(Finished::LeaseLost)) = self.batches.submit(outcome).await {
+            metrics::counter!("countersign_leases_lost_total", "queue" => O::QUEUE).increment(1);
+            tracing::warn!(queue = O::QUEUE, "the lease had run out: nothing was changed");
+        }
+    }
+}
+
+/// Writes `outcomes` together, again and again while Postgres is away. What Postgres refuses is written one by one, so that one bad
+/// outcome spoils no other; its job is due again when the lease runs out.
+async fn write_all<O: Outcome>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Finished>> {
+    match write_patiently(store, &outcomes).await {
+        Ok(written) => written.into_iter().map(Some).collect(),
+        Err(error) if outcomes.len() == 1 => {
+            tracing::error!(queue = O::QUEUE, error = display_chain(&error), "an outcome was refused");
+            vec![None]
+        }
+        Err(_) => {
+            let mut results = Vec::with_capacity(outcomes.len());
+            for outcome in outcomes {
+                let written = write_patiently(store, std::slice::from_ref(&outcome)).await;
+                if let Err(error) = &written {
+                    tracing::error!(queue = O::QUEUE, error = display_chain(error), "an outcome was refused");
+                }
+                results.push(written.ok().and_then(|written| written.first().copied()));
+            }
+            results
+        }
+    }
+}
+
+async fn write_patiently<O: Outcome>(store: &Store, outcomes: &[O]) -> Result<Vec<Finished>, StoreError> {
+    let mut delay = Duration::from_millis(100);
+    loop {
+        match O::write(store, outcomes).await {
+            Err(error @ StoreError::Unavailable(_)) => {
+                tracing::warn!(queue = O::QUEUE, error = display_chain(&error), "can't write outcomes; trying again");
+                let jittered = delay.mul_f64(rand::rng().random_range(0.5..1.0));
+                tokio::time::sleep(jittered).await;
+                delay = (delay * 2).min(Duration::from_secs(2));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// A finisher that drivers share.
+pub type Shared<O> = Arc<Finisher<O>>;

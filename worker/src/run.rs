@@ -1,0 +1,162 @@
+//! Builds the worker and runs it until it is told to stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use poem::listener::{Acceptor, Listener, TcpListener};
+use rand::RngExt;
+use shared::store::{Audience, Hint, JobKind, Store, StoreError};
+use shared::{operations, shutdown, telemetry, tls};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::driver::{self, Pace, display_chain};
+use crate::finisher::Finisher;
+use crate::settings::Settings;
+use crate::sign::outcome::Policy;
+use crate::sign::queue::SignQueue;
+use crate::sign::upstream::Upstream;
+use crate::webhook::delivery::Sender;
+use crate::webhook::queue::WebhookQueue;
+
+/// Why the worker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Settings that do not fit together.
+    #[error("{0}")]
+    Settings(String),
+    /// The log or the exporter.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::TelemetryError),
+    /// An address that is no address, or a schema that does not fit.
+    #[error("DATABASE_URL: {0}")]
+    Store(#[from] StoreError),
+    /// No client for HTTP.
+    #[error("can't set up an HTTP client: {0}")]
+    Client(#[from] reqwest::Error),
+    /// The address is taken.
+    #[error("WORKER_LISTEN={0}: {1}")]
+    Listen(SocketAddr, #[source] std::io::Error),
+    /// No signal handlers.
+    #[error("can't listen to signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+/// More sign jobs at the same time than this would say more about the settings than about the upstream.
+const MOST_SIGN_PERMITS: u16 = 256;
+
+/// Finished requests are deleted in groups of this size, so that each transaction is short.
+const FORGET_AT_ONCE: u32 = 500;
+const FORGET_EVERY: Duration = Duration::from_mins(1);
+
+/// Runs until SIGTERM or SIGINT, then finishes what is in flight.
+///
+/// # Errors
+/// If it can't start. Once it runs, nothing ends it but a signal: while Postgres is away, it waits.
+pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
+    tls::use_ring();
+    let telemetry = telemetry::start(&settings.telemetry, "countersign-worker")?;
+    let policy = Policy::new(&settings.sign).map_err(StartError::Settings)?;
+    let store = Store::connect_lazily(&settings.database)?;
+    let stop = shutdown::on_signal().map_err(StartError::Signals)?;
+    let listen_error = |error| StartError::Listen(settings.worker_listen, error);
+    let acceptor = TcpListener::bind(settings.worker_listen).into_acceptor().await.map_err(listen_error)?;
+    tracing::info!(listen = %acceptor.local_addr()[0], queues = ?settings.worker_queues, rate = %settings.upstream.upstream_rate, "worker starts");
+
+    let tasks = TaskTracker::new();
+    let server = poem::Server::new_with_acceptor(acceptor);
+    tasks.spawn(server.run_with_graceful_shutdown(
+        operations::routes(store.clone()),
+        { let stop = stop.clone(); async move { stop.cancelled().await } },
+        Some(Duration::from_secs(1)),
+    ));
+    prepare(&settings, &store, &stop).await?;
+    start_queues(&settings, &store, policy, &tasks, &stop)?;
+    tasks.spawn(forget(store.clone(), settings.retention, stop.clone()));
+
+    tasks.close();
+    tasks.wait().await;
+    store.close().await;
+    tracing::info!("worker stopped");
+    telemetry.finish().await;
+    Ok(())
+}
+
+/// Brings the schema up to date and agrees on the rate; waits for Postgres as long as it takes.
+async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<(), StartError> {
+    let attempt = async || {
+        if settings.database.migrate_on_start {
+            store.migrate().await?;
+        }
+        store.check_schema().await?;
+        store.agree_on_rate(settings.upstream.upstream_rate).await
+    };
+    store.when_available(stop, attempt).await?;
+    Ok(())
+}
+
+fn start_queues(
+    settings: &Settings,
+    store: &Store,
+    policy: Policy,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<(), StartError> {
+    let (sign_wake, webhook_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let pace = Pace { permits: 1, poll: settings.poll_interval, grace: settings.shutdown_grace };
+    if settings.worker_queues.sign {
+        let queue = SignQueue {
+            store: store.clone(),
+            upstream: Upstream::new(&settings.upstream)?,
+            retryable: settings.upstream.upstream_retryable_statuses.clone(),
+            policy,
+            finisher: Arc::new(Finisher::new(store.clone())),
+        };
+        let permits = settings.upstream.upstream_rate.calls().min(MOST_SIGN_PERMITS).into();
+        tasks.spawn(driver::run(Arc::new(queue), Pace { permits, ..pace }, Arc::clone(&sign_wake), stop.clone()));
+    }
+    if settings.worker_queues.webhook {
+        let queue = WebhookQueue {
+            store: store.clone(),
+            sender: Sender::new(&settings.webhook)?,
+            schedule: settings.webhook.webhook_retry_schedule.clone(),
+            finisher: Arc::new(Finisher::new(store.clone())),
+        };
+        let permits = settings.webhook.webhook_concurrency.into();
+        tasks.spawn(driver::run(Arc::new(queue), Pace { permits, ..pace }, Arc::clone(&webhook_wake), stop.clone()));
+    }
+    let (listener, stop) = (store.clone(), stop.clone());
+    tasks.spawn(async move {
+        let tell = |hint| match hint {
+            Hint::Jobs(JobKind::Sign) => sign_wake.notify_one(),
+            Hint::Jobs(JobKind::Webhook) => webhook_wake.notify_one(),
+            Hint::Everything => {
+                sign_wake.notify_one();
+                webhook_wake.notify_one();
+            }
+            Hint::Results(_) | Hint::Keys => {}
+        };
+        listener.listen(Audience::Worker, stop, tell).await;
+    });
+    Ok(())
+}
+
+/// Deletes what ended longer than `age` ago, a group at a time.
+async fn forget(store: Store, age: Duration, stop: CancellationToken) {
+    loop {
+        let pause = match store.forget(age, FORGET_AT_ONCE).await {
+            Ok(FORGET_AT_ONCE) => Duration::from_millis(50),
+            Ok(_) => FORGET_EVERY.mul_f64(rand::rng().random_range(0.8..1.2)),
+            Err(error) => {
+                tracing::debug!(error = display_chain(&error), "can't delete what is old");
+                FORGET_EVERY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What a reply means, and what is next. Pure: a table, and a decision that takes the random generator as an argument.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+use shared::backoff::{Backoff, Failure as Failed, Jitter, Strategy};
+use shared::store::sign_claim::SignJob;
+use shared::store::sign_finish::{Ending, Failure, UpstreamNews};
+
+use super::upstream::{BodyError, Reply};
+use crate::settings::{SignSettings, Statuses};
+
+/// What a reply means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The signature.
+    Signed(String),
+    /// This message failed this time.
+    TryAgain,
+    /// This message will never be signed.
+    Refused,
+    /// The upstream does not work for any message.
+    Unavailable,
+    /// The budget is spent by others too: everybody waits.
+    Throttled(Option<Duration>),
+}
+
+/// An outcome, and what is remembered of the reply. The class is stable: it is shown to callers and labels a metric.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What the reply means.
+    pub outcome: Outcome,
+    /// HTTP status, if the upstream answered.
+    pub status: Option<u16>,
+    /// Class of what went wrong, if something did.
+    pub error: Option<&'static str>,
+    /// Whether the call may have reached the upstream.
+    pub called: bool,
+}
+
+/// The table. `retryable` wins over everything that is said about single statuses.
+#[must_use]
+pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
+    let verdict = |outcome, status, error| Verdict { outcome, status, error: Some(error), called: true };
+    match reply {
+        Reply::NotConnected => Verdict { called: false, ..verdict(Outcome::Unavailable, None, "connection") },
+        Reply::TimedOut => verdict(Outcome::TryAgain, None, "timeout"),
+        Reply::Broken => verdict(Outcome::TryAgain, None, "reset"),
+        Reply::Answered { status: 200, body, .. } => match body.map(String::from_utf8) {
+            Ok(Ok(signature)) if !signature.is_empty() => {
+                Verdict { outcome: Outcome::Signed(signature), status: Some(200), error: None, called: true }
+            }
+            Ok(_) | Err(BodyError::Truncated | BodyError::TooLarge) => verdict(Outcome::TryAgain, Some(200), "body"),
+        },
+        Reply::Answered { status, retry_after, .. } => {
+            let outcome = match status {
+                429 if retryable.contains(429) => Outcome::Throttled(retry_after),
+                _ if retryable.contains(status) => Outcome::TryAgain,
+                // The key, or the address, is wrong: that is about every message.
+                300..=399 | 401 | 403 | 407 => Outcome::Unavailable,
+                // A success that brings no signature.
+                ..=299 => Outcome::TryAgain,
+                _ => Outcome::Refused,
+            };
+            verdict(outcome, Some(status), "status")
+        }
+    }
+}
+
+/// When a message is tried again, and for how long.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    backoff: Backoff,
+    initial_delay: Duration,
+    max_attempts: u32,
+    deadline: Duration,
+    probe: Backoff,
+}
+
+/// Probes of an upstream that is down come after one second at first, and at least once a minute.
+const PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+
+/// The longest pause that an upstream can ask for: more is a mistake, and would stop everything.
+const LONGEST_PAUSE: Duration = Duration::from_hours(1);
+
+impl Policy {
+    /// The policy of the settings.
+    ///
+    /// # Errors
+    /// One line that names the variables.
+    pub fn new(settings: &SignSettings) -> Result<Self, String> {
+        let jitter = Jitter::new(0.2)?;
+        Ok(Self {
+            backoff: settings.backoff()?,
+            initial_delay: settings.sign_initial_delay,
+            max_attempts: settings.sign_max_attempts,
+            deadline: settings.sign_deadline,
+            probe: Backoff::new(Strategy::Exponential, PROBE.0, PROBE.1, jitter)?,
+        })
+    }
+
+    /// Whether a job is too old to be tried.
+    #[must_use]
+    pub fn is_overdue(&self, job: &SignJob) -> bool {
+        job.age >= self.deadline
+    }
+
+    /// What becomes of a job after `outcome`, and what that says about the upstream.
+    pub fn decide(&self, job: &SignJob, outcome: Outcome, rng: &mut impl Rng) -> (Ending, UpstreamNews) {
+        let up = if job.breaker_failures > 0 { UpstreamNews::Up } else { UpstreamNews::None };
+        match outcome {
+            Outcome::Signed(signature) => (Ending::Signed(signature), up),
+            Outcome::Refused => (Ending::Failed(Failure::Refused), up),
+            Outcome::TryAgain => (self.retry(job, rng), up),
+            Outcome::Unavailable => {
+                let failures = Failed { attempt: job.breaker_failures + 1, competing: 1, interval: Duration::ZERO, age: Duration::ZERO };
+                (Ending::Unavailable, UpstreamNews::Down(self.probe.delay(failures, rng)))
+            }
+            Outcome::Throttled(wait) => {
+                let pause = wait.unwrap_or(job.interval).clamp(job.interval, LONGEST_PAUSE.max(job.interval));
+                (Ending::Unavailable, UpstreamNews::Pause(pause))
+            }
+        }
+    }
+
+    fn retry(&self, job: &SignJob, rng: &mut impl Rng) -> Ending {
+        if job.attempt >= self.max_attempts {
+            return Ending::Failed(Failure::AttemptsExhausted);
+        }
+        let delay = if job.attempt == 1 && !self.initial_delay.is_zero() {
+            self.initial_delay.mul_f64(rng.random_range(0.0..=1.0))
+        } else {
+            let failure = Failed { attempt: job.attempt, competing: job.competing, interval: job.interval, age: job.age };
+            self.backoff.delay(failure, rng)
+        };
+        if job.age + delay >= self.deadline { Ending::Failed(Failure::DeadlineExceeded) } else { Ending::Retry(delay) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status: u16, body: &str) -> Reply {
+        Reply::Answered { status, body: Ok(body.as_bytes().to_vec()), retry_after: None }
+    }
+
+    fn outcome(reply: Reply) -> Outcome {
+        judge(reply, &"408,425,429,500,502,503,504".parse().unwrap()).outcome
+    }
+
+    #[test]
+    fn a_signature_is_taken_byte_for_byte() {
+        assert_eq!(outcome(answered(200, " c2ln\n")), Outcome::Signed(" c2ln\n".to_owned()));
+    }
+
+    #[test]
+    fn what_is_no_signature_is_tried_again() {
+        assert_eq!(outcome(answered(200, "")), Outcome::TryAgain);
+        assert_eq!(outcome(answered(204, "")), Outcome::TryAgain);
+        for body in [Err(BodyError::Truncated), Err(BodyError::TooLarge), Ok(vec![0xff])] {
+            assert_eq!(outcome(Reply::Answered { status: 200, body, retry_after: None }), Outcome::TryAgain);
+        }
+    }
+
+    #[test]
+    fn failures_of_a_message_are_tried_again_and_refusals_are_final() {
+        for status in [408, 425, 500, 502, 503, 504] {
+            assert_eq!(outcome(answered(status, "no")), Outcome::TryAgain, "{status}");
+        }
+        for status in [400, 404, 413, 422, 501] {
+            assert_eq!(outcome(answered(status, "no")), Outcome::Refused, "{status}");
+        }
+        assert_eq!(outcome(Reply::TimedOut), Outcome::TryAgain);
+        assert_eq!(outcome(Reply::Broken), Outcome::TryAgain);
+    }
+
+    #[test]
+    fn failures_of_the_upstream_are_told_from_failures_of_a_message() {
+        for status in [302, 401, 403] {
+            assert_eq!(outcome(answered(status, "no")), Outcome::Unavailable, "{status}");
+        }
+        let refused = judge(Reply::NotConnected, &"500".parse().unwrap());
+        assert_eq!((refused.outcome, refused.called), (Outcome::Unavailable, false));
+    }
+
+    #[test]
+    fn the_configured_statuses_win() {
+        let judged = |status, list: &str| judge(answered(status, ""), &list.parse().unwrap()).outcome;
+        assert_eq!(judged(403, "403"), Outcome::TryAgain);
+        assert_eq!(judged(502, "503"), Outcome::Refused);
+        assert_eq!(judged(429, "503"), Outcome::Refused);
+        assert_eq!(judged(429, "429"), Outcome::Throttled(None));
+    }
+}

@@ -1,0 +1,121 @@
+//! Between a claim and a finish: the attempt to sign one message.
+
+use std::time::{Duration, Instant};
+
+use shared::store::sign_claim::{Claimed, SignJob};
+use shared::store::sign_finish::{Ending, Failure, SignFinish, UpstreamNews};
+use shared::store::{Store, StoreError};
+use shared::telemetry::{continue_trace, traceparent};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, field};
+
+use super::outcome::{Policy, judge};
+use super::upstream::{Reply, Upstream};
+use crate::driver::Queue;
+use crate::finisher::Shared;
+use crate::settings::Statuses;
+
+/// A lease is longer than the call it is for by this: time to start the call, and to write its outcome.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// Sign jobs.
+pub struct SignQueue {
+    /// Where jobs are.
+    pub store: Store,
+    /// Who signs.
+    pub upstream: Upstream,
+    /// Which statuses are tried again.
+    pub retryable: Statuses,
+    /// When.
+    pub policy: Policy,
+    /// Where outcomes go.
+    pub finisher: Shared<SignFinish>,
+}
+
+impl Queue for SignQueue {
+    type Job = SignJob;
+    const NAME: &'static str = "sign";
+
+    async fn claim(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
+        self.store.claim_sign_jobs(most, self.upstream.timeout() + MARGIN).await
+    }
+
+    async fn work(&self, job: SignJob, give_up: CancellationToken) {
+        let span = tracing::info_span!(
+            "sign.attempt", otel.kind = "consumer", attempt = job.attempt, outcome = field::Empty, otel.status_code = field::Empty,
+        );
+        continue_trace(&span, job.traceparent.as_deref());
+        let finish = self.attempt(job, give_up).instrument(span.clone()).await;
+        self.finisher.finish(finish).instrument(span).await;
+    }
+}
+
+impl SignQueue {
+    async fn attempt(&self, job: SignJob, give_up: CancellationToken) -> SignFinish {
+        let digest = job.message.digest();
+        let unsent = |job: SignJob, ending, error| SignFinish {
+            lease: job.lease,
+            digest,
+            ending,
+            called: false,
+            status: None,
+            error,
+            upstream: UpstreamNews::None,
+        };
+        if self.policy.is_overdue(&job) {
+            return unsent(job, Ending::Failed(Failure::DeadlineExceeded), None);
+        }
+        // A process that was stopped after its claim may wake up when its slot is somebody else's: a call that can't end within the
+        // lease is not begun.
+        if job.lease.left() < self.upstream.timeout() {
+            return unsent(job, Ending::Released, Some("late"));
+        }
+        let reply = tokio::select! {
+            reply = self.call(&job) => reply,
+            () = give_up.cancelled() => {
+                return SignFinish { called: true, ..unsent(job, Ending::Released, Some("stopped")) };
+            }
+        };
+        let verdict = judge(reply, &self.retryable);
+        let (ending, upstream) = self.policy.decide(&job, verdict.outcome, &mut rand::rng());
+        report(&ending, verdict.status, verdict.error);
+        SignFinish { lease: job.lease, digest, ending, called: verdict.called, status: verdict.status, error: verdict.error, upstream }
+    }
+
+    async fn call(&self, job: &SignJob) -> Reply {
+        let span = tracing::info_span!("upstream.sign", otel.kind = "client", http.response.status_code = field::Empty);
+        async {
+            let started = Instant::now();
+            let reply = self.upstream.sign(&job.message, traceparent().as_deref()).await;
+            metrics::histogram!("countersign_upstream_seconds").record(started.elapsed());
+            if let Reply::Answered { status, .. } = &reply {
+                tracing::Span::current().record("http.response.status_code", status);
+            }
+            reply
+        }
+        .instrument(span)
+        .await
+    }
+}
+
+fn report(ending: &Ending, status: Option<u16>, error: Option<&'static str>) {
+    let outcome = match ending {
+        Ending::Signed(_) => "signed",
+        Ending::Retry(_) => "try_again",
+        Ending::Unavailable => "unavailable",
+        Ending::Released => "released",
+        Ending::Failed(failure) => failure.code(),
+    };
+    metrics::counter!("countersign_attempts_total", "queue" => "sign", "outcome" => outcome).increment(1);
+    let span = tracing::Span::current();
+    span.record("outcome", outcome);
+    if error.is_some() {
+        span.record("otel.status_code", "ERROR");
+    }
+    match ending {
+        Ending::Signed(_) => tracing::debug!("signed"),
+        Ending::Retry(delay) => tracing::info!(status, error, retry_in = ?delay, "not signed; will try again"),
+        _ => tracing::warn!(status, error, outcome, "not signed"),
+    }
+}
+

@@ -1,0 +1,144 @@
+//! The client of the signing API: one call, one connection, one reply.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::{AUTHORIZATION, RETRY_AFTER};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use shared::message::Message;
+use shared::secret::Secret;
+
+use crate::settings::UpstreamSettings;
+
+/// Most bytes of a signature. An RSA signature of 4096 bits has 684 in base64.
+pub const LARGEST_SIGNATURE: usize = 64 * 1024;
+
+/// What came back from a call.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The upstream answered.
+    Answered {
+        /// HTTP status.
+        status: u16,
+        /// The body, whole; or why there is none.
+        body: Result<Vec<u8>, BodyError>,
+        /// How long the upstream asks to wait.
+        retry_after: Option<Duration>,
+    },
+    /// Nothing came within the time limit. The call may have arrived.
+    TimedOut,
+    /// No connection came about. The call did not arrive.
+    NotConnected,
+    /// The connection broke before a status came. The call may have arrived.
+    Broken,
+}
+
+/// Why a body could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyError {
+    /// It ended before its announced end, or did not end in time.
+    Truncated,
+    /// It has more than [`LARGEST_SIGNATURE`] bytes.
+    TooLarge,
+}
+
+/// Everything but the unreserved characters of RFC 3986 is encoded: the upstream must read exactly the bytes of the message, whether it
+/// takes a plus for a space or not.
+const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The signing API.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    client: reqwest::Client,
+    sign: String,
+    key: Secret<http::HeaderValue>,
+    timeout: Duration,
+}
+
+impl Upstream {
+    /// A client for the API that the settings name.
+    ///
+    /// # Errors
+    /// If TLS can't be set up.
+    pub fn new(settings: &UpstreamSettings) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .http1_only()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            // Nothing below this code may repeat a call: each one is counted.
+            .retry(reqwest::retry::never())
+            // A kept-alive connection that the upstream is just closing would fail a call that has to be counted. At ten calls a minute,
+            // a fresh connection costs nothing.
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        let sign = format!("{}/crypto/sign?message=", settings.upstream_url.as_str().trim_end_matches('/'));
+        Ok(Self { client, sign, key: settings.upstream_api_key.clone(), timeout: settings.upstream_timeout })
+    }
+
+    /// The longest a call can take.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Asks for the signature of `message`, once. `traceparent` is passed on.
+    pub async fn sign(&self, message: &Message, traceparent: Option<&str>) -> Reply {
+        let url = format!("{}{}", self.sign, utf8_percent_encode(message.text(), QUERY_VALUE));
+        let mut request = self.client.get(url).timeout(self.timeout).header(AUTHORIZATION, self.key.expose().clone());
+        if let Some(traceparent) = traceparent {
+            request = request.header("traceparent", traceparent);
+        }
+        let mut response = match request.send().await {
+            Ok(response) => response,
+            Err(error) if error.is_connect() => return Reply::NotConnected,
+            Err(error) if error.is_timeout() => return Reply::TimedOut,
+            Err(_) => return Reply::Broken,
+        };
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
+        let status = response.status().as_u16();
+        Reply::Answered { status, body: read(&mut response).await, retry_after }
+    }
+}
+
+async fn read(response: &mut reqwest::Response) -> Result<Vec<u8>, BodyError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|_| BodyError::Truncated)? {
+        if body.len() + chunk.len() > LARGEST_SIGNATURE {
+            return Err(BodyError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Reads `Retry-After`, which is seconds or a date (RFC 9110, section 10.2.3).
+#[must_use]
+pub fn retry_after(value: &http::HeaderValue, now: SystemTime) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_encoded_so_that_no_decoder_can_read_it_differently() {
+        let encoded = utf8_percent_encode("a b+c&d%e#f\n🦀~", QUERY_VALUE).to_string();
+        assert_eq!(encoded, "a%20b%2Bc%26d%25e%23f%0A%F0%9F%A6%80~");
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_anything_else_is_nothing() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let read = |text: &str| retry_after(&text.parse().unwrap(), now);
+        assert_eq!(read("120"), Some(Duration::from_mins(2)));
+        assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT"), Some(Duration::from_secs(30)));
+        assert_eq!(read("Sun, 06 Nov 1994 08:40:00 GMT"), Some(Duration::ZERO));
+        assert_eq!((read("garbage"), read("-1"), read("1.5")), (None, None, None));
+    }
+}
