@@ -32,7 +32,7 @@ const STORE_WITHIN: Duration = Duration::from_millis(1700);
 const READ_WITHIN: Duration = Duration::from_millis(200);
 
 /// How often a long poll looks by itself.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a request was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +63,9 @@ impl Answers {
             async move {
                 // A group whose callers have all been told 503 must not go on in the dark, and must not keep the next one waiting.
                 match tokio::time::timeout(STORE_WITHIN, store.accept(&requests)).await {
-                    Ok(done) => done.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests")),
+                    Ok(done) => {
+                        done.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests"))
+                    }
                     Err(_) => Err(StoreError::timed_out()),
                 }
             }
@@ -107,13 +109,7 @@ impl Answers {
 
     /// Reads until the state is final or the deadline has come; reads at least once. `fresh`: nothing can have changed before the
     /// first wake-up, so the first read can wait for it.
-    async fn wait(
-        &self,
-        id: Uuid,
-        waiter: &mut Waiter,
-        deadline: Instant,
-        mut fresh: bool,
-    ) -> Result<Option<RequestState>, StoreError> {
+    async fn wait(&self, id: Uuid, waiter: &mut Waiter, deadline: Instant, mut fresh: bool) -> Result<Option<RequestState>, StoreError> {
         loop {
             if !fresh {
                 let state = self.read(id).await?;

@@ -57,7 +57,8 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let tasks = TaskTracker::new();
     let (waiters, keys) = (Waiters::default(), Keys::new(store.clone()));
     let answers = Answers::new(store.clone(), waiters.clone());
-    let limits = Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
+    let limits =
+        Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
     let own_metrics = settings.metrics_listen.0;
     let routes = http::routes(answers, keys.clone(), limits, store.clone(), own_metrics.is_none());
     tasks.spawn(poem::Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));

@@ -18,11 +18,7 @@ impl Jitter {
     /// # Errors
     /// A sentence that says what is accepted.
     pub fn new(fraction: f64) -> Result<Self, String> {
-        if (0.0..=1.0).contains(&fraction) {
-            Ok(Self(fraction))
-        } else {
-            Err("accepted: a number from 0 to 1".to_owned())
-        }
+        if (0.0..=1.0).contains(&fraction) { Ok(Self(fraction)) } else { Err("accepted: a number from 0 to 1".to_owned()) }
     }
 
     /// `delay` times a factor drawn evenly from `1 - jitter` to `1 + jitter`.
@@ -120,6 +116,7 @@ mod tests {
     use proptest::prelude::*;
     use rand::{SeedableRng, rngs::SmallRng};
 
+    use super::Strategy;
     use super::*;
 
     fn backoff(strategy: Strategy, jitter: f64) -> Backoff {

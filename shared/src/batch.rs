@@ -123,7 +123,10 @@ mod tests {
     #[tokio::test]
     async fn items_that_arrive_during_a_batch_go_together_in_the_next() {
         let (batcher, gate, seen) = doubler(10, 10);
-        let first = tokio::spawn({ let b = batcher.clone(); async move { b.submit(1).await } });
+        let first = tokio::spawn({
+            let b = batcher.clone();
+            async move { b.submit(1).await }
+        });
         until(|| seen.lock().unwrap().len() == 1).await;
         let (mut two, mut three) = (Box::pin(batcher.submit(2)), Box::pin(batcher.submit(3)));
         assert!(futures_util::poll!(&mut two).is_pending() && futures_util::poll!(&mut three).is_pending());
@@ -136,7 +139,10 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_refuses_at_once() {
         let (batcher, gate, seen) = doubler(1, 1);
-        let first = tokio::spawn({ let b = batcher.clone(); async move { b.submit(1).await } });
+        let first = tokio::spawn({
+            let b = batcher.clone();
+            async move { b.submit(1).await }
+        });
         until(|| seen.lock().unwrap().len() == 1).await;
         let mut second = Box::pin(batcher.submit(2));
         assert!(futures_util::poll!(&mut second).is_pending());
@@ -156,7 +162,10 @@ mod tests {
     #[tokio::test]
     async fn an_item_whose_caller_gave_up_is_not_done() {
         let (batcher, gate, seen) = doubler(1, 10);
-        let first = tokio::spawn({ let b = batcher.clone(); async move { b.submit(1).await } });
+        let first = tokio::spawn({
+            let b = batcher.clone();
+            async move { b.submit(1).await }
+        });
         until(|| seen.lock().unwrap().len() == 1).await;
         let mut abandoned = Box::pin(batcher.submit(2));
         assert!(futures_util::poll!(&mut abandoned).is_pending());

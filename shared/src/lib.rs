@@ -19,4 +19,3 @@ pub mod store;
 pub mod telemetry;
 pub mod tls;
 pub mod units;
-

@@ -85,7 +85,9 @@ pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
         [one] => digest(&SHA256, one),
         many => {
             let mut context = ring::digest::Context::new(&SHA256);
-            many.iter().for_each(|part| context.update(part));
+            for part in many {
+                context.update(part);
+            }
             context.finish()
         }
     };

@@ -55,7 +55,9 @@ fn live() -> Json<serde_json::Value> {
 async fn ready(Data(store): Data<&Store>) -> Response {
     let (status, body) = match tokio::time::timeout(READY_WITHIN, store.check_schema()).await {
         Ok(Ok(())) => (StatusCode::OK, json!({ "status": "ready" })),
-        Ok(Err(StoreError::Schema(_))) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "schema out of date" })),
+        Ok(Err(StoreError::SchemaBehind | StoreError::Schema(_))) => {
+            (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "schema out of date" }))
+        }
         Ok(Err(_)) | Err(_) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "Postgres unavailable" })),
     };
     Json(body).with_status(status).into_response()

@@ -102,7 +102,7 @@ pub enum LogFormat {
 #[command(next_help_heading = "Logging and tracing")]
 pub struct TelemetrySettings {
     /// What is logged: a level, or levels per module as in `info,worker=debug`.
-    #[arg(long, env, default_value = "info")]
+    #[arg(long, env, default_value = "info,poem=warn,sqlx=warn")]
     pub rust_log: String,
     /// How the log is written.
     #[arg(long, env, value_enum, default_value = "pretty")]

@@ -50,8 +50,7 @@ impl Telemetry {
 /// # Errors
 /// For a filter that can't be read, and an endpoint that is none.
 pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, TelemetryError> {
-    let filter: EnvFilter =
-        settings.rust_log.parse().map_err(|_| TelemetryError::Filter(settings.rust_log.clone()))?;
+    let filter: EnvFilter = settings.rust_log.parse().map_err(|_| TelemetryError::Filter(settings.rust_log.clone()))?;
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let log = match settings.log_format {
         LogFormat::Pretty => log.boxed(),
@@ -126,9 +125,7 @@ pub fn continue_trace(span: &tracing::Span, traceparent: Option<&str>) {
 #[must_use]
 pub fn is_traceparent(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
-    let hex = |part: &str, length| {
-        part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    };
+    let hex = |part: &str, length| part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let nonzero = |part: &str| part.bytes().any(|b| b != b'0');
     matches!(parts.as_slice(), [version, trace, span, flags]
         if hex(version, 2) && *version != "ff" && hex(trace, 32) && nonzero(trace) && hex(span, 16) && nonzero(span) && hex(flags, 2))
@@ -142,7 +139,9 @@ mod tests {
     fn a_traceparent_is_told_from_what_only_looks_like_one() {
         assert!(is_traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
         for text in [
-            "", "00", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "",
+            "00",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
             "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
             "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
@@ -154,7 +153,7 @@ mod tests {
     #[test]
     fn samplers_follow_the_names_of_the_specification() {
         assert!(matches!(sampler("always_off", 1.0), Sampler::AlwaysOff));
-        assert!(matches!(sampler("traceidratio", 0.25), Sampler::TraceIdRatioBased(ratio) if ratio == 0.25));
+        assert!(matches!(sampler("traceidratio", 0.25), Sampler::TraceIdRatioBased(ratio) if (ratio - 0.25).abs() < 1e-9));
         assert!(matches!(sampler("parentbased_always_on", 1.0), Sampler::ParentBased(_)));
     }
 }

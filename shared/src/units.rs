@@ -15,8 +15,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if text.trim() == "0" {
         return Ok(Duration::ZERO);
     }
-    humantime::parse_duration(text.trim())
-        .map_err(|_| "accepted: a duration with a unit, such as 250ms, 30s, 5m, 24h or 30d".to_owned())
+    humantime::parse_duration(text.trim()).map_err(|_| "accepted: a duration with a unit, such as 250ms, 30s, 5m, 24h or 30d".to_owned())
 }
 
 /// How many calls are allowed in any window of the given length, written `10/60s`.
@@ -39,8 +38,7 @@ impl Rate {
         }
     }
 
-    const ACCEPTED: &'static str =
-        "accepted: CALLS/WINDOW with 1 to 65535 calls and a window from 100ms to 24h, such as 10/60s";
+    const ACCEPTED: &'static str = "accepted: CALLS/WINDOW with 1 to 65535 calls and a window from 100ms to 24h, such as 10/60s";
 
     /// Calls allowed in one window; at least 1.
     #[must_use]

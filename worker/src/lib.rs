@@ -6,11 +6,13 @@
 //! | [`run`] | builds everything and runs it until it is told to stop |
 //! | [`driver`] | claim, work, finish: the loop, for any kind of job |
 //! | [`finisher`] | writes outcomes in groups, and keeps trying while Postgres is away |
+//! | [`maintenance`] | ends what waited too long, deletes what is old |
 //! | [`sign`] | sign jobs: the upstream's client, the table of outcomes, the decision what is next |
 //! | [`webhook`] | webhook jobs: the address guard, the delivery, the schedule |
 
 pub mod driver;
 pub mod finisher;
+pub mod maintenance;
 pub mod run;
 pub mod settings;
 pub mod sign;

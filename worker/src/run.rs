@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use poem::listener::{Acceptor, Listener, TcpListener};
-use rand::RngExt;
 use shared::store::{Audience, Hint, JobKind, Store, StoreError};
 use shared::{operations, shutdown, telemetry, tls};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::driver::{self, Pace, display_chain};
+use crate::driver::{self, Pace};
 use crate::finisher::Finisher;
+use crate::maintenance::{self, Ages};
 use crate::settings::Settings;
 use crate::sign::outcome::Policy;
 use crate::sign::queue::SignQueue;
@@ -47,10 +47,6 @@ pub enum StartError {
 /// More sign jobs at the same time than this would say more about the settings than about the upstream.
 const MOST_SIGN_PERMITS: u16 = 256;
 
-/// Finished requests are deleted in groups of this size, so that each transaction is short.
-const FORGET_AT_ONCE: u32 = 500;
-const FORGET_EVERY: Duration = Duration::from_mins(1);
-
 /// Runs until SIGTERM or SIGINT, then finishes what is in flight.
 ///
 /// # Errors
@@ -69,12 +65,14 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let server = poem::Server::new_with_acceptor(acceptor);
     tasks.spawn(server.run_with_graceful_shutdown(
         operations::routes(store.clone()),
-        { let stop = stop.clone(); async move { stop.cancelled().await } },
+        {
+            let stop = stop.clone();
+            async move { stop.cancelled().await }
+        },
         Some(Duration::from_secs(1)),
     ));
     prepare(&settings, &store, &stop).await?;
     start_queues(&settings, &store, policy, &tasks, &stop)?;
-    tasks.spawn(forget(store.clone(), settings.retention, stop.clone()));
 
     tasks.close();
     tasks.wait().await;
@@ -105,6 +103,9 @@ fn start_queues(
     stop: &CancellationToken,
 ) -> Result<(), StartError> {
     let (sign_wake, webhook_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let finisher = Arc::new(Finisher::new(store.clone()));
+    let ages = Ages { deadline: settings.sign.sign_deadline, retention: settings.retention };
+    tasks.spawn(maintenance::run(store.clone(), ages, Arc::clone(&finisher), stop.clone()));
     let pace = Pace { permits: 1, poll: settings.poll_interval, grace: settings.shutdown_grace };
     if settings.worker_queues.sign {
         let queue = SignQueue {
@@ -112,7 +113,7 @@ fn start_queues(
             upstream: Upstream::new(&settings.upstream)?,
             retryable: settings.upstream.upstream_retryable_statuses.clone(),
             policy,
-            finisher: Arc::new(Finisher::new(store.clone())),
+            finisher,
         };
         let permits = settings.upstream.upstream_rate.calls().min(MOST_SIGN_PERMITS).into();
         tasks.spawn(driver::run(Arc::new(queue), Pace { permits, ..pace }, Arc::clone(&sign_wake), stop.clone()));
@@ -141,22 +142,4 @@ fn start_queues(
         listener.listen(Audience::Worker, stop, tell).await;
     });
     Ok(())
-}
-
-/// Deletes what ended longer than `age` ago, a group at a time.
-async fn forget(store: Store, age: Duration, stop: CancellationToken) {
-    loop {
-        let pause = match store.forget(age, FORGET_AT_ONCE).await {
-            Ok(FORGET_AT_ONCE) => Duration::from_millis(50),
-            Ok(_) => FORGET_EVERY.mul_f64(rand::rng().random_range(0.8..1.2)),
-            Err(error) => {
-                tracing::debug!(error = display_chain(&error), "can't delete what is old");
-                FORGET_EVERY
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
 }

@@ -176,7 +176,8 @@ impl FromStr for Statuses {
             return Ok(Self(BTreeSet::new()));
         }
         let read = |item: &str| item.parse().ok().filter(|status| (400..=599).contains(status));
-        list(text, read, "HTTP statuses from 400 to 599 with commas between, such as 429,500,502").map(|all| Self(all.into_iter().collect()))
+        list(text, read, "HTTP statuses from 400 to 599 with commas between, such as 429,500,502")
+            .map(|all| Self(all.into_iter().collect()))
     }
 }
 

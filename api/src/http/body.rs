@@ -102,7 +102,8 @@ fn parse(bytes: &[u8], most: usize) -> Result<Posted, ApiError> {
         return Err(ApiError::Invalid(vec![flaw("#", "accepted: an object")]));
     };
     let mut flaws = Vec::new();
-    let message = text(&mut fields, "message", &mut flaws, |text| if text.is_empty() { Err("accepted: at least one byte") } else { Ok(()) });
+    let message =
+        text(&mut fields, "message", &mut flaws, |text| if text.is_empty() { Err("accepted: at least one byte") } else { Ok(()) });
     let url = text(&mut fields, "webhookUrl", &mut flaws, check_url);
     let headers = headers(fields.remove("webhookHeaders"), &mut flaws);
     let client_request_id =
@@ -162,18 +163,15 @@ fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, Stri
         }
     };
     for (name, value) in given {
-        let valid = HeaderName::try_from(&name).ok().zip(value.as_str().filter(|value| {
-            name.len() + value.len() <= LONGEST_HEADER && HeaderValue::try_from(*value).is_ok()
-        }));
-        match valid {
-            // Names differ in nothing but case: one header.
-            Some((name, value)) => {
-                headers.insert(name.as_str().to_owned(), value.to_owned());
-            }
-            None => {
-                let escaped = name.replace('~', "~0").replace('/', "~1");
-                flaws.push(flaw(&format!("#/webhookHeaders/{escaped}"), "accepted: a header name with a value of up to 1024 characters"));
-            }
+        let valid = HeaderName::try_from(&name)
+            .ok()
+            .zip(value.as_str().filter(|value| name.len() + value.len() <= LONGEST_HEADER && HeaderValue::try_from(*value).is_ok()));
+        if let Some((name, value)) = valid {
+            // Names that differ in nothing but case are one header.
+            headers.insert(name.as_str().to_owned(), value.to_owned());
+        } else {
+            let escaped = name.replace('~', "~0").replace('/', "~1");
+            flaws.push(flaw(&format!("#/webhookHeaders/{escaped}"), "accepted: a header name with a value of up to 1024 characters"));
         }
     }
     headers
@@ -206,7 +204,16 @@ mod tests {
 
     #[test]
     fn addresses_with_credentials_or_another_scheme_are_refused() {
-        for url in ["http://u:p@h/", "http://u@h/", "file:///etc/passwd", "javascript:1", "//h/", "h", "http://", &format!("http://h/{}", "x".repeat(2048))] {
+        for url in [
+            "http://u:p@h/",
+            "http://u@h/",
+            "file:///etc/passwd",
+            "javascript:1",
+            "//h/",
+            "h",
+            "http://",
+            &format!("http://h/{}", "x".repeat(2048)),
+        ] {
             assert!(check_url(url).is_err(), "{url}");
         }
         assert!(check_url("https://example.com:8443/hook?a=b#c").is_ok());

@@ -27,14 +27,18 @@ impl<E: Endpoint> Endpoint for Observed<E> {
 
     async fn call(&self, request: Request) -> poem::Result<Response> {
         let path = request.uri().path().to_owned();
-        let answer = |answered: poem::Result<E::Output>| {
-            answered.map_or_else(|error| problem_of(error, &path), IntoResponse::into_response)
-        };
+        let answer =
+            |answered: poem::Result<E::Output>| answered.map_or_else(|error| problem_of(error, &path), IntoResponse::into_response);
         let Some(route) = route(&path) else { return Ok(answer(self.0.call(request).await)) };
         let method = request.method().as_str().to_owned();
         let span = tracing::info_span!(
-            "http.request", otel.name = format!("{method} {route}"), otel.kind = "server", http.request.method = method, http.route = route,
-            http.response.status_code = field::Empty, otel.status_code = field::Empty,
+            "http.request",
+            otel.name = format!("{method} {route}"),
+            otel.kind = "server",
+            http.request.method = method,
+            http.route = route,
+            http.response.status_code = field::Empty,
+            otel.status_code = field::Empty,
         );
         continue_trace(&span, request.headers().get("traceparent").and_then(|value| value.to_str().ok()));
         let started = Instant::now();

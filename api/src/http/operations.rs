@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
-use poem::web::Data;
 use poem::http::HeaderMap;
+use poem::web::Data;
 use poem_openapi::param::{Header, Path};
 use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, OpenApi, Webhook};
@@ -77,7 +77,10 @@ impl Documented for OnPost {
         (408, "The body took too long."),
         (413, "The body or the message is too large."),
         (415, "The body is not announced as JSON."),
-        (422, "The idempotency key was used with another payload (`idempotency-mismatch`), or the message will not be signed (`upstream-refused`)."),
+        (
+            422,
+            "The idempotency key was used with another payload (`idempotency-mismatch`), or the message will not be signed (`upstream-refused`).",
+        ),
         (429, "Too many requests."),
         (503, "The request could not be stored."),
     ];
@@ -97,6 +100,7 @@ impl Documented for OnGet {
 }
 
 #[OpenApi]
+#[allow(clippy::too_many_arguments, reason = "each is a part of the request, or documents one")]
 impl Api {
     /// Sign a message
     ///

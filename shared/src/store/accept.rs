@@ -213,10 +213,9 @@ async fn forget_unused(
         .filter(|(_, accepted)| **accepted != Accepted::Mismatch)
         .map(|(request, _)| *request.message.digest().as_bytes())
         .collect();
-    let unused: Vec<Vec<u8>> = new.into_iter().filter(|digest| <[u8; 32]>::try_from(digest.as_slice()).is_ok_and(|digest| !used.contains(&digest))).collect();
-    sqlx::query!("-- accept.forget_unused\ndelete from messages where digest = any($1)", &unused)
-        .execute(&mut **transaction)
-        .await?;
+    let unused: Vec<Vec<u8>> =
+        new.into_iter().filter(|digest| <[u8; 32]>::try_from(digest.as_slice()).is_ok_and(|digest| !used.contains(&digest))).collect();
+    sqlx::query!("-- accept.forget_unused\ndelete from messages where digest = any($1)", &unused).execute(&mut **transaction).await?;
     Ok(())
 }
 

@@ -52,6 +52,9 @@ pub enum StoreError {
     /// No address was given.
     #[error("not set; accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     NoAddress,
+    /// Not all migrations of this program have been applied.
+    #[error("the schema of the database is out of date; run `api migrate`, or start with MIGRATE_ON_START=true")]
+    SchemaBehind,
     /// The schema is not the one this program was built for.
     #[error("the schema of the database does not fit this program: {0}")]
     Schema(#[source] sqlx::migrate::MigrateError),
@@ -116,29 +119,28 @@ fn count(number: impl TryInto<u32>) -> u32 {
 }
 
 impl Store {
-    /// Repeats `attempt` until it succeeds, while Postgres is not available; until `stop`, which counts as success. One log line when
-    /// the waiting begins, and one when it ends.
+    /// Repeats `attempt` until it succeeds, while Postgres is not available or the schema is out of date; until `stop`, which counts as
+    /// success. One log line when the waiting begins, and one when it ends.
     ///
     /// # Errors
     /// Those that waiting does not mend.
-    pub async fn when_available(
-        &self,
-        stop: &tokio_util::sync::CancellationToken,
-        attempt: impl AsyncFn() -> Result<()>,
-    ) -> Result<()> {
+    pub async fn when_available(&self, stop: &tokio_util::sync::CancellationToken, attempt: impl AsyncFn() -> Result<()>) -> Result<()> {
         let mut waiting = false;
         loop {
             match attempt().await {
-                Err(StoreError::Unavailable(error)) if !waiting => {
-                    tracing::warn!(%error, "Postgres is not available; waiting for it");
+                Err(error @ (StoreError::Unavailable(_) | StoreError::SchemaBehind)) => {
+                    if !waiting {
+                        tracing::warn!(%error, cause = ?std::error::Error::source(&error), "waiting for Postgres");
+                    }
                     waiting = true;
                 }
-                Err(StoreError::Unavailable(_)) => {}
-                Ok(()) if waiting => {
-                    tracing::info!("Postgres is available");
+                Ok(()) => {
+                    if waiting {
+                        tracing::info!("Postgres is ready");
+                    }
                     return Ok(());
                 }
-                done => return done,
+                Err(error) => return Err(error),
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),

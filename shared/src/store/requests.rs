@@ -101,10 +101,7 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| (row.id, Place { position: count(row.position), expected_at: row.expected_at }))
-            .collect())
+        Ok(rows.into_iter().map(|row| (row.id, Place { position: count(row.position), expected_at: row.expected_at })).collect())
     }
 
     /// Where the outcomes of these requests are sent: address, and headers that the caller wants sent along.

@@ -36,12 +36,9 @@ impl Store {
         sqlx::query!("-- retention.webhook_jobs\ndelete from jobs where kind = 'webhook' and request_id = any($1)", &ids)
             .execute(&mut *transaction)
             .await?;
-        let sign_jobs = sqlx::query_scalar!(
-            "-- retention.requests\ndelete from requests where id = any($1) returning sign_job_id",
-            &ids
-        )
-        .fetch_all(&mut *transaction)
-        .await?;
+        let sign_jobs = sqlx::query_scalar!("-- retention.requests\ndelete from requests where id = any($1) returning sign_job_id", &ids)
+            .fetch_all(&mut *transaction)
+            .await?;
         // The message is locked before it is judged, so that no POST attaches to a job that is about to go (see `accept`). One that is
         // locked by a POST at this moment is left for the next one who forgets a request of it, or stays: it is small.
         let digests = sqlx::query_scalar!(

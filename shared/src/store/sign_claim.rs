@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use super::upstream::CLOCKS_DRIFT;
 use super::{JobId, Lease, Result, Store, StoreError, count, seconds};
-use crate::message::Message;
+use crate::message::{Message, MessageDigest};
 
 /// A sign job that this process may work on.
 #[derive(Debug)]
@@ -193,6 +193,49 @@ impl Store {
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Claimed { jobs, next_in })
+    }
+}
+
+impl Store {
+    /// Claims up to `most` sign jobs that are older than `deadline`, to end them; without a slot, for nothing is called. It finds also
+    /// those that no claim reaches, because the upstream has been away for so long.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn claim_overdue_sign_jobs(&self, deadline: Duration, most: u32, lease: Duration) -> Result<Vec<(Lease, MessageDigest)>> {
+        let asked = Instant::now();
+        let rows = sqlx::query!(
+            r#"-- sign.claim_overdue
+            with overdue as materialized (
+                select id from jobs
+                where kind = 'sign' and state = 'pending' and created_at < now() - make_interval(secs => $1)
+                    and (lease_token is null or next_run_at <= now())
+                limit $2
+                for no key update skip locked
+            ),
+            leased as (
+                update jobs
+                set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + make_interval(secs => $3)
+                from overdue
+                where jobs.id = overdue.id
+                returning jobs.id, jobs.attempt, jobs.lease_token, jobs.message_digest
+            ),
+            opened as (
+                insert into attempts (job_id, number) select id, attempt from leased
+            )
+            select id, lease_token as "lease_token!", message_digest as "message_digest!" from leased"#,
+            seconds(deadline),
+            i64::from(most),
+            seconds(lease),
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let digest = row.message_digest.try_into().map_err(|_| StoreError::Corrupt("digest"))?;
+                Ok((Lease::new(JobId(row.id), row.lease_token, asked, lease), digest))
+            })
+            .collect()
     }
 }
 

@@ -247,6 +247,7 @@ impl Columns {
                 Ending::Retry(_) => ("pending", "try_again"),
                 Ending::Unavailable => ("pending", "unavailable"),
                 Ending::Released => ("pending", "released"),
+                Ending::Failed(_) if !finish.called => ("failed", "released"),
                 Ending::Failed(Failure::Refused) => ("failed", "refused"),
                 Ending::Failed(_) => ("failed", "try_again"),
             };
@@ -257,7 +258,7 @@ impl Columns {
             columns.delays.push(match finish.ending {
                 Ending::Retry(delay) => Some(seconds(delay)),
                 Ending::Signed(_) | Ending::Failed(_) => Some(0.0),
-                Ending::Unavailable { .. } | Ending::Released => None,
+                Ending::Unavailable | Ending::Released => None,
             });
             columns.signatures.push(match &finish.ending {
                 Ending::Signed(signature) => Some(signature.as_bytes().to_vec()),

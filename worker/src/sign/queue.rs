@@ -42,7 +42,11 @@ impl Queue for SignQueue {
 
     async fn work(&self, job: SignJob, give_up: CancellationToken) {
         let span = tracing::info_span!(
-            "sign.attempt", otel.kind = "consumer", attempt = job.attempt, outcome = field::Empty, otel.status_code = field::Empty,
+            "sign.attempt",
+            otel.kind = "consumer",
+            attempt = job.attempt,
+            outcome = field::Empty,
+            otel.status_code = field::Empty,
         );
         continue_trace(&span, job.traceparent.as_deref());
         let finish = self.attempt(job, give_up).instrument(span.clone()).await;
@@ -118,4 +122,3 @@ fn report(ending: &Ending, status: Option<u16>, error: Option<&'static str>) {
         _ => tracing::warn!(status, error, outcome, "not signed"),
     }
 }
-

@@ -196,7 +196,17 @@ mod tests {
 
     #[test]
     fn a_caller_cannot_replace_what_identifies_or_frames_the_webhook() {
-        for name in ["host", "content-type", "content-length", "webhook-id", "webhook-signature", "traceparent", "connection", "te", "proxy-authorization"] {
+        for name in [
+            "host",
+            "content-type",
+            "content-length",
+            "webhook-id",
+            "webhook-signature",
+            "traceparent",
+            "connection",
+            "te",
+            "proxy-authorization",
+        ] {
             assert!(is_ours(name), "{name}");
         }
         assert!(!is_ours("authorization") && !is_ours("x-tenant"));

@@ -39,7 +39,10 @@ impl Queue for WebhookQueue {
 
     async fn work(&self, job: WebhookJob, give_up: CancellationToken) {
         let span = tracing::info_span!(
-            "webhook.attempt", otel.kind = "producer", attempt = job.attempt, http.response.status_code = field::Empty,
+            "webhook.attempt",
+            otel.kind = "producer",
+            attempt = job.attempt,
+            http.response.status_code = field::Empty,
             otel.status_code = field::Empty,
         );
         continue_trace(&span, job.traceparent.as_deref());
