@@ -1,0 +1,146 @@
+use std::collections::HashSet;
+
+use futures_util::future::join_all;
+use shared::contract::Status;
+use shared::store::accept::{Accepted, NewRequest};
+use shared::store::sign_finish::{Ending, Failure};
+use uuid::Uuid;
+
+use crate::fixture::{Fixture, finish, id, new_key};
+
+fn keyed(request: NewRequest, key: &str) -> NewRequest {
+    NewRequest { client_request_id: Some(key.to_owned()), ..request }
+}
+
+#[tokio::test]
+async fn requests_for_one_message_share_one_job_in_a_group_and_across_groups() {
+    let f = Fixture::new().await;
+    let accepted = f.store.accept(&[f.request("a"), f.request("a"), f.request("b")]).await.unwrap();
+    f.post("a").await;
+    assert_eq!(accepted.iter().map(id).collect::<HashSet<Uuid>>().len(), 3);
+    assert_eq!(f.number("select count(*) from requests").await, 4);
+    assert_eq!(f.number("select count(*) from jobs").await, 2);
+    assert_eq!(f.number("select count(*) from messages").await, 2);
+}
+
+#[tokio::test]
+async fn groups_that_race_for_one_message_make_one_job() {
+    let f = Fixture::new().await;
+    let posts = (0..20).map(|n| {
+        let other = format!("other {n}");
+        let group = [f.request("same"), f.request(&other), f.request("same too")];
+        let store = f.store.clone();
+        async move { store.accept(&group).await.unwrap() }
+    });
+    join_all(posts).await;
+    assert_eq!(f.number("select count(*) from requests").await, 60);
+    assert_eq!(f.number("select count(*) from jobs").await, 22);
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_with_the_same_payload_is_the_same_request() {
+    let f = Fixture::new().await;
+    let group = [keyed(f.request("a"), "k"), keyed(f.request("a"), "k")];
+    let accepted = f.store.accept(&group).await.unwrap();
+    let again = f.accept(keyed(f.request("a"), "k")).await;
+    assert_eq!(id(&accepted[0]), id(&accepted[1]));
+    assert_eq!(id(&accepted[0]), id(&again));
+    assert_eq!(f.number("select count(*) from requests").await, 1);
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_with_another_payload_stores_nothing() {
+    let f = Fixture::new().await;
+    f.accept(keyed(f.request("a"), "k")).await;
+    for other in [f.request("b"), f.with_webhook("a")] {
+        assert_eq!(f.accept(keyed(other, "k")).await, Accepted::Mismatch);
+    }
+    let group = [keyed(f.request("c"), "l"), keyed(f.request("d"), "l"), f.request("e")];
+    let accepted = f.store.accept(&group).await.unwrap();
+    assert_eq!(accepted.iter().filter(|accepted| **accepted == Accepted::Mismatch).count(), 1);
+    for table in ["requests", "messages", "jobs"] {
+        assert_eq!(f.number(&format!("select count(*) from {table}")).await, 3, "{table}");
+    }
+}
+
+#[tokio::test]
+async fn an_idempotency_key_belongs_to_an_api_key() {
+    let f = Fixture::new().await;
+    let other = new_key(&f.store, "other").await;
+    let one = f.accept(keyed(f.request("a"), "k")).await;
+    let two = f.accept(NewRequest { key: other, ..keyed(f.request("b"), "k") }).await;
+    assert_ne!(id(&one), id(&two));
+}
+
+#[tokio::test]
+async fn groups_that_race_for_one_idempotency_key_store_one_request_and_no_stray_job() {
+    let f = Fixture::new().await;
+    let posts = (0..12).map(|n| {
+        // Two payloads compete for one key, so that the loser's message is pointless.
+        let request = keyed(f.request(if n % 2 == 0 { "even" } else { "odd" }), "k");
+        let store = f.store.clone();
+        async move { store.accept(&[request]).await }
+    });
+    // Losing several races in a row is an error that a caller sees as 503; what it must not be is a second row.
+    let stored = join_all(posts).await.into_iter().flatten().flatten().filter(|accepted| *accepted != Accepted::Mismatch);
+    assert_eq!(stored.map(|accepted| id(&accepted)).collect::<HashSet<Uuid>>().len(), 1);
+    for table in ["requests", "messages", "jobs"] {
+        assert_eq!(f.number(&format!("select count(*) from {table}")).await, 1, "{table}");
+    }
+}
+
+#[tokio::test]
+async fn a_signed_message_is_settled_at_once_without_a_job_and_with_its_webhook() {
+    let f = Fixture::new().await;
+    f.signed("a").await;
+    let accepted = f.accept(f.with_webhook("a")).await;
+    assert!(matches!(accepted, Accepted::Stored { settled: true, .. }));
+    let state = &f.store.requests(&[id(&accepted)]).await.unwrap()[&id(&accepted)].request;
+    assert_eq!((state.status, state.signature.as_deref()), (Status::Signed, Some("signature of a")));
+    assert_eq!(f.number("select count(*) from jobs where kind = 'sign'").await, 1);
+    assert_eq!(f.number("select count(*) from jobs where kind = 'webhook'").await, 1);
+}
+
+#[tokio::test]
+async fn a_message_that_failed_for_good_is_tried_again_for_a_new_request_and_stays_failed_for_the_old() {
+    let f = Fixture::new().await;
+    let old = f.post("a").await;
+    let job = f.claim(1).await.remove(0);
+    f.finish(job, Ending::Failed(Failure::Refused)).await;
+    f.signed("a").await;
+    let state = &f.store.requests(&[old]).await.unwrap()[&old].request;
+    assert_eq!((state.status, state.signature.as_deref()), (Status::Failed, None));
+    assert_eq!(state.last_error.as_ref().unwrap().code, "upstream-refused");
+}
+
+#[tokio::test]
+async fn a_request_that_races_with_the_end_of_its_job_is_never_left_without_an_end() {
+    let f = Fixture::new().await;
+    f.store.agree_on_rate("1000/60s".parse().unwrap()).await.unwrap();
+    for round in 0..40 {
+        let message = format!("round {round}");
+        f.accept(f.with_webhook(&message)).await;
+        let job = f.claim(1).await.remove(0);
+        let ending = if round % 2 == 0 { Ending::Signed("s".to_owned()) } else { Ending::Failed(Failure::Refused) };
+        let finishes = [finish(job, ending)];
+        let posts = (0..4).map(|_| f.accept(f.with_webhook(&message)));
+        let (finished, _) = tokio::join!(f.store.finish_sign_jobs(&finishes), join_all(posts));
+        finished.unwrap();
+    }
+    let forgotten = "select count(*) from requests r join jobs s on s.id = r.sign_job_id
+        where s.state <> 'pending' and not exists (select from jobs w where w.kind = 'webhook' and w.request_id = r.id)";
+    assert_eq!(f.number(forgotten).await, 0);
+    let sent_twice = "select count(*) from messages m join jobs j on j.message_digest = m.digest
+        where m.signature is not null and j.state = 'pending'";
+    assert_eq!(f.number(sent_twice).await, 0);
+    assert_eq!(f.number("select count(*) from requests").await, 200);
+}
+
+#[tokio::test]
+async fn bytes_that_text_cannot_hold_survive() {
+    let f = Fixture::new().await;
+    let message = "\0 a\n\u{7f}🦀 é\u{301} ";
+    let id = f.post(message).await;
+    assert_eq!(f.claim(1).await[0].message.text(), message);
+    assert_eq!(f.store.requests(&[id]).await.unwrap()[&id].request.message, message);
+}

@@ -1,0 +1,127 @@
+//! A database of one's own, and the shortest way to put something into it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::Parser;
+use shared::message::Message;
+use shared::secret::Secret;
+use shared::settings::DatabaseSettings;
+use shared::standard_webhooks::WebhookSecret;
+use shared::store::Store;
+use shared::store::accept::{Accepted, NewRequest, WebhookTarget};
+use shared::store::keys::{ApiKey, KeyId, Scope};
+use shared::store::sign_claim::SignJob;
+use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use uuid::Uuid;
+
+pub(crate) const LEASE: Duration = Duration::from_mins(1);
+
+#[derive(Parser)]
+struct Settings {
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+pub(crate) struct Fixture {
+    pub(crate) store: Store,
+    pub(crate) url: String,
+
+    pub(crate) key: KeyId,
+}
+
+impl Fixture {
+    /// A migrated database with one API key, and ten calls a minute.
+    pub(crate) async fn new() -> Self {
+        let fixture = Self::without_rate().await;
+        fixture.store.agree_on_rate("10/60s".parse().unwrap()).await.unwrap();
+        fixture
+    }
+
+    pub(crate) async fn without_rate() -> Self {
+        let cluster = devkit::postgres::shared_cluster().await.unwrap();
+        let database = format!("t{}", Uuid::now_v7().simple());
+        cluster.create_database(&database).await.unwrap();
+        let url = cluster.url(&database);
+        let settings = Settings::parse_from(["test", "--database-url", &url, "--database-max-connections", "20"]);
+        let store = Store::connect_lazily(&settings.database).unwrap();
+        store.migrate().await.unwrap();
+        let key = new_key(&store, "test").await;
+        Self { store, url, key }
+    }
+
+    pub(crate) async fn connection(&self) -> PgConnection {
+        PgConnection::connect(&self.url).await.unwrap()
+    }
+
+    /// Runs a statement, to move stored times.
+    pub(crate) async fn run(&self, sql: &str) {
+        let mut connection = self.connection().await;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    }
+
+    /// The number that a query gives.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        let mut connection = self.connection().await;
+        sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap().get(0)
+    }
+
+    pub(crate) fn request(&self, message: &str) -> NewRequest {
+        NewRequest {
+            id: Uuid::now_v7(),
+            key: self.key,
+            message: Message::new(message.to_owned()),
+            webhook: None,
+            client_request_id: None,
+            traceparent: None,
+        }
+    }
+
+    pub(crate) fn with_webhook(&self, message: &str) -> NewRequest {
+        let webhook = WebhookTarget { url: "http://example.com/".to_owned(), headers: Secret::new(BTreeMap::new()) };
+        NewRequest { webhook: Some(webhook), ..self.request(message) }
+    }
+
+    pub(crate) async fn accept(&self, request: NewRequest) -> Accepted {
+        self.store.accept(&[request]).await.unwrap().remove(0)
+    }
+
+    /// Stores a request for `message` and gives its id.
+    pub(crate) async fn post(&self, message: &str) -> Uuid {
+        id(&self.accept(self.request(message)).await)
+    }
+
+    pub(crate) async fn claim(&self, most: usize) -> Vec<SignJob> {
+        self.store.claim_sign_jobs(most, LEASE).await.unwrap().jobs
+    }
+
+    pub(crate) async fn finish(&self, job: SignJob, ending: Ending) -> shared::store::sign_finish::Finished {
+        self.store.finish_sign_jobs(&[finish(job, ending)]).await.unwrap()[0]
+    }
+
+    /// Accepts and signs a message.
+    pub(crate) async fn signed(&self, message: &str) -> Uuid {
+        let id = self.post(message).await;
+        let job = self.claim(1).await.remove(0);
+        self.finish(job, Ending::Signed(format!("signature of {message}"))).await;
+        id
+    }
+}
+
+pub(crate) fn finish(job: SignJob, ending: Ending) -> SignFinish {
+    SignFinish { digest: job.message.digest(), lease: job.lease, ending, called: true, status: None, error: None, upstream: UpstreamNews::None }
+}
+
+pub(crate) async fn new_key(store: &Store, name: &str) -> KeyId {
+    let key = ApiKey::generate();
+    store.create_key(name, &key, &[Scope::Sign], &WebhookSecret::generate(), None).await.unwrap();
+    store.callers(&[key.digest()]).await.unwrap().remove(0).1.key
+}
+
+pub(crate) fn id(accepted: &Accepted) -> Uuid {
+    match accepted {
+        Accepted::Stored { id, .. } => *id,
+        Accepted::Mismatch => panic!("not stored"),
+    }
+}

@@ -1,0 +1,11 @@
+//! The store against a real Postgres: what must hold when two do it at once, when a lease runs out, when nobody comes back.
+//!
+//! Each test has its own database. Nothing sleeps to be right: where time must pass, the test moves the stored times instead.
+
+mod accept;
+mod fixture;
+mod listen;
+mod retention;
+mod sign;
+mod upstream;
+mod webhook;

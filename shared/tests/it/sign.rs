@@ -1,0 +1,228 @@
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use shared::contract::Status;
+use shared::store::sign_finish::{Ending, Failure, Finished, SignFinish, UpstreamNews};
+
+use crate::fixture::{Fixture, LEASE, finish};
+
+/// Every lease has run out.
+const EXPIRE: &str = "update jobs set next_run_at = now() - interval '1 s' where lease_token is not null";
+/// Every slot is free.
+const FREE: &str = "update upstream_slots set free_at = now()";
+
+async fn post_many(f: &Fixture, count: usize) {
+    let requests: Vec<_> = (0..count).map(|n| f.request(&format!("message {n}"))).collect();
+    f.store.accept(&requests).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_more_jobs_are_claimed_than_there_are_slots_and_none_twice() {
+    let f = Fixture::new().await;
+    post_many(&f, 50).await;
+    let claims = join_all((0..8).map(|_| f.claim(4))).await;
+    let jobs: Vec<_> = claims.iter().flatten().map(|job| job.lease.job()).collect();
+    assert_eq!(jobs.len(), 10);
+    assert_eq!(jobs.iter().collect::<HashSet<_>>().len(), 10);
+    assert!(f.claim(10).await.is_empty());
+    assert_eq!(f.number("select count(distinct lease_token) from upstream_slots").await, 10);
+}
+
+#[tokio::test]
+async fn a_slot_is_free_one_window_after_the_answer_and_not_before() {
+    let f = Fixture::new().await;
+    post_many(&f, 2).await;
+    let taken = "select extract(epoch from max(free_at) - now())::bigint from upstream_slots where uses > 0";
+    let job = f.claim(1).await.remove(0);
+    let until_the_lease_ends_and_a_window = f.number(taken).await;
+    assert!((118..=121).contains(&until_the_lease_ends_and_a_window), "{until_the_lease_ends_and_a_window}");
+    f.finish(job, Ending::Retry(Duration::from_secs(1))).await;
+    let a_window = f.number(taken).await;
+    assert!((58..=61).contains(&a_window), "{a_window}");
+}
+
+#[tokio::test]
+async fn a_call_that_was_never_made_gives_its_slot_back_at_once() {
+    let f = Fixture::new().await;
+    f.store.agree_on_rate("1/60s".parse().unwrap()).await.unwrap();
+    post_many(&f, 2).await;
+    let job = f.claim(1).await.remove(0);
+    assert!(f.claim(1).await.is_empty());
+    f.store.finish_sign_jobs(&[SignFinish { called: false, ..finish(job, Ending::Released) }]).await.unwrap();
+    let again = f.claim(1).await.remove(0);
+    assert_eq!((again.message.text(), again.attempt), ("message 0", 1), "it kept its place, and the attempt does not count");
+}
+
+#[tokio::test]
+async fn a_stale_worker_changes_nothing_and_the_new_one_is_not_disturbed() {
+    let f = Fixture::new().await;
+    let id = f.post("a").await;
+    let stale = f.claim(1).await.remove(0);
+    f.run(EXPIRE).await;
+    let fresh = f.claim(1).await.remove(0);
+    assert_eq!(fresh.attempt, 2);
+    assert_eq!(f.finish(stale, Ending::Signed("stale".to_owned())).await, Finished::LeaseLost);
+    let state = f.store.requests(&[id]).await.unwrap()[&id].request.clone();
+    assert_eq!((state.status, state.signature), (Status::Pending, None));
+    assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 2, "the first one's outcome is unknown");
+    assert_eq!(f.finish(fresh, Ending::Signed("fresh".to_owned())).await, Finished::Written);
+    let state = &f.store.requests(&[id]).await.unwrap()[&id].request;
+    assert_eq!(state.signature.as_deref(), Some("fresh"));
+}
+
+#[tokio::test]
+async fn finishing_twice_is_told_as_a_lost_lease() {
+    let f = Fixture::new().await;
+    f.post("a").await;
+    let job = f.claim(1).await.remove(0);
+    let finishes = [finish(job, Ending::Signed("s".to_owned()))];
+    assert_eq!(f.store.finish_sign_jobs(&finishes).await.unwrap(), [Finished::Written]);
+    assert_eq!(f.store.finish_sign_jobs(&finishes).await.unwrap(), [Finished::LeaseLost]);
+}
+
+#[tokio::test]
+async fn a_signature_answers_every_request_that_waits_and_each_gets_its_own_webhook() {
+    let f = Fixture::new().await;
+    let requests = [f.with_webhook("a"), f.with_webhook("a"), f.request("a")];
+    f.store.accept(&requests).await.unwrap();
+    let job = f.claim(1).await.remove(0);
+    f.finish(job, Ending::Signed("s".to_owned())).await;
+    let ids: Vec<_> = requests.iter().map(|request| request.id).collect();
+    let states = f.store.requests(&ids).await.unwrap();
+    assert!(states.values().all(|state| state.request.status == Status::Signed));
+    assert_eq!(f.number("select count(*) from jobs where kind = 'webhook'").await, 2);
+}
+
+#[tokio::test]
+async fn a_group_is_written_whole_but_for_the_leases_that_were_lost() {
+    let f = Fixture::new().await;
+    post_many(&f, 3).await;
+    let mut jobs = f.claim(3).await;
+    f.run("update jobs set lease_token = gen_random_uuid() where id = (select min(id) from jobs)").await;
+    jobs.sort_by_key(|job| job.message.text().to_owned());
+    let finishes: Vec<_> = jobs.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))).collect();
+    let finished = f.store.finish_sign_jobs(&finishes).await.unwrap();
+    assert_eq!(finished.iter().filter(|finished| **finished == Finished::LeaseLost).count(), 1);
+    assert_eq!(f.number("select count(*) from messages where signature is not null").await, 2);
+}
+
+#[tokio::test]
+async fn first_tries_go_first_and_every_fifth_use_of_a_slot_prefers_a_retry() {
+    let f = Fixture::new().await;
+    post_many(&f, 10).await;
+    for job in f.claim(10).await {
+        f.finish(job, Ending::Retry(Duration::ZERO)).await;
+    }
+    let fresh: Vec<_> = (0..40).map(|n| f.request(&format!("fresh {n}"))).collect();
+    f.store.accept(&fresh).await.unwrap();
+    let mut retries = Vec::new();
+    for _ in 0..5 {
+        f.run(FREE).await;
+        let jobs = f.claim(10).await;
+        assert_eq!(jobs.len(), 10);
+        retries.push(jobs.iter().filter(|job| job.attempt > 1).count());
+    }
+    assert_eq!(retries, [2, 2, 2, 2, 2], "a fifth of 50 calls");
+}
+
+#[tokio::test]
+async fn with_a_single_slot_retries_still_get_their_share() {
+    let f = Fixture::new().await;
+    f.store.agree_on_rate("1/60s".parse().unwrap()).await.unwrap();
+    post_many(&f, 20).await;
+    let mut attempts = Vec::new();
+    for _ in 0..15 {
+        f.run(FREE).await;
+        let job = f.claim(1).await.remove(0);
+        attempts.push(job.attempt);
+        f.finish(job, Ending::Retry(Duration::ZERO)).await;
+    }
+    assert_eq!(attempts.iter().filter(|attempt| **attempt > 1).count(), 3, "{attempts:?}");
+}
+
+#[tokio::test]
+async fn the_claim_says_when_the_next_job_can_be_claimed() {
+    let f = Fixture::new().await;
+    assert_eq!(f.store.claim_sign_jobs(1, LEASE).await.unwrap().next_in, None);
+    f.post("a").await;
+    let job = f.claim(1).await.remove(0);
+    f.finish(job, Ending::Retry(Duration::from_secs(30))).await;
+    let next = f.store.claim_sign_jobs(1, LEASE).await.unwrap().next_in.unwrap();
+    assert!((Duration::from_secs(28)..=Duration::from_secs(30)).contains(&next), "{next:?}");
+    f.run("update upstream_slots set free_at = now() + interval '50 s'").await;
+    let next = f.store.claim_sign_jobs(1, LEASE).await.unwrap().next_in.unwrap();
+    assert!((Duration::from_secs(48)..=Duration::from_secs(50)).contains(&next), "{next:?}");
+}
+
+#[tokio::test]
+async fn an_open_breaker_lets_one_probe_through_even_if_many_ask_at_once() {
+    let f = Fixture::new().await;
+    post_many(&f, 10).await;
+    let job = f.claim(1).await.remove(0);
+    let down = SignFinish { upstream: UpstreamNews::Down(Duration::from_mins(1)), ..finish(job, Ending::Unavailable) };
+    f.store.finish_sign_jobs(&[down]).await.unwrap();
+    assert!(f.claim(10).await.is_empty(), "the breaker is open");
+    f.run("update upstream set probe_at = now()").await;
+    let probes: Vec<_> = join_all((0..6).map(|_| f.claim(10))).await.into_iter().flatten().collect();
+    assert_eq!(probes.len(), 1);
+    assert_eq!(probes[0].breaker_failures, 1);
+    assert_eq!(probes[0].attempt, 1, "what the upstream's absence cost does not count");
+    let up = probes.into_iter().map(|job| SignFinish { upstream: UpstreamNews::Up, ..finish(job, Ending::Signed("s".to_owned())) });
+    f.store.finish_sign_jobs(&up.collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(f.claim(10).await.len(), 8, "closed again, and two slots are spent");
+}
+
+#[tokio::test]
+async fn a_pause_holds_every_slot() {
+    let f = Fixture::new().await;
+    post_many(&f, 5).await;
+    let job = f.claim(1).await.remove(0);
+    let paused = SignFinish { upstream: UpstreamNews::Pause(Duration::from_secs(30)), ..finish(job, Ending::Unavailable) };
+    f.store.finish_sign_jobs(&[paused]).await.unwrap();
+    let claimed = f.store.claim_sign_jobs(10, LEASE).await.unwrap();
+    assert!(claimed.jobs.is_empty());
+    assert!(claimed.next_in.unwrap() > Duration::from_secs(28));
+    f.run("update upstream set paused_until = now()").await;
+    assert_eq!(f.claim(10).await.len(), 5);
+}
+
+#[tokio::test]
+async fn what_waits_past_its_deadline_is_found_even_when_no_claim_reaches_it() {
+    let f = Fixture::new().await;
+    let late = f.accept(f.with_webhook("late")).await;
+    f.run("update jobs set created_at = now() - interval '2 days'; update upstream set paused_until = 'infinity'").await;
+    f.post("in time").await;
+    let overdue = f.store.claim_overdue_sign_jobs(Duration::from_hours(24), 10, LEASE).await.unwrap();
+    assert_eq!(overdue.len(), 1);
+    let ends: Vec<_> = overdue
+        .into_iter()
+        .map(|(lease, digest)| SignFinish {
+            lease,
+            digest,
+            ending: Ending::Failed(Failure::DeadlineExceeded),
+            called: false,
+            status: None,
+            error: None,
+            upstream: UpstreamNews::None,
+        })
+        .collect();
+    f.store.finish_sign_jobs(&ends).await.unwrap();
+    let id = crate::fixture::id(&late);
+    let state = f.store.requests(&[id]).await.unwrap()[&id].request.clone();
+    assert_eq!((state.status, state.attempts), (Status::Failed, 0));
+    assert_eq!(state.last_error.unwrap().code, "deadline-exceeded");
+    assert_eq!(f.number("select count(*) from jobs where kind = 'webhook'").await, 1);
+}
+
+#[tokio::test]
+async fn places_in_the_queue_count_first_tries_before_retries() {
+    let f = Fixture::new().await;
+    let first = f.post("first").await;
+    let job = f.claim(1).await.remove(0);
+    f.finish(job, Ending::Retry(Duration::from_secs(5))).await;
+    let (second, third) = (f.post("second").await, f.post("third").await);
+    let places = f.store.queue_places(&[first, second, third]).await.unwrap();
+    assert_eq!([first, second, third].map(|id| places[&id].position), [3, 1, 2]);
+    assert!(places[&second].expected_at < places[&third].expected_at);
+}
