@@ -43,6 +43,9 @@ pub enum NotStored {
     /// The idempotency key was used with another payload.
     #[error("the idempotency key was used with another payload")]
     Mismatch,
+    /// Postgres refused this request: a defect of ours.
+    #[error("the request was refused by the store")]
+    Refused,
 }
 
 /// Stores, waits, reads. Clones share everything.
@@ -50,7 +53,7 @@ pub enum NotStored {
 pub struct Answers {
     store: Store,
     waiters: Waiters,
-    accepts: Batcher<NewRequest, Accepted, StoreError>,
+    accepts: Batcher<NewRequest, Result<Accepted, NotStored>, StoreError>,
 }
 
 impl Answers {
@@ -60,14 +63,11 @@ impl Answers {
         let accepting = store.clone();
         let accepts = Batcher::spawn(LARGEST_GROUP, MOST_WAITING, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
+            // A group whose callers have all been told 503 must not go on in the dark, and must not keep the next one waiting.
             async move {
-                // A group whose callers have all been told 503 must not go on in the dark, and must not keep the next one waiting.
-                match tokio::time::timeout(STORE_WITHIN, store.accept(&requests)).await {
-                    Ok(done) => {
-                        done.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests"))
-                    }
-                    Err(_) => Err(StoreError::timed_out()),
-                }
+                let stored = tokio::time::timeout(STORE_WITHIN, store_all(&store, &requests)).await;
+                let stored = stored.unwrap_or_else(|_| Err(StoreError::timed_out()));
+                stored.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests"))
             }
         });
         Self { store, waiters, accepts }
@@ -82,8 +82,9 @@ impl Answers {
         let known = Known::of(&request);
         let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
         let (id, created_at, settled) = match stored {
-            Ok(Ok(Accepted::Stored { id, created_at, settled })) => (id, created_at, settled),
-            Ok(Ok(Accepted::Mismatch)) => return Err(NotStored::Mismatch),
+            Ok(Ok(Ok(Accepted::Stored { id, created_at, settled }))) => (id, created_at, settled),
+            Ok(Ok(Ok(Accepted::Mismatch))) => return Err(NotStored::Mismatch),
+            Ok(Ok(Err(reason))) => return Err(reason),
             Ok(Err(BatchError::Full | BatchError::Stopped | BatchError::Failed(_))) | Err(_) => return Err(NotStored::Unavailable),
         };
         let deadline = if settled { arrived } else { arrived + wait };
@@ -139,6 +140,28 @@ impl Answers {
             Ok(Some(state))
         };
         tokio::time::timeout(READ_WITHIN, read).await.unwrap_or_else(|_| Err(StoreError::timed_out()))
+    }
+}
+
+/// Stores `requests` together. Should Postgres refuse the group, each is stored alone, so that a bad one spoils no other.
+async fn store_all(store: &Store, requests: &[NewRequest]) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+    match store.accept(requests).await {
+        Ok(accepted) => Ok(accepted.into_iter().map(Ok).collect()),
+        Err(StoreError::Refused(_)) => {
+            let mut results = Vec::with_capacity(requests.len());
+            for request in requests {
+                results.push(match store.accept(std::slice::from_ref(request)).await {
+                    Ok(mut accepted) => accepted.pop().ok_or(NotStored::Refused),
+                    Err(StoreError::Refused(error)) => {
+                        tracing::error!(%error, "a request was refused");
+                        Err(NotStored::Refused)
+                    }
+                    Err(error) => return Err(error),
+                });
+            }
+            Ok(results)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -43,6 +43,9 @@ fn with_cause(error: &StoreError) -> String {
 /// Requests in flight may take this long once the service is told to stop; a long poll is cut short by then.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long a connection may be idle, beyond the longest wait for an answer.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// Serves until SIGTERM or SIGINT, then finishes the requests in flight.
 ///
 /// # Errors
@@ -61,7 +64,9 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
         Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
     let own_metrics = settings.metrics_listen.0;
     let routes = http::routes(answers, keys.clone(), limits, store.clone(), own_metrics.is_none());
-    tasks.spawn(poem::Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
+    // Longer than the longest answer: who sends nothing for so long is gone, or means harm.
+    let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(settings.max_wait + IDLE);
+    tasks.spawn(server.run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
     if let Some(address) = own_metrics {
         let acceptor = bind("METRICS_LISTEN", address).await?;
         let routes = operations::metrics_endpoint();

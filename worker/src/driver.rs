@@ -47,6 +47,7 @@ const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(pace.permits));
     let (tasks, give_up) = (TaskTracker::new(), CancellationToken::new());
+    let mut failing = false;
     loop {
         let permit = tokio::select! {
             biased;
@@ -59,6 +60,9 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
 
         // Only this loop takes permits: what is free now stays free.
         let claimed = queue.claim(1 + permits.available_permits()).await;
+        if claimed.is_ok() && std::mem::take(&mut failing) {
+            tracing::info!(queue = Q::NAME, "claiming again");
+        }
         let sleep = match claimed {
             Ok(Claimed { jobs, .. }) if !jobs.is_empty() => {
                 metrics::counter!("countersign_jobs_claimed_total", "queue" => Q::NAME).increment(jobs.len() as u64);
@@ -81,7 +85,10 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
             }
             Err(error) => {
                 metrics::counter!("countersign_claim_errors_total", "queue" => Q::NAME).increment(1);
-                tracing::warn!(queue = Q::NAME, error = display_chain(&error), "can't claim jobs; trying again");
+                // Once per outage, not once per poll.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(queue = Q::NAME, error = display_chain(&error), "can't claim jobs; polling on");
+                }
                 around(pace.poll)
             }
         };

@@ -46,6 +46,10 @@ pub struct Finisher<O: Outcome> {
 const LARGEST: usize = 256;
 const WAITING: usize = 8192;
 
+/// Pauses between tries to write while Postgres is away.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 impl<O: Outcome> Finisher<O> {
     /// Starts the task that writes.
     #[must_use]
@@ -90,14 +94,16 @@ async fn write_all<O: Outcome>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Fi
 }
 
 async fn write_patiently<O: Outcome>(store: &Store, outcomes: &[O]) -> Result<Vec<Finished>, StoreError> {
-    let mut delay = Duration::from_millis(100);
+    let mut delay = SHORTEST_PAUSE;
     loop {
         match O::write(store, outcomes).await {
             Err(error @ StoreError::Unavailable(_)) => {
-                tracing::warn!(queue = O::QUEUE, error = display_chain(&error), "can't write outcomes; trying again");
+                if delay == SHORTEST_PAUSE {
+                    tracing::warn!(queue = O::QUEUE, error = display_chain(&error), "can't write outcomes; trying until it works");
+                }
                 let jittered = delay.mul_f64(rand::rng().random_range(0.5..1.0));
                 tokio::time::sleep(jittered).await;
-                delay = (delay * 2).min(Duration::from_secs(2));
+                delay = (delay * 2).min(LONGEST_PAUSE);
             }
             other => return other,
         }

@@ -147,6 +147,10 @@ fn text(
 
 fn check_url(text: &str) -> Result<(), &'static str> {
     const ACCEPTED: &str = "accepted: an http or https address of up to 2048 characters, without credentials";
+    // A URL parser drops or encodes what has no place in a URL; what is stored is the text, so it must have none.
+    if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(ACCEPTED);
+    }
     let url = url::Url::parse(text).map_err(|_| ACCEPTED)?;
     let plain = matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty() && url.password().is_none();
     if plain && text.len() <= LONGEST_URL { Ok(()) } else { Err(ACCEPTED) }

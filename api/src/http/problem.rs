@@ -139,6 +139,7 @@ impl From<NotStored> for ApiError {
         match reason {
             NotStored::Unavailable => Self::Unavailable,
             NotStored::Mismatch => Self::Mismatch,
+            NotStored::Refused => Self::Internal,
         }
     }
 }

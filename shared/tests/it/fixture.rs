@@ -110,7 +110,15 @@ impl Fixture {
 }
 
 pub(crate) fn finish(job: SignJob, ending: Ending) -> SignFinish {
-    SignFinish { digest: job.message.digest(), lease: job.lease, ending, called: true, status: None, error: None, upstream: UpstreamNews::None }
+    SignFinish {
+        digest: job.message.digest(),
+        lease: job.lease,
+        ending,
+        called: true,
+        status: None,
+        error: None,
+        upstream: UpstreamNews::None,
+    }
 }
 
 pub(crate) async fn new_key(store: &Store, name: &str) -> KeyId {
