@@ -83,7 +83,7 @@ pub struct SignSettings {
     #[arg(long, env, default_value = "10m", value_parser = positive_duration)]
     pub sign_retry_max: Duration,
     /// By which fraction a delay may differ, either way: 0 to 1.
-    #[arg(long, env, default_value = "0.2")]
+    #[arg(long, env, default_value = "0.1")]
     pub sign_retry_jitter: Jitter,
     /// If above 0: the delay before the second try is drawn evenly from 0 to this.
     #[arg(long, env, default_value = "0s", value_parser = duration)]

@@ -27,7 +27,10 @@ pub struct SignRequest {
     #[oai(validator(min_length = 1))]
     message: String,
     /// Where the outcome is posted by the Standard Webhooks specification: http or https, without credentials.
-    #[oai(validator(max_length = 2048, pattern = "^[Hh][Tt][Tt][Pp][Ss]?://"))]
+    #[oai(validator(
+        max_length = 2048,
+        pattern = r"^[Hh][Tt][Tt][Pp][Ss]?://(([A-Za-z0-9-]+\.)*[A-Za-z][A-Za-z0-9-]*|((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])|\[([0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}\])(:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4}))?([/?#][!-~]*)?$"
+    ))]
     webhook_url: Option<String>,
     /// Headers that are sent along with the webhook. `host`, `content-*`, `webhook-*`, `traceparent` and hop-by-hop headers are left out.
     webhook_headers: Option<BTreeMap<String, String>>,

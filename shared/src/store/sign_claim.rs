@@ -11,8 +11,9 @@
 //!    An expired lease is nothing special: while leased, `next_run_at` is the end of the lease.
 //! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: who finds no job locks no slot, so slots are never
 //!    held by somebody who can't use them.
-//! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry. That is the share that keeps
-//!    retries from starving while first tries keep coming.
+//! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry that has been due for five windows.
+//!    That is the share that keeps retries from starving while first tries keep coming; earlier it would only spend calls on messages
+//!    that failed a moment ago.
 //! 5. `probe`: an open breaker lets one worker through; `update` rechecks its condition after waiting, so it is one even if two race.
 //! 6. `leased`, `spent`, `opened`: the lease with its fencing token, the slot taken until the lease has ended and a window has passed,
 //!    and the attempt, opened before the call is made, so that a crash leaves a trace.
@@ -103,7 +104,10 @@ impl Store {
                 select id, row_number() over () as seat
                 from (
                     (select id from retries order by next_run_at, id limit greatest(
-                        (select count(*) from slots where (slot + uses) % 5 = 0),
+                        least(
+                            (select count(*) from slots where (slot + uses) % 5 = 0),
+                            (select count(*) from retries, gate where next_run_at <= now() - 5 * window_length)
+                        ),
                         (select count(*) from slots) - (select count(*) from fresh)
                     ))
                     union all
