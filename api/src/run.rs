@@ -6,7 +6,7 @@ use std::time::Duration;
 use poem::listener::{Acceptor, Listener, TcpListener};
 use shared::store::keys::ApiKey;
 use shared::store::{Audience, Hint, Store, StoreError};
-use shared::{operations, shutdown, telemetry};
+use shared::{operations, shutdown, telemetry, tls};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -51,6 +51,7 @@ const IDLE: Duration = Duration::from_secs(30);
 /// # Errors
 /// If it can't start. Once it serves, nothing ends it but a signal: while Postgres is away it answers 503.
 pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
+    tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-api")?;
     let store = Store::connect_lazily(&settings.database)?;
     let stop = shutdown::on_signal().map_err(StartError::Signals)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use shared::secret::Secret;
-use shared::settings::{DatabaseSettings, TelemetrySettings, non_empty};
+use shared::settings::{DatabaseSettings, TelemetrySettings, listen_address, non_empty};
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::keys::Scope;
 use shared::units::duration;
@@ -65,7 +65,7 @@ pub enum KeysCommand {
 #[derive(clap::Args, Clone, Debug)]
 pub struct Settings {
     /// Where the service is served.
-    #[arg(long, env, default_value = "0.0.0.0:8000")]
+    #[arg(long, env, default_value = "0.0.0.0:8000", value_parser = listen_address)]
     pub api_listen: SocketAddr,
     /// Where `/metrics` is served, such as `127.0.0.1:9464`; empty: with the service.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = optional_address)]
@@ -102,8 +102,7 @@ pub struct Bootstrap<T>(pub Option<Secret<T>>);
 pub struct OptionalAddress(pub Option<SocketAddr>);
 
 fn optional_address(text: &str) -> Result<OptionalAddress, String> {
-    let read = |text: &str| text.parse().map_err(|_| "accepted: ADDRESS:PORT, such as 127.0.0.1:9464".to_owned());
-    non_empty(text, read).map(OptionalAddress)
+    non_empty(text, listen_address).map(OptionalAddress)
 }
 
 fn bootstrap_key(text: &str) -> Result<Bootstrap<String>, String> {

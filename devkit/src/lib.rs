@@ -1,1 +1,29 @@
-//! stub
+//! What developers need and users never run in production. Everything here is the real thing, only close at hand.
+//!
+//! - [`postgres`]: a private Postgres server, for tests and for the local stack;
+//! - [`upstream`]: the unreliable signing API, simulated over real HTTP, with an audit of every call;
+//! - [`receiver`]: a receiver of webhooks that verifies with an independent library;
+//! - [`processes`]: the real `api` and `worker` as child processes of a test;
+//! - `stack`, `demo`, `prepare`: behind the commands of the same names, see [`cli`].
+//!
+//! Devkit depends on no other crate of the workspace: `devkit prepare` makes the data without which `shared` does not compile.
+
+pub mod cli;
+mod demo;
+mod error;
+mod hex;
+mod http;
+pub mod postgres;
+mod prepare;
+pub mod processes;
+pub mod receiver;
+mod signals;
+mod stack;
+/// Durations and rates, by the same source as in `shared`, so that one variable means one thing everywhere.
+#[path = "../../shared/src/units.rs"]
+pub mod units;
+pub mod upstream;
+mod wire;
+mod workspace;
+
+pub use error::{Error, Result};

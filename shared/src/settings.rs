@@ -88,6 +88,14 @@ pub fn http_url(text: &str) -> Result<url::Url, String> {
     if plain { Ok(url) } else { Err(ACCEPTED.to_owned()) }
 }
 
+/// An address to listen on.
+///
+/// # Errors
+/// A sentence that says what is accepted.
+pub fn listen_address(text: &str) -> Result<std::net::SocketAddr, String> {
+    text.trim().parse().map_err(|_| "accepted: ADDRESS:PORT, such as 0.0.0.0:8000".to_owned())
+}
+
 /// How the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {

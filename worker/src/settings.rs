@@ -9,7 +9,7 @@ use clap::{Args, Parser};
 use ipnet::IpNet;
 use shared::backoff::{Backoff, Jitter, Strategy};
 use shared::secret::Secret;
-use shared::settings::{DatabaseSettings, TelemetrySettings, http_url, positive_duration};
+use shared::settings::{DatabaseSettings, TelemetrySettings, http_url, listen_address, positive_duration};
 use shared::units::{Rate, duration};
 
 /// Calls the signing API for pending requests, within its budget, and delivers webhooks.
@@ -17,7 +17,7 @@ use shared::units::{Rate, duration};
 #[command(name = "worker", version)]
 pub struct Settings {
     /// Where health and metrics are served.
-    #[arg(long, env, default_value = "0.0.0.0:8001")]
+    #[arg(long, env, default_value = "0.0.0.0:8001", value_parser = listen_address)]
     pub worker_listen: SocketAddr,
     /// Which queues this process works on: `sign`, `webhook`, or both.
     #[arg(long, env, default_value = "sign,webhook")]

@@ -1,0 +1,96 @@
+//! The challenge's burst, at sixty times its speed, through real processes that are killed on the way.
+
+use std::time::Duration;
+
+use devkit::processes::Signal;
+use devkit::upstream::SimulatorOptions;
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::world::{Options, PATIENCE, World, answer, env, until};
+
+const MESSAGES: usize = 60;
+
+/// Ten calls in one second; half of the messages are out for one to five.
+fn challenge() -> Options {
+    let upstream = SimulatorOptions {
+        rate: "10/1s".parse().unwrap(),
+        enforce_rate: true,
+        outage: Duration::from_secs(1)..=Duration::from_secs(5),
+        latency: Duration::from_millis(1)..=Duration::from_millis(5),
+        seed: Some(7),
+        ..SimulatorOptions::default()
+    };
+    // A lease outlives the call's time limit by ten seconds: what a killed worker held comes back after 11 s.
+    let worker = env(&[("UPSTREAM_TIMEOUT", "1s"), ("SIGN_RETRY_BASE", "100ms"), ("WEBHOOK_TIMEOUT", "1s")]);
+    Options { upstream, rate: "10/1s", worker, ..Options::default() }
+}
+
+async fn post_burst(world: &World) -> Vec<String> {
+    let posts = (0..MESSAGES).map(|n| {
+        let body =
+            json!({ "message": format!("burst {n}"), "webhookUrl": world.hook(&format!("/{n}")), "clientRequestId": format!("burst-{n}") });
+        async move {
+            // A caller does what callers do: it asks again, with its idempotency key, until it has a receipt.
+            let mut id = None;
+            until("the request is accepted", async || {
+                let Ok(response) = world.post(&body).header("Prefer", "respond-async").send().await else { return false };
+                let answered = answer(response).await;
+                if matches!(answered.status.as_u16(), 200 | 202) {
+                    id = Some(answered.id());
+                }
+                id.is_some()
+            })
+            .await;
+            id.unwrap()
+        }
+    });
+    join_all(posts).await
+}
+
+async fn all_signed_and_delivered(world: &World, ids: &[String]) {
+    let states = join_all(ids.iter().map(|id| world.settled(id))).await;
+    assert!(states.iter().all(|state| state["status"] == "signed"), "{states:?}");
+    until("every webhook is delivered", async || {
+        let told: std::collections::HashSet<String> = world
+            .receiver
+            .deliveries()
+            .iter()
+            .filter(|d| d.verified)
+            .map(|d| d.body["data"]["id"].as_str().unwrap_or("").to_owned())
+            .collect();
+        ids.iter().all(|id| told.contains(id))
+    })
+    .await;
+    let audit = world.upstream.audit();
+    assert!(audit.max_in_window <= 10 && audit.over_budget == 0, "{audit:?}");
+    assert_eq!(audit.max_in_flight_per_message, 1);
+}
+
+#[tokio::test]
+async fn a_burst_of_sixty_is_signed_and_delivered_within_the_budget() {
+    let world = World::with(challenge()).await;
+    let ids = post_burst(&world).await;
+    all_signed_and_delivered(&world, &ids).await;
+    assert_eq!(world.upstream.audit().signed_twice, 0);
+}
+
+#[tokio::test]
+async fn killed_and_restarted_in_the_middle_of_a_burst_nothing_is_lost_and_the_budget_is_kept() {
+    let mut world = World::with(challenge()).await;
+    let ids = post_burst(&world).await;
+    let signed = "select count(*) from messages where signature is not null";
+    until("some are signed", async || world.number(signed).await >= 5).await;
+    world.worker.signal(Signal::Term).unwrap();
+    world.worker.wait_exit(PATIENCE).await.unwrap();
+    world.api.signal(Signal::Term).unwrap();
+    world.api.wait_exit(PATIENCE).await.unwrap();
+    world.restart_api().await;
+    world.restart_worker().await;
+    until("more are signed", async || world.number(signed).await >= 15).await;
+    world.worker.kill().await.unwrap();
+    world.api.kill().await.unwrap();
+    world.restart_api().await;
+    world.restart_worker().await;
+    all_signed_and_delivered(&world, &ids).await;
+}

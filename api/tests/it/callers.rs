@@ -1,0 +1,94 @@
+//! Callers who meet: over one message, one idempotency key, somebody else's request.
+
+use devkit::receiver::Behaviour;
+use devkit::upstream::{FaultKind, When};
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::world::{Options, World, answer, env};
+
+#[tokio::test]
+async fn two_callers_of_one_message_at_the_same_moment_share_one_call_and_each_gets_its_webhook() {
+    let world = World::new().await;
+    let posts = (0..2).map(|caller| {
+        let body = json!({ "message": "shared", "webhookUrl": world.hook(&format!("/{caller}")) });
+        let post = world.post(&body).send();
+        async move { answer(post.await.unwrap()).await }
+    });
+    let answers = join_all(posts).await;
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    assert_ne!(answers[0].id(), answers[1].id());
+    assert_eq!(answers[0].body["signature"], answers[1].body["signature"]);
+    let deliveries = world.deliveries(2).await;
+    assert!(deliveries.iter().all(|delivery| delivery.verified));
+    let mut told: Vec<_> = deliveries.iter().map(|delivery| (delivery.path.clone(), delivery.body["data"]["id"].clone())).collect();
+    told.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(told, [("/0".to_owned(), json!(answers[0].id())), ("/1".to_owned(), json!(answers[1].id()))]);
+    assert_eq!(world.upstream.audit().sign_calls, 1);
+}
+
+#[tokio::test]
+async fn many_callers_of_one_failing_message_never_have_two_calls_in_flight() {
+    let world = World::new().await;
+    world.fault(FaultKind::Outage, When::Next(3)).await;
+    let posts = (0..30).map(|_| async { world.sign("wanted by many").await });
+    let answers = join_all(posts).await;
+    let states = join_all(answers.iter().map(|answer| async { world.settled(&answer.id()).await })).await;
+    assert!(states.iter().all(|state| state["status"] == "signed"));
+    let audit = world.upstream.audit();
+    assert_eq!((audit.sign_calls, audit.max_in_flight_per_message, audit.signed_twice), (4, 1, 0));
+}
+
+#[tokio::test]
+async fn an_idempotency_key_makes_a_repetition_safe_in_the_field_and_in_the_header() {
+    let world = World::new().await;
+    let field = json!({ "message": "a", "clientRequestId": "order-1" });
+    let first = answer(world.post(&field).send().await.unwrap()).await;
+    assert_eq!(first.body["clientRequestId"], "order-1");
+    let again = answer(world.post(&field).send().await.unwrap()).await;
+    let header = answer(world.post(&json!({ "message": "a" })).header("Idempotency-Key", "\"order-1\"").send().await.unwrap()).await;
+    assert_eq!((first.id(), first.id()), (again.id(), header.id()));
+    let other = answer(world.post(&json!({ "message": "b", "clientRequestId": "order-1" })).send().await.unwrap()).await;
+    other.is_problem(422, "idempotency-mismatch");
+    assert_eq!(world.number("select count(*) from requests").await, 1);
+    assert_eq!(world.number("select count(*) from messages").await, 1);
+}
+
+#[tokio::test]
+async fn a_webhook_is_retried_until_it_is_taken_and_its_headers_cannot_replace_ours() {
+    let world = World::new().await;
+    world.receiver.set_behaviour(Behaviour::fail_first(2, 500));
+    let headers =
+        json!({ "authorization": "Bearer t", "webhook-id": "forged", "Content-Type": "text/plain", "host": "elsewhere", "x-tenant": "7" });
+    let body = json!({ "message": "a", "webhookUrl": world.hook("/hook"), "webhookHeaders": headers });
+    let signed = answer(world.post(&body).send().await.unwrap()).await;
+    let deliveries = world.deliveries(3).await;
+    assert!(deliveries.iter().all(|delivery| delivery.verified && delivery.webhook_id == deliveries[0].webhook_id));
+    assert_ne!(deliveries[0].webhook_id, "forged");
+    let header = |name: &str| deliveries[0].headers.get(name).map_or("", |value| value.to_str().unwrap());
+    assert_eq!((header("authorization"), header("x-tenant"), header("content-type")), ("Bearer t", "7", "application/json"));
+    assert_eq!(deliveries[0].body["type"], "signature.completed");
+    assert_eq!(deliveries[0].body["data"]["signature"], signed.body["signature"]);
+    crate::world::until("the delivery is written", async || {
+        answer(world.get(&signed.id()).await).await.body["webhook"]["status"] == "delivered"
+    })
+    .await;
+    let webhook = answer(world.get(&signed.id()).await).await.body["webhook"].clone();
+    assert_eq!((webhook["attempts"].as_u64(), webhook["lastStatus"].as_u64()), (Some(3), Some(204)));
+}
+
+#[tokio::test]
+async fn a_webhook_to_a_private_address_is_not_sent_unless_it_is_allowed() {
+    let worker = env(&[("WEBHOOK_ALLOW_NETWORKS", ""), ("WEBHOOK_RETRY_SCHEDULE", "")]);
+    let world = World::with(Options { worker, ..Options::default() }).await;
+    let port = world.receiver.addr().port();
+    for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433"] {
+        let body = json!({ "message": host, "webhookUrl": format!("http://{host}:{port}/") });
+        let signed = answer(world.post(&body).send().await.unwrap()).await;
+        crate::world::until("the delivery has failed", async || {
+            answer(world.get(&signed.id()).await).await.body["webhook"]["status"] == "exhausted"
+        })
+        .await;
+    }
+    assert_eq!(world.receiver.deliveries().len(), 0);
+}

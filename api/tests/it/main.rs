@@ -1,0 +1,10 @@
+//! The whole service over real HTTP: the real `api` and `worker`, a real Postgres, the simulated upstream, a receiver that verifies.
+
+mod burst;
+mod callers;
+mod contract;
+mod keys;
+mod outages;
+mod settings;
+mod trace;
+mod world;

@@ -1,0 +1,133 @@
+//! Postgres, the upstream and the notifications fail; the promises hold.
+
+use std::time::{Duration, Instant};
+
+use devkit::postgres::StopMode;
+use devkit::processes::Signal;
+use devkit::upstream::{FaultKind, Faults, SimulatorOptions, When};
+use serde_json::json;
+
+use crate::world::{Options, PATIENCE, World, answer, env, until};
+
+#[tokio::test]
+async fn a_post_while_postgres_is_down_is_answered_503_within_two_seconds_and_it_recovers() {
+    let world = World::with(Options { own_postgres: true, ..Options::default() }).await;
+    assert_eq!(world.sign("before").await.status, 200);
+    let postgres = world.own_postgres.as_ref().unwrap();
+    postgres.stop(StopMode::Immediate).await.unwrap();
+    // While the key is still believed, and after it is not.
+    for _ in 0..4 {
+        let started = Instant::now();
+        let refused = world.sign("during").await;
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        refused.is_problem(503, "unavailable");
+        assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+    let ready = world.client.get(format!("{}/health/ready", world.url)).send().await.unwrap();
+    assert_eq!(ready.status(), 503);
+    postgres.start_again().await.unwrap();
+    until("a message is signed again", async || world.sign("after").await.status == 200).await;
+    assert_eq!(world.number("select count(*) from messages where body = 'during'").await, 0, "nothing was half accepted");
+    assert_eq!(world.number("select count(*) from messages where body = 'before' and signature is not null").await, 1);
+}
+
+/// Every process of a Postgres server stands still until this is dropped; its sockets stay open.
+struct Frozen(Vec<String>);
+
+impl Frozen {
+    async fn new(world: &World) -> Self {
+        use sqlx::{Connection, Row};
+        let mut connection = sqlx::PgConnection::connect(&world.database).await.unwrap();
+        let rows = sqlx::query("select pid::text from pg_stat_activity").fetch_all(&mut connection).await.unwrap();
+        let mut pids: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        pids.extend(world.own_postgres.as_ref().unwrap().pid().map(|pid| pid.to_string()));
+        let frozen = Self(pids);
+        frozen.signal("-STOP");
+        frozen
+    }
+
+    fn signal(&self, signal: &str) {
+        std::process::Command::new("kill").arg(signal).args(&self.0).status().unwrap();
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.signal("-CONT");
+    }
+}
+
+#[tokio::test]
+async fn a_post_while_postgres_stands_still_is_answered_within_two_seconds() {
+    let world = World::with(Options { own_postgres: true, ..Options::default() }).await;
+    assert_eq!(world.sign("before").await.status, 200);
+    let frozen = Frozen::new(&world).await;
+    let started = Instant::now();
+    let answered = world.sign("during").await;
+    let took = started.elapsed();
+    drop(frozen);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    answered.is_problem(503, "unavailable");
+    until("a message is signed again", async || world.sign("after").await.status == 200).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_gone_burns_no_attempts_and_its_return_is_noticed() {
+    let world = World::new().await;
+    world.upstream.set_faults(Faults { gone: true, ..Faults::default() }).await.unwrap();
+    let pending = world.sign("patient").await;
+    assert_eq!(pending.status, 202);
+    until("the breaker has opened", async || world.number("select breaker_failures::bigint from upstream").await > 0).await;
+    let state = answer(world.get(&pending.id()).await).await.body;
+    assert_eq!((state["attempts"].as_u64(), state["lastError"]["code"].as_str()), (Some(0), Some("connection")));
+    world.no_faults().await;
+    let state = world.settled(&pending.id()).await;
+    assert_eq!((state["status"].as_str(), state["attempts"].as_u64()), (Some("signed"), Some(1)));
+}
+
+#[tokio::test]
+async fn lost_notifications_cost_time_and_nothing_else() {
+    let world = World::with(Options { worker: env(&[("POLL_INTERVAL", "200ms")]), ..Options::default() }).await;
+    let listening = "select count(*) from pg_stat_activity where datname = current_database() and query ilike 'listen%'
+        and pg_terminate_backend(pid)";
+    for round in 0..5 {
+        world.number(listening).await;
+        let answered = world.sign(&format!("round {round}")).await;
+        let state = world.settled(&answered.id()).await;
+        assert_eq!(state["status"], "signed");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_stop_finishes_what_is_in_flight_and_exits_with_0() {
+    let slow = Duration::from_millis(2500);
+    let upstream = SimulatorOptions { latency: slow..=slow, ..SimulatorOptions::reliable() };
+    let mut world = World::with(Options { upstream, ..Options::default() }).await;
+    let receipt = answer(world.post(&json!({ "message": "in flight" })).header("Prefer", "respond-async").send().await.unwrap()).await;
+    until("the call has arrived", async || world.upstream.audit().sign_calls == 1).await;
+    world.worker.signal(Signal::Term).unwrap();
+    assert_eq!(world.worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", world.worker.log());
+    let state = answer(world.get(&receipt.id()).await).await.body;
+    assert_eq!(state["status"], "signed", "the call was not wasted");
+    world.api.signal(Signal::Term).unwrap();
+    assert_eq!(world.api.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", world.api.log());
+    world.restart_api().await;
+    world.restart_worker().await;
+    let again = world.sign("in flight").await;
+    assert_eq!(again.status, 200);
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_finish_in_its_grace_gives_the_job_back_without_burning_an_attempt() {
+    let mut world = World::with(Options { worker: env(&[("SHUTDOWN_GRACE", "200ms")]), ..Options::default() }).await;
+    world.fault(FaultKind::Hang, When::Always).await;
+    let pending = world.sign("stuck").await;
+    world.worker.signal(Signal::Term).unwrap();
+    assert_eq!(world.worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", world.worker.log());
+    let state = answer(world.get(&pending.id()).await).await.body;
+    assert_eq!((state["status"].as_str(), state["attempts"].as_u64()), (Some("pending"), Some(0)));
+    world.no_faults().await;
+    world.restart_worker().await;
+    assert_eq!(world.settled(&pending.id()).await["status"], "signed");
+}

@@ -1,0 +1,61 @@
+//! Wrong settings stop the programs with one line that names the variable, the value and what is accepted.
+
+use crate::world::{Binary, Env, PATIENCE, env, spawn};
+
+async fn run(binary: Binary, args: &[&str], env: &Env) -> (i32, String) {
+    let mut process = spawn(binary, args, env).await;
+    let status = process.wait_exit(PATIENCE).await.unwrap();
+    (status.code().unwrap(), process.log())
+}
+
+#[tokio::test]
+async fn a_wrong_setting_stops_the_program_with_one_line() {
+    let api = env(&[("DATABASE_URL", "postgres://localhost/x")]);
+    let worker = [api.clone(), env(&[("UPSTREAM_URL", "http://localhost"), ("UPSTREAM_API_KEY", "k")])].concat();
+    let cases = [
+        (Binary::Api, &api, "SYNC_WAIT", "soon", "duration"),
+        (Binary::Api, &api, "API_LISTEN", "8000", "ADDRESS"),
+        (Binary::Api, &api, "MESSAGE_MAX_BYTES", "0", "1.."),
+        (Binary::Api, &api, "LOG_FORMAT", "xml", "pretty, json"),
+        (Binary::Api, &api, "DATABASE_URL", "mysql://localhost", "postgres://"),
+        (Binary::Api, &api, "RUST_LOG", "a=b=c", "level"),
+        (Binary::Worker, &worker, "UPSTREAM_RATE", "fast", "10/60s"),
+        (Binary::Worker, &worker, "UPSTREAM_URL", "ftp://x", "http"),
+        (Binary::Worker, &worker, "UPSTREAM_RETRYABLE_STATUSES", "5xx", "429"),
+        (Binary::Worker, &worker, "SIGN_RETRY_JITTER", "2", "0 to 1"),
+        (Binary::Worker, &worker, "SIGN_RETRY_STRATEGY", "hope", "adaptive"),
+        (Binary::Worker, &worker, "WORKER_QUEUES", "mail", "webhook"),
+        (Binary::Worker, &worker, "WEBHOOK_RETRY_SCHEDULE", "often", "5s"),
+        (Binary::Worker, &worker, "WEBHOOK_ALLOW_NETWORKS", "everywhere", "127.0.0.0/8"),
+        (Binary::Worker, &worker, "WEBHOOK_CONCURRENCY", "0", "1.."),
+    ];
+    for (binary, base, variable, value, accepted) in cases {
+        let (code, log) = run(binary, &[], &[base.clone(), env(&[(variable, value)])].concat()).await;
+        let said = log.trim_end();
+        assert_eq!((code != 0, said.lines().count()), (true, 1), "{variable}: {said}");
+        for part in [variable, value, accepted] {
+            assert!(said.contains(part), "{variable}={value}: {part} is not in: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_setting_that_is_missing_is_named() {
+    let (code, log) = run(Binary::Worker, &[], &env(&[("DATABASE_URL", "postgres://localhost/x")])).await;
+    assert!(code != 0 && log.contains("UPSTREAM_URL") && log.trim_end().lines().count() == 1, "{log}");
+    let (code, log) = run(Binary::Api, &[], &Env::new()).await;
+    assert!(code != 0 && log.contains("DATABASE_URL") && log.trim_end().lines().count() == 1, "{log}");
+}
+
+#[tokio::test]
+async fn help_shows_every_setting_with_its_default_and_the_document_needs_no_database() {
+    let (code, help) = run(Binary::Worker, &["--help"], &Env::new()).await;
+    assert_eq!(code, 0);
+    for part in ["UPSTREAM_RATE", "10/60s", "WEBHOOK_RETRY_SCHEDULE", "5s,5m,30m,2h,5h,10h,14h,20h,24h", "RETENTION", "30d"] {
+        assert!(help.contains(part), "{part}");
+    }
+    let (code, spec) = run(Binary::Api, &["openapi"], &Env::new()).await;
+    assert_eq!(code, 0);
+    let spec: serde_json::Value = serde_json::from_str(&spec).unwrap();
+    assert!(spec["paths"]["/crypto/sign"]["post"].is_object() && spec["webhooks"].is_object());
+}

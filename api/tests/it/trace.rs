@@ -1,0 +1,81 @@
+//! One trace from the caller's POST to the webhook, as an OTLP collector sees it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use devkit::upstream::{FaultKind, When};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use poem::listener::{Acceptor, Listener, TcpListener};
+use poem::{EndpointExt, Route, handler, post, web::Data};
+use prost::Message;
+use serde_json::json;
+
+use crate::world::{Options, World, answer, env, until};
+
+type Spans = Arc<Mutex<Vec<Span>>>;
+
+#[derive(Clone, Debug)]
+struct Span {
+    name: String,
+    trace: String,
+    id: String,
+    parent: String,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+#[handler]
+fn collect(Data(spans): Data<&Spans>, body: Vec<u8>) -> Vec<u8> {
+    let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
+    let sent = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
+    spans.lock().unwrap().extend(sent.map(|span| Span {
+        name: span.name,
+        trace: hex(&span.trace_id),
+        id: hex(&span.span_id),
+        parent: hex(&span.parent_span_id),
+    }));
+    ExportTraceServiceResponse::default().encode_to_vec()
+}
+
+#[tokio::test]
+async fn the_callers_trace_is_continued_through_insert_attempts_upstream_call_and_webhook() {
+    let spans = Spans::default();
+    let acceptor = TcpListener::bind("127.0.0.1:0").into_acceptor().await.unwrap();
+    let address = *acceptor.local_addr()[0].as_socket_addr().unwrap();
+    tokio::spawn(poem::Server::new_with_acceptor(acceptor).run(Route::new().at("/v1/traces", post(collect)).data(Arc::clone(&spans))));
+    let otlp = env(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{address}")),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+    ]);
+    let world = World::with(Options { api: otlp.clone(), worker: otlp, ..Options::default() }).await;
+    world.fault(FaultKind::Outage, When::Next(1)).await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let post = world.post(&json!({ "message": "traced", "webhookUrl": world.hook("/") }));
+    answer(post.header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01")).send().await.unwrap()).await;
+    let delivered = world.deliveries(1).await.remove(0).headers["traceparent"].to_str().unwrap().to_owned();
+    assert!(delivered.starts_with(&format!("00-{trace}-")), "{delivered}");
+
+    let of_trace = || -> Vec<Span> { spans.lock().unwrap().iter().filter(|span| span.trace == trace).cloned().collect() };
+    until("every span has come", async || {
+        if std::env::var_os("DEBUG_TRACE").is_some() {
+            eprintln!("{:?}", spans.lock().unwrap());
+        }
+        let names: Vec<String> = of_trace().into_iter().map(|span| span.name).collect();
+        let count = |name: &str| names.iter().filter(|other| other.as_str() == name).count();
+        count("POST /crypto/sign") == 1 && count("sign.attempt") == 2 && count("upstream.sign") == 2 && count("webhook.attempt") == 1
+    })
+    .await;
+    let all = of_trace();
+    let by_id: HashMap<&str, &Span> = all.iter().map(|span| (span.id.as_str(), span)).collect();
+    let parent_of = |name: &str| {
+        let span = all.iter().find(|span| span.name == name).unwrap();
+        by_id.get(span.parent.as_str()).map_or("the caller", |parent| parent.name.as_str())
+    };
+    assert_eq!(parent_of("POST /crypto/sign"), "the caller");
+    assert_eq!(parent_of("sign.attempt"), "POST /crypto/sign");
+    assert_eq!(parent_of("upstream.sign"), "sign.attempt");
+    assert_eq!(parent_of("webhook.attempt"), "POST /crypto/sign");
+}

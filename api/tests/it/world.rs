@@ -1,0 +1,238 @@
+//! Everything a test of the whole service needs, each part the real one.
+
+use std::time::Duration;
+
+use devkit::postgres::{Cluster, ClusterOptions, free_port, shared_cluster};
+use devkit::processes::{self, Process};
+use devkit::receiver::{Delivery, Receiver, ReceiverOptions};
+use devkit::upstream::{FaultKind, Faults, Simulator, SimulatorOptions, When};
+use reqwest::{Response, StatusCode};
+use serde_json::{Value, json};
+
+pub(crate) const KEY: &str = "key-of-the-tests";
+pub(crate) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+/// The longest that anything may take before a test gives up on it; never waited for in full unless something is broken.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) type Env = Vec<(String, String)>;
+
+/// A program of the workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Binary {
+    Api,
+    Worker,
+}
+
+pub(crate) async fn spawn(binary: Binary, args: &[&str], env: &Env) -> Process {
+    let path = match binary {
+        Binary::Api => env!("CARGO_BIN_EXE_api").into(),
+        Binary::Worker => tokio::task::spawn_blocking(|| {
+            processes::build().unwrap();
+            processes::program("worker").unwrap()
+        })
+        .await
+        .unwrap(),
+    };
+    Process::spawn(&path, args, env.clone()).unwrap()
+}
+
+pub(crate) fn env(pairs: &[(&str, &str)]) -> Env {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// How a world differs from the usual one.
+pub(crate) struct Options {
+    pub(crate) upstream: SimulatorOptions,
+    pub(crate) rate: &'static str,
+    pub(crate) api: Env,
+    pub(crate) worker: Env,
+    /// A Postgres of its own, to be crashed; else the one that the tests of this process share.
+    pub(crate) own_postgres: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { upstream: SimulatorOptions::reliable(), rate: "1000/1s", api: Env::new(), worker: Env::new(), own_postgres: false }
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) upstream: Simulator,
+    pub(crate) receiver: Receiver,
+    pub(crate) api: Process,
+    pub(crate) worker: Process,
+    pub(crate) url: String,
+    pub(crate) database: String,
+    pub(crate) own_postgres: Option<Cluster>,
+    pub(crate) client: reqwest::Client,
+    api_env: Env,
+    worker_env: Env,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub(crate) async fn with(options: Options) -> Self {
+        shared::tls::use_ring();
+        let own_postgres = if options.own_postgres { Some(Cluster::start(ClusterOptions::default()).await.unwrap()) } else { None };
+        let cluster = match &own_postgres {
+            Some(cluster) => cluster,
+            None => shared_cluster().await.unwrap(),
+        };
+        let name = format!("w{}", uuid::Uuid::now_v7().simple());
+        cluster.create_database(&name).await.unwrap();
+        let database = cluster.url(&name);
+        let any = "127.0.0.1:0".parse().unwrap();
+        let upstream = Simulator::start(any, options.upstream).await.unwrap();
+        let receiver = Receiver::start(any, ReceiverOptions { secret: Some(SECRET.to_owned()) }).await.unwrap();
+        let (port, worker_port) = (free_port().unwrap(), free_port().unwrap());
+        let api_env = [
+            env(&[
+                ("DATABASE_URL", &database),
+                ("API_LISTEN", &format!("127.0.0.1:{port}")),
+                ("BOOTSTRAP_API_KEY", KEY),
+                ("BOOTSTRAP_WEBHOOK_SECRET", SECRET),
+            ]),
+            options.api,
+        ]
+        .concat();
+        let worker_env = [
+            env(&[
+                ("DATABASE_URL", &database),
+                ("WORKER_LISTEN", &format!("127.0.0.1:{worker_port}")),
+                ("UPSTREAM_URL", &upstream.url()),
+                ("UPSTREAM_API_KEY", "upstream-key"),
+                ("UPSTREAM_RATE", options.rate),
+                ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"),
+                ("WEBHOOK_RETRY_SCHEDULE", "200ms,200ms,500ms,1s,1s,1s,1s,1s,1s,1s,1s,1s"),
+            ]),
+            options.worker,
+        ]
+        .concat();
+        let api = spawn(Binary::Api, &[], &api_env).await;
+        let worker = spawn(Binary::Worker, &[], &worker_env).await;
+        let url = format!("http://127.0.0.1:{port}");
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let world = Self { upstream, receiver, api, worker, url, database, own_postgres, client, api_env, worker_env };
+        world.ready(&world.url).await;
+        world.ready(&format!("http://127.0.0.1:{worker_port}")).await;
+        world
+    }
+
+    /// Waits until a process is ready, and the bootstrap key works.
+    async fn ready(&self, url: &str) {
+        until("the process is ready", async || {
+            let ready = self.client.get(format!("{url}/health/ready")).send().await.is_ok_and(|answer| answer.status() == 200);
+            ready && (url != self.url || self.get("00000000-0000-0000-0000-000000000000").await.status() == 404)
+        })
+        .await;
+    }
+
+    pub(crate) async fn restart_api(&mut self) {
+        self.api = spawn(Binary::Api, &[], &self.api_env).await;
+        self.ready(&self.url.clone()).await;
+    }
+
+    pub(crate) async fn restart_worker(&mut self) {
+        self.worker = spawn(Binary::Worker, &[], &self.worker_env).await;
+    }
+
+    pub(crate) fn post(&self, body: &Value) -> reqwest::RequestBuilder {
+        self.client
+            .post(format!("{}/crypto/sign", self.url))
+            .header("X-API-Key", KEY)
+            .header("Content-Type", "application/json")
+            .body(body.to_string())
+    }
+
+    pub(crate) async fn sign(&self, message: &str) -> Answer {
+        answer(self.post(&json!({ "message": message })).send().await.unwrap()).await
+    }
+
+    pub(crate) async fn get(&self, id: &str) -> Response {
+        self.client.get(format!("{}/crypto/sign/{id}", self.url)).header("X-API-Key", KEY).send().await.unwrap()
+    }
+
+    /// Waits until a request is final and gives its state.
+    pub(crate) async fn settled(&self, id: &str) -> Value {
+        let mut state = Value::Null;
+        until("the request is final", async || {
+            let waited = self.client.get(format!("{}/crypto/sign/{id}", self.url)).header("X-API-Key", KEY).header("Prefer", "wait=5");
+            let Ok(answered) = waited.send().await else { return false };
+            state = answer(answered).await.body;
+            state["status"] == "signed" || state["status"] == "failed"
+        })
+        .await;
+        state
+    }
+
+    /// The number that a query gives.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        use sqlx::{Connection, Row};
+        let mut connection = sqlx::PgConnection::connect(&self.database).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap().get(0)
+    }
+
+    /// What the upstream does instead of an answer to these calls.
+    pub(crate) async fn fault(&self, kind: FaultKind, when: When) {
+        self.upstream.set_faults(Faults::one(kind, when)).await.unwrap();
+    }
+
+    pub(crate) async fn no_faults(&self) {
+        self.upstream.set_faults(Faults::default()).await.unwrap();
+    }
+
+    /// Waits for so many deliveries.
+    pub(crate) async fn deliveries(&self, count: usize) -> Vec<Delivery> {
+        self.receiver.wait_for(PATIENCE, |deliveries| deliveries.len() >= count).await.unwrap()
+    }
+
+    pub(crate) fn hook(&self, path: &str) -> String {
+        self.receiver.url(path)
+    }
+}
+
+/// An answer, read.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    pub(crate) fn id(&self) -> String {
+        self.body["id"].as_str().unwrap_or_else(|| panic!("no id in {self:?}")).to_owned()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The answer is a problem document with this status and code.
+    #[track_caller]
+    pub(crate) fn is_problem(&self, status: u16, code: &str) {
+        assert_eq!((self.status.as_u16(), self.body["code"].as_str()), (status, Some(code)), "{self:?}");
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(self.body["status"], status);
+        assert!(self.body["title"].is_string() && self.body["detail"].is_string() && self.body["type"].is_string());
+    }
+}
+
+pub(crate) async fn answer(response: Response) -> Answer {
+    let (status, headers) = (response.status(), response.headers().clone());
+    let text = response.text().await.unwrap();
+    Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::Null) }
+}
+
+/// Looks again and again until `condition` holds; fails after [`PATIENCE`].
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < PATIENCE, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

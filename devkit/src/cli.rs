@@ -1,0 +1,82 @@
+//! The commands: what each is called, what it takes, and how it fails (one line on standard error, exit code 1).
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::demo::DemoArgs;
+use crate::error::{Context, Result};
+use crate::prepare::PrepareArgs;
+use crate::receiver::ReceiverArgs;
+use crate::stack::StackArgs;
+use crate::upstream::UpstreamArgs;
+use crate::{demo, postgres, prepare, receiver, stack, upstream};
+
+/// Tools for working on Countersign: a local stack without Docker, a demonstration, and the simulated outside world.
+#[derive(Debug, Parser)]
+#[command(name = "devkit", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the whole stack in the background: Postgres, the simulated upstream, api, worker.
+    ///
+    /// Returns when it is ready, and prints the addresses, the key and a curl line. Data, logs and state are in .countersign/.
+    Up(StackArgs),
+    /// Stop the stack; its data stays.
+    Down,
+    /// Post the challenge's burst of 60 to the running stack and show what becomes of it; exit code 1 if anything is lost.
+    Demo(DemoArgs),
+    /// Run the simulated signing API: outages, a strict budget, faults on request, and an audit of every call.
+    Upstream(UpstreamArgs),
+    /// Run a webhook receiver that verifies and prints every delivery, and misbehaves on request.
+    Receiver(ReceiverArgs),
+    /// Make the offline data of the queries in .sqlx, with a temporary Postgres and the migrations.
+    Prepare(PrepareArgs),
+    /// Run a temporary Postgres until standard input ends or a signal comes; prints its address as JSON.
+    #[command(hide = true)]
+    Postgres,
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => return fail(&first_line(&error)),
+        Err(help) => help.exit(),
+    };
+    run(cli.command).unwrap_or_else(|error| fail(&error.line()))
+}
+
+fn fail(line: &str) -> ExitCode {
+    eprintln!("{line}");
+    ExitCode::FAILURE
+}
+
+/// What is wrong with the arguments, without the usage below it.
+fn first_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let line = text.lines().find(|line| line.starts_with("error: ")).unwrap_or("error: a command is needed");
+    format!("{}; see `devkit --help`", line.trim_start_matches("error: "))
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context(|| "starting the runtime")?;
+    let code = runtime.block_on(async {
+        match command {
+            Command::Up(args) => stack::up(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Down => tokio::task::block_in_place(stack::down).map(|()| ExitCode::SUCCESS),
+            Command::Demo(args) => demo::run(args).await,
+            Command::Upstream(args) => upstream::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Receiver(args) => receiver::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Prepare(args) => prepare::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Postgres => postgres::serve::run().await,
+        }
+    });
+    runtime.shutdown_background();
+    code
+}

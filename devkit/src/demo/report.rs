@@ -1,0 +1,153 @@
+//! What became of the burst: the table, and what was wrong, if anything.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+
+use super::burst::Outcome;
+use crate::receiver::Delivery;
+use crate::upstream::Audit;
+
+/// The figures of one run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    posted: usize,
+    answered_200: usize,
+    answered_202: usize,
+    slowest_answer: Duration,
+    signed: usize,
+    /// Median, 95th percentile and largest time to a signature.
+    to_signature: [Duration; 3],
+    delivered: usize,
+    unverified: usize,
+    calls: u64,
+    signed_twice: u64,
+    max_in_window: u64,
+    limit: u64,
+    window: Duration,
+}
+
+impl Report {
+    /// Puts together what the callers, the receiver and the upstream saw.
+    pub(super) fn new(outcomes: &[Outcome], deliveries: &[Delivery], audit: &Audit, max_in_window: u64) -> Self {
+        let answered = |status| outcomes.iter().filter(|outcome| outcome.answer == Some(status)).count();
+        let mut times: Vec<Duration> = outcomes.iter().filter_map(|outcome| Some(outcome.signature.as_ref()?.1)).collect();
+        times.sort_unstable();
+        let signatures: HashMap<&str, &str> =
+            outcomes.iter().filter_map(|outcome| Some((outcome.id.as_deref()?, outcome.signature.as_ref()?.0.as_str()))).collect();
+        let mut delivered: HashMap<&str, bool> = HashMap::new();
+        for delivery in deliveries {
+            let data = &delivery.body["data"];
+            let id = data["id"].as_str().unwrap_or_default();
+            // A webhook is right when the independent library says so and it tells what the API tells.
+            let right = delivery.verified && signatures.get(id).copied() == data["signature"].as_str();
+            delivered.entry(id).and_modify(|all| *all &= right).or_insert(right);
+        }
+        Self {
+            posted: outcomes.len(),
+            answered_200: answered(200),
+            answered_202: answered(202),
+            slowest_answer: outcomes.iter().map(|outcome| outcome.answered_in).max().unwrap_or_default(),
+            signed: times.len(),
+            to_signature: [percentile(&times, 50), percentile(&times, 95), percentile(&times, 100)],
+            delivered: delivered.values().filter(|right| **right).count(),
+            unverified: delivered.values().filter(|right| !**right).count(),
+            calls: audit.calls,
+            signed_twice: audit.signed_twice,
+            max_in_window,
+            limit: audit.limit,
+            window: Duration::from_millis(audit.window_ms),
+        }
+    }
+
+    /// What was wrong; empty when all is well.
+    pub(super) fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        let mut check = |wrong: bool, what: String| {
+            if wrong {
+                failures.push(what);
+            }
+        };
+        let lost = self.posted - self.signed;
+        check(lost > 0, format!("{lost} requests without a signature"));
+        check(self.unverified > 0, format!("{} webhooks that do not verify, or tell another signature than the API", self.unverified));
+        let missing = self.signed.saturating_sub(self.delivered + self.unverified);
+        check(missing > 0, format!("{missing} webhooks not delivered"));
+        check(self.max_in_window > self.limit, format!("{} calls in one window, {} allowed", self.max_in_window, self.limit));
+        check(self.signed_twice > 0, format!("{} calls for messages that were signed already", self.signed_twice));
+        failures
+    }
+}
+
+/// The smallest time that so many per cent of all do not exceed. Times ascend.
+fn percentile(times: &[Duration], per_cent: usize) -> Duration {
+    let rank = (times.len() * per_cent).div_ceil(100);
+    times.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
+        let [median, p95, longest] = self.to_signature.map(seconds);
+        let rows = [
+            ("posted", self.posted.to_string()),
+            ("answered 200 / 202", format!("{} / {}", self.answered_200, self.answered_202)),
+            ("slowest answer to a POST", seconds(self.slowest_answer)),
+            ("signed", self.signed.to_string()),
+            ("time to the signature: p50 / p95 / max", format!("{median} / {p95} / {longest}")),
+            ("webhooks delivered and verified", self.delivered.to_string()),
+            ("upstream calls made", self.calls.to_string()),
+            ("most calls in any window / allowed", format!("{} / {} in {:?}", self.max_in_window, self.limit, self.window)),
+            ("requests lost", (self.posted - self.signed).to_string()),
+        ];
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        for (what, value) in rows {
+            table.add_row([what.to_owned(), value]);
+        }
+        if let Some(column) = table.column_mut(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        writeln!(f, "{table}")?;
+        match self.failures() {
+            failures if failures.is_empty() => write!(f, "nothing lost, every webhook verified, never over the budget"),
+            failures => write!(f, "failed: {}", failures.join("; ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Report {
+        Report { posted: 60, signed: 60, delivered: 60, max_in_window: 10, limit: 10, ..Report::default() }
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_times() {
+        let times: Vec<Duration> = (1..=20).map(Duration::from_secs).collect();
+        assert_eq!([50, 95, 100].map(|p| percentile(&times, p).as_secs()), [10, 19, 20]);
+        assert_eq!(percentile(&times[..1], 50).as_secs(), 1);
+        assert_eq!(percentile(&[], 95), Duration::ZERO);
+    }
+
+    #[test]
+    fn anything_lost_unverified_or_over_the_budget_is_a_failure() {
+        assert!(good().failures().is_empty());
+        assert!(good().to_string().contains("nothing lost"));
+        for bad in [
+            Report { signed: 59, ..good() },
+            Report { delivered: 59, ..good() },
+            Report { delivered: 59, unverified: 1, ..good() },
+            Report { max_in_window: 11, ..good() },
+            Report { signed_twice: 1, ..good() },
+        ] {
+            assert_eq!(bad.failures().len(), 1, "{bad:?}");
+            assert!(bad.to_string().contains("failed: "));
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! A plain HTTP client for the commands that talk to the stack.
+
+use std::time::Duration;
+
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde_json::Value;
+
+use crate::error::{Context, Error, Result};
+
+/// The client; `timeout` is for a whole request.
+pub(crate) fn client(timeout: Duration) -> Result<Client> {
+    // reqwest wants a provider even where no request is encrypted; it fails only when there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().timeout(timeout).no_proxy().build().context(|| "making an HTTP client")
+}
+
+/// Sends a request and reads the answer as JSON; null when it is none.
+pub(crate) async fn json(request: RequestBuilder) -> Result<(StatusCode, Value)> {
+    let response = request.send().await.context(|| "no answer")?;
+    let status = response.status();
+    let body = response.bytes().await.context(|| "the answer broke off")?;
+    Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
+}
+
+/// Reads a JSON document of a known form.
+pub(crate) async fn document<T: serde::de::DeserializeOwned>(client: &Client, url: &str) -> Result<T> {
+    let (status, value) = json(client.get(url)).await.context(|| url.to_owned())?;
+    if !status.is_success() {
+        return Err(Error::new(format!("{url} answered {status}")));
+    }
+    serde_json::from_value(value).context(|| format!("what {url} answered"))
+}
+
+/// Does the address answer with success?
+pub(crate) async fn is_ready(client: &Client, url: &str) -> bool {
+    client.get(url).send().await.is_ok_and(|response| response.status().is_success())
+}

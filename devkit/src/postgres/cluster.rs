@@ -1,0 +1,217 @@
+//! A server that this process owns: started on a free port, stopped and started again at will, gone with its owner.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::ClusterOptions;
+use super::data::Files;
+use super::guardian::{Charge, Guardian};
+use crate::error::{Context, Error, Result};
+
+/// How a server is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// Open transactions are rolled back, connections ended, and everything is written out.
+    Fast,
+    /// The server drops everything at once, as in a crash: the next start recovers from the log.
+    Immediate,
+}
+
+impl StopMode {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Immediate => "immediate",
+        }
+    }
+}
+
+/// How long a server may take until it accepts connections; recovery after a crash is part of it.
+const START_BOUND: Duration = Duration::from_mins(1);
+/// How often the server's own report is read while it starts.
+const POLL: Duration = Duration::from_millis(5);
+/// Ports tried before giving up; each can be taken by somebody between its choice and its use.
+const PORTS_TRIED: usize = 10;
+
+/// A running Postgres server. Dropping it stops the server, and removes the files if they are temporary.
+#[derive(Debug)]
+pub struct Cluster {
+    port: u16,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    files: Files,
+    options: ClusterOptions,
+    /// `None` only after a guardian failed to start.
+    guardian: Mutex<Option<Guardian>>,
+}
+
+impl Cluster {
+    /// Makes the files if needed, starts the server, and returns when it accepts connections.
+    ///
+    /// # Errors
+    /// When there are no server binaries, the files cannot be made, or the server does not start; its last lines of log are included.
+    pub async fn start(options: ClusterOptions) -> Result<Self> {
+        blocking(move || Self::start_blocking(options)).await
+    }
+
+    fn start_blocking(options: ClusterOptions) -> Result<Self> {
+        let files = Files::prepare(options.folder.as_deref(), options.durability)?;
+        let inner = Inner { files, options, guardian: Mutex::new(None) };
+        let mut tried = 1;
+        let port = loop {
+            let port = match inner.options.port {
+                Some(port) => port,
+                None => free_port().inspect_err(|_| inner.files.remove_temporary())?,
+            };
+            match inner.start(port) {
+                Ok(()) => break port,
+                Err(Failure::PortTaken) if inner.options.port.is_none() && tried < PORTS_TRIED => tried += 1,
+                Err(Failure::PortTaken) => return Err(Error::new(format!("port {port} of 127.0.0.1 is taken"))),
+                Err(Failure::Other(error)) => return Err(error),
+            }
+        };
+        Ok(Self { port, inner: Arc::new(inner) })
+    }
+
+    /// The address of a database, for the superuser.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The port on 127.0.0.1; the same one after a restart.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process number of the server, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.inner.lock().as_ref().filter(|guardian| !guardian.exited()).and_then(Guardian::server)
+    }
+
+    /// The folder with the data and the log.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.inner.files.folder.clone()
+    }
+
+    /// A sentence for the developer, when the data is not in the folder that was asked for.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.inner.files.note.as_deref()
+    }
+
+    /// Stops the server and keeps its files. Nothing happens when it is stopped.
+    ///
+    /// # Errors
+    /// None but a failure to run at all.
+    pub async fn stop(&self, mode: StopMode) -> Result<()> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            if let Some(guardian) = inner.lock().as_mut().filter(|guardian| !guardian.exited()) {
+                guardian.stop(mode.word());
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Starts a stopped server again, on the same port and files. Nothing happens when it runs.
+    ///
+    /// # Errors
+    /// When the port was taken meanwhile, or the server does not start.
+    pub async fn start_again(&self) -> Result<()> {
+        let (inner, port) = (Arc::clone(&self.inner), self.port);
+        blocking(move || {
+            inner.start(port).map_err(|failure| match failure {
+                Failure::PortTaken => Error::new(format!("port {port} of 127.0.0.1 is taken")),
+                Failure::Other(error) => error,
+            })
+        })
+        .await
+    }
+
+    /// [`stop`](Self::stop) and [`start_again`](Self::start_again).
+    ///
+    /// # Errors
+    /// Those of starting.
+    pub async fn restart(&self, mode: StopMode) -> Result<()> {
+        self.stop(mode).await?;
+        self.start_again().await
+    }
+}
+
+enum Failure {
+    PortTaken,
+    Other(Error),
+}
+
+impl Inner {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Guardian>> {
+        self.guardian.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the server unless it runs. The guardian of the run before keeps the files until the new one has them.
+    fn start(&self, port: u16) -> Result<(), Failure> {
+        let mut current = self.lock();
+        if current.as_ref().is_some_and(|guardian| !guardian.exited()) {
+            return Ok(());
+        }
+        let files = &self.files;
+        let account = files.account.as_ref();
+        self.options.write(&files.data(), port, account).map_err(Failure::Other)?;
+        let log_before = files.log().metadata().map_or(0, |meta| meta.len());
+        let guardian = Guardian::start(Charge {
+            program: &files.binaries.program("postgres"),
+            data: &files.data(),
+            log: &files.log(),
+            remove: files.temporary.then_some(files.folder.as_path()),
+            account,
+        })
+        .map_err(Failure::Other)?;
+        if let Some(before) = current.replace(guardian) {
+            before.release();
+        }
+        let guardian = current.as_ref().expect("it was just put there");
+        let deadline = Instant::now() + START_BOUND;
+        loop {
+            if guardian.exited() {
+                let log = std::fs::read(files.log()).unwrap_or_default();
+                let since = log.get(usize::try_from(log_before).unwrap_or(usize::MAX)..).unwrap_or_default();
+                return Err(if String::from_utf8_lossy(since).contains("could not bind") {
+                    Failure::PortTaken
+                } else {
+                    Failure::Other(Error::new(format!("Postgres did not start: {}", files.log_tail())))
+                });
+            }
+            if files.status().is_some_and(|status| status.ready && Some(status.server) == guardian.server()) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Failure::Other(Error::new(format!("Postgres did not get ready in time: {}", files.log_tail()))));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// A port that nobody listens on right now.
+///
+/// # Errors
+/// When the system has none.
+pub fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(|| "looking for a free port")?;
+    Ok(listener.local_addr().context(|| "looking for a free port")?.port())
+}
+
+/// Runs work that blocks away from the runtime's own threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.context(|| "work for Postgres was abandoned")?
+}

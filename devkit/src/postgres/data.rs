@@ -1,0 +1,138 @@
+//! The files of a cluster: made once, and read for what the server says of itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use super::account::{self, Account, Place};
+use super::{Binaries, Durability, options};
+use crate::error::{Context, Error, Result};
+
+/// The files of one cluster, made and ready to be served.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) binaries: Binaries,
+    pub(super) account: Option<Account>,
+    /// Holds the data and the log.
+    pub(super) folder: PathBuf,
+    pub(super) note: Option<String>,
+    pub(super) temporary: bool,
+}
+
+impl Files {
+    /// The files of the folder, made when they are not there; in a temporary folder when none is given.
+    pub(super) fn prepare(folder: Option<&Path>, durability: Durability) -> Result<Self> {
+        let binaries = Binaries::find()?;
+        let account = Account::needed()?;
+        let place = match folder {
+            Some(folder) => account::persistent_folder(folder, account.as_ref())?,
+            None => Place { folder: account::temporary_folder(account.as_ref())?, note: None },
+        };
+        let files = Self { binaries, account, folder: place.folder, note: place.note, temporary: folder.is_none() };
+        if !files.data().join(COMPLETE).exists() {
+            files.initialise(durability).inspect_err(|_| files.remove_temporary())?;
+        }
+        Ok(files)
+    }
+
+    /// The files that an earlier command made in the folder, if it did.
+    pub(super) fn existing(folder: &Path) -> Result<Option<Self>> {
+        let account = Account::needed()?;
+        let folder = account::chosen_folder(folder, account.as_ref())?;
+        if !folder.join("data").join(COMPLETE).exists() {
+            return Ok(None);
+        }
+        Ok(Some(Self { binaries: Binaries::find()?, account, folder, note: None, temporary: false }))
+    }
+
+    /// The data folder proper.
+    pub(super) fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// The server's log.
+    pub(super) fn log(&self) -> PathBuf {
+        self.folder.join("postgres.log")
+    }
+
+    /// Runs `initdb`; what an interrupted one left is removed first.
+    fn initialise(&self, durability: Durability) -> Result<()> {
+        let data = self.data();
+        if data.exists() {
+            std::fs::remove_dir_all(&data).context(|| format!("removing {}", data.display()))?;
+        }
+        let mut command = account::command(&self.binaries.program("initdb"), self.account.as_ref(), &self.folder);
+        command.args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "-D"]).arg(&data);
+        if durability == Durability::Relaxed {
+            command.arg("--no-sync");
+        }
+        let output = command.stdin(Stdio::null()).output().context(|| "running initdb")?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            return Err(Error::new(format!("initdb failed: {}", text.trim())));
+        }
+        options::include(&data)?;
+        let complete = data.join(COMPLETE);
+        std::fs::write(&complete, "").context(|| format!("writing {}", complete.display()))?;
+        account::give(&complete, self.account.as_ref())
+    }
+
+    /// The end of the log, for an error.
+    pub(super) fn log_tail(&self) -> String {
+        let text = std::fs::read(self.log()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().rev().take(4).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+    }
+
+    /// Removes the folder if nobody asked for it to be kept.
+    pub(super) fn remove_temporary(&self) {
+        if self.temporary {
+            // Best effort on a path that already reports another error.
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+
+    /// What the running server wrote about itself, if there is one.
+    pub(super) fn status(&self) -> Option<Status> {
+        Status::read(&self.data())
+    }
+}
+
+/// Written after `initdb` and our own change; without it the data folder is half made.
+const COMPLETE: &str = "countersign.complete";
+
+/// The file `postmaster.pid`, through which `pg_ctl` too learns how far a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) server: i32,
+    pub(super) port: u16,
+    pub(super) ready: bool,
+}
+
+impl Status {
+    fn read(data: &Path) -> Option<Self> {
+        Self::parse(&std::fs::read_to_string(data.join("postmaster.pid")).ok()?)
+    }
+
+    /// Lines: process number, data folder, start time, port, socket folder, address, shared memory, status.
+    fn parse(text: &str) -> Option<Self> {
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let ready = lines.get(7).is_some_and(|status| *status == "ready");
+        Some(Self { server: lines.first()?.parse().ok()?, port: lines.get(3)?.parse().ok()?, ready })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_ready_when_its_file_says_so() {
+        let starting = "123\n/d\n1700000000\n5433\n\n127.0.0.1\n  5432001   1\nstarting\n";
+        assert_eq!(Status::parse(starting), Some(Status { server: 123, port: 5433, ready: false }));
+        let ready = starting.replace("starting", "ready   ");
+        assert!(Status::parse(&ready).unwrap().ready);
+        assert_eq!(Status::parse("123\n/d\n"), None);
+        assert_eq!(Status::parse(""), None);
+    }
+}

@@ -1,0 +1,106 @@
+//! A server that outlives the command that started it, as `devkit up` needs. No guardian: it runs until it is stopped.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use super::data::Files;
+use super::{ClusterOptions, account, admin};
+use crate::error::{Context, Error, Result};
+
+/// A persistent server in a folder, running or not. What is not async blocks.
+#[derive(Debug)]
+pub struct Detached {
+    files: Files,
+}
+
+impl Detached {
+    /// Makes the files if needed, starts the server with `pg_ctl`, and returns when it accepts connections. The options must give
+    /// the folder and the port.
+    ///
+    /// # Errors
+    /// When the options lack one of the two, the port is taken, or the server does not start; its last lines of log are included.
+    pub fn start(options: &ClusterOptions) -> Result<Self> {
+        let (Some(folder), Some(port)) = (&options.folder, options.port) else {
+            return Err(Error::new("a detached Postgres needs a folder and a port"));
+        };
+        let server = Self { files: Files::prepare(Some(folder), options.durability)? };
+        if !server.alive() {
+            let files = &server.files;
+            options.write(&files.data(), port, files.account.as_ref())?;
+            let log = files.log();
+            server
+                .control("start", &["-l".as_ref(), log.as_os_str()])
+                .map_err(|_| Error::new(format!("Postgres did not start: {}", files.log_tail())))?;
+        }
+        Ok(server)
+    }
+
+    /// The server in this folder; `None` when none was ever made there.
+    ///
+    /// # Errors
+    /// When there are no server binaries.
+    pub fn at(folder: &Path) -> Result<Option<Self>> {
+        Ok(Files::existing(folder)?.map(|files| Self { files }))
+    }
+
+    /// The port of the running server; `None` when it does not run.
+    #[must_use]
+    pub fn running(&self) -> Option<u16> {
+        let port = self.files.status()?.port;
+        self.alive().then_some(port)
+    }
+
+    /// Stops the server and waits until it is gone. Nothing happens when it does not run.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub fn stop(&self) -> Result<()> {
+        if self.alive() { self.control("stop", &["-m".as_ref(), "fast".as_ref()]) } else { Ok(()) }
+    }
+
+    fn alive(&self) -> bool {
+        self.control("status", &[]).is_ok()
+    }
+
+    /// The address of a database, for the superuser, while the server runs.
+    #[must_use]
+    pub fn url(&self, database: &str) -> Option<String> {
+        Some(format!("postgres://postgres@127.0.0.1:{}/{database}", self.running()?))
+    }
+
+    /// The address of a database, which is created if it is not there.
+    ///
+    /// # Errors
+    /// When the server does not run or does not answer.
+    pub async fn database(&self, name: &str) -> Result<String> {
+        let address = |name| self.url(name).ok_or_else(|| Error::new("Postgres does not run"));
+        admin::create_if_missing(&address("postgres")?, name).await?;
+        address(name)
+    }
+
+    /// A sentence for the developer, when the data is not in the folder that was asked for.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.files.note.as_deref()
+    }
+
+    /// Where the log is.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.files.log()
+    }
+
+    fn control(&self, action: &str, arguments: &[&std::ffi::OsStr]) -> Result<()> {
+        let files = &self.files;
+        let status = account::command(&files.binaries.program("pg_ctl"), files.account.as_ref(), &files.folder)
+            .args([action, "-w", "-D"])
+            .arg(files.data())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .context(|| "running pg_ctl")?;
+        if status.success() { Ok(()) } else { Err(Error::new(format!("pg_ctl {action} failed"))) }
+    }
+}

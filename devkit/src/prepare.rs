@@ -1,0 +1,186 @@
+//! `devkit prepare`: the data in `.sqlx` from which the queries are checked where there is no database.
+//!
+//! sqlx's own tool would have to be installed and be given a server. This starts one, applies the migrations, and lets the macros
+//! describe every query again: `SQLX_OFFLINE_DIR` tells them where to write. They run only when their crate is compiled, so that crate
+//! is checked in a variant that no build has made yet, beside the ordinary ones: everything it depends on is used as it is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use clap::Args;
+use sqlx::Connection;
+use sqlx::migrate::Migrator;
+
+use crate::error::{Context, Error, Result};
+use crate::postgres::{Cluster, ClusterOptions};
+use crate::workspace::{self, Profile};
+
+/// The only crate with queries.
+const PACKAGE: &str = "shared";
+const DATABASE: &str = "prepare";
+
+/// The settings of `devkit prepare`.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct PrepareArgs {
+    /// Change nothing; fail when the committed data is not that of the queries.
+    #[arg(long)]
+    check: bool,
+}
+
+/// Query files by name.
+type Queries = BTreeMap<String, Vec<u8>>;
+
+/// Makes the data, and writes it or compares it.
+pub(crate) async fn run(args: PrepareArgs) -> Result<()> {
+    let root = workspace::root()?;
+    let cluster = Cluster::start(ClusterOptions::default()).await?;
+    cluster.create_database(DATABASE).await?;
+    migrate(&cluster, &root.join("migrations")).await?;
+    let url = cluster.url(DATABASE);
+    let made = tokio::task::block_in_place(|| describe(&root, &url))?;
+    let folder = root.join(".sqlx");
+    let committed = read(&folder)?;
+    let differences = differences(&committed, &made);
+    match (args.check, differences.first()) {
+        (_, None) => println!("{} queries, all as in .sqlx", made.len()),
+        (true, Some(first)) => {
+            let more = differences.len() - 1;
+            return Err(Error::new(format!("{first} (and {more} more differences); run `make prepare` and commit .sqlx")));
+        }
+        (false, Some(_)) => {
+            write(&folder, &committed, &made)?;
+            println!("{} queries, {} changes in .sqlx", made.len(), differences.len());
+        }
+    }
+    Ok(())
+}
+
+async fn migrate(cluster: &Cluster, folder: &Path) -> Result<()> {
+    let migrator = Migrator::new(folder).await.context(|| format!("reading {}", folder.display()))?;
+    let mut connection = cluster.connect(DATABASE).await?;
+    migrator.run(&mut connection).await.context(|| "applying the migrations")?;
+    connection.close().await.context(|| "applying the migrations")
+}
+
+/// Compiles the queries against the database; what sqlx wrote.
+fn describe(root: &Path, url: &str) -> Result<Queries> {
+    let output = tempfile::tempdir().context(|| "making a temporary folder")?;
+    let profile = Profile::of_this_process()?;
+    // A check generates no code, so the number of units changes nothing but the name under which Cargo keeps the result.
+    let variant = format!("profile.dev.package.{PACKAGE}.codegen-units={}", rand::random_range(1_000..1_000_000));
+    println!("describing the queries of `{PACKAGE}`");
+    let check = Command::new(workspace::cargo())
+        .args(["check", "--quiet", "--package", PACKAGE, "--all-targets", "--config", &variant])
+        .args(["--message-format", "json-render-diagnostics", "--target-dir"])
+        .arg(profile.target(root))
+        .current_dir(root)
+        .envs([("DATABASE_URL", url), ("SQLX_OFFLINE", "false"), ("CARGO_INCREMENTAL", "0")])
+        .env("SQLX_OFFLINE_DIR", output.path())
+        .stdin(Stdio::null())
+        .output()
+        .context(|| "running cargo")?;
+    remove_artifacts(&String::from_utf8_lossy(&check.stdout));
+    if !check.status.success() {
+        return Err(Error::new(first_error(&String::from_utf8_lossy(&check.stderr))));
+    }
+    let made = read(output.path())?;
+    // None at all means that the macros did not run.
+    if made.is_empty() { Err(Error::new(format!("sqlx wrote nothing: was `{PACKAGE}` compiled?"))) } else { Ok(made) }
+}
+
+/// Removes what the variant left, as far as Cargo says where it is; nobody will ask for it again.
+fn remove_artifacts(messages: &str) {
+    for message in messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()) {
+        let ours = message["manifest_path"].as_str().is_some_and(|path| Path::new(path).ends_with(Path::new(PACKAGE).join("Cargo.toml")));
+        let files = message["filenames"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+        for file in files.filter(|_| ours && message["fresh"] == false) {
+            // A file that is gone already is as well.
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+/// The compiler's first error and where it is.
+fn first_error(text: &str) -> String {
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("error"));
+    let error = lines.next().unwrap_or("cargo failed and said nothing").trim();
+    let place = lines.next().map(str::trim).filter(|line| line.starts_with("-->"));
+    format!("`{PACKAGE}` does not compile: {error} {}", place.unwrap_or_default())
+}
+
+/// All query files of a folder; none when there is no folder.
+fn read(folder: &Path) -> Result<Queries> {
+    if !folder.is_dir() {
+        return Ok(Queries::new());
+    }
+    let entries = std::fs::read_dir(folder).context(|| format!("reading {}", folder.display()))?;
+    let paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let queries = paths.iter().filter_map(|path| {
+        let name = path.file_name()?.to_str()?;
+        let is_query = name.starts_with("query-") && path.extension().is_some_and(|extension| extension == "json");
+        is_query.then(|| Ok((name.to_owned(), std::fs::read(path).context(|| format!("reading {}", path.display()))?)))
+    });
+    queries.collect()
+}
+
+/// One sentence for each file that is missing, stale or other than it should be.
+fn differences(committed: &Queries, made: &Queries) -> Vec<String> {
+    let name = |bytes: &[u8]| {
+        let query: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+        query["query"].as_str().and_then(|sql| sql.lines().next()).unwrap_or("a query").trim().to_owned()
+    };
+    let new = made.iter().filter_map(|(file, bytes)| match committed.get(file) {
+        None => Some(format!(".sqlx lacks `{}`", name(bytes))),
+        Some(old) if old != bytes => Some(format!(".sqlx describes `{}` otherwise than Postgres does", name(bytes))),
+        Some(_) => None,
+    });
+    let stale = committed.iter().filter(|(file, _)| !made.contains_key(*file));
+    new.chain(stale.map(|(_, bytes)| format!(".sqlx holds `{}`, which is not in the code", name(bytes)))).collect()
+}
+
+fn write(folder: &Path, committed: &Queries, made: &Queries) -> Result<()> {
+    std::fs::create_dir_all(folder).context(|| format!("making {}", folder.display()))?;
+    for (file, bytes) in made {
+        std::fs::write(folder.join(file), bytes).context(|| format!("writing {file}"))?;
+    }
+    for stale in committed.keys().filter(|file| !made.contains_key(*file)) {
+        std::fs::remove_file(folder.join(stale)).context(|| format!("removing {stale}"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queries(items: &[(&str, &str)]) -> Queries {
+        items.iter().map(|(file, sql)| ((*file).to_owned(), format!(r#"{{"query":"{sql}"}}"#).into_bytes())).collect()
+    }
+
+    #[test]
+    fn every_difference_names_its_query() {
+        let committed = queries(&[("query-a.json", "-- a"), ("query-b.json", "-- b"), ("query-c.json", "-- c")]);
+        let made = queries(&[("query-a.json", "-- a"), ("query-b.json", "-- b2"), ("query-d.json", "-- d\\nselect")]);
+        let found = differences(&committed, &made);
+        assert_eq!(found.len(), 3);
+        assert!(found[0].contains("`-- b2` otherwise") && found[1].contains("lacks `-- d`") && found[2].contains("holds `-- c`"));
+    }
+
+    #[test]
+    fn writing_removes_what_is_stale_and_leaves_other_files() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("notes.md"), "kept").unwrap();
+        let (old, new) = (queries(&[("query-a.json", "a")]), queries(&[("query-b.json", "b")]));
+        write(folder.path(), &Queries::new(), &old).unwrap();
+        write(folder.path(), &old, &new).unwrap();
+        assert_eq!(read(folder.path()).unwrap(), new);
+        assert!(folder.path().join("notes.md").exists());
+    }
+
+    #[test]
+    fn a_failed_compilation_is_one_line() {
+        let text = "warning: x\nerror[E0308]: mismatched types\n  --> shared/src/store/a.rs:1:2\n   |\n";
+        assert_eq!(first_error(text), "`shared` does not compile: error[E0308]: mismatched types --> shared/src/store/a.rs:1:2");
+    }
+}

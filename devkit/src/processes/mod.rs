@@ -1,0 +1,84 @@
+//! The real `api` and `worker` as child processes, for tests that kill, stop and restart them.
+//!
+//! - [`build`] makes sure that the programs are those of the sources under test;
+//! - [`Process`] is one of them, with its log; it is killed when it is dropped.
+
+mod log;
+mod process;
+
+pub use process::{Process, Signal};
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::error::{Context, Error, Result};
+pub use crate::postgres::free_port;
+use crate::workspace::{self, Profile};
+
+/// Builds every program of the workspace, once per process, in the profile and target folder of this one; unless they are newer than
+/// their sources, as they are under `cargo test --workspace`, which has built them just before. Blocks.
+///
+/// (Building again would be right too, but slow: without the tests' dependencies, cargo picks fewer features, and compiles half of the
+/// tree once more.)
+///
+/// # Errors
+/// What the compiler said, the first time and every time after it.
+pub fn build() -> Result<()> {
+    static BUILT: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    BUILT.get_or_init(|| run_build().map_err(|error| error.line())).clone().map_err(Error::new)
+}
+
+fn run_build() -> Result<()> {
+    let profile = Profile::of_this_process()?;
+    if PROGRAMS.iter().all(|name| is_current(&profile, name).unwrap_or(false)) {
+        return Ok(());
+    }
+    let output = Command::new(workspace::cargo())
+        .args(["build", "--quiet", "--workspace", "--bins"])
+        .args(profile.arguments())
+        .current_dir(workspace::root()?)
+        .stdin(Stdio::null())
+        .output()
+        .context(|| "running cargo build")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let error = text.lines().find(|line| line.starts_with("error")).unwrap_or("no error was printed");
+    Err(Error::new(format!("cargo build failed: {error}")))
+}
+
+/// The programs that tests run.
+const PROGRAMS: [&str; 2] = ["api", "worker"];
+
+/// Is the program newer than everything that it is made from? Its folder has its name.
+fn is_current(profile: &Profile, name: &str) -> Result<bool> {
+    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).context(|| format!("looking at {}", path.display()));
+    let built = changed(&profile.program(name))?;
+    let root = workspace::root()?;
+    let mut sources = vec![root.join("Cargo.lock"), root.join("Cargo.toml")];
+    let mut folders = [name, "shared"].map(|folder| root.join(folder).join("src")).to_vec();
+    folders.extend([root.join("migrations"), root.join(".sqlx")]);
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().context(|| format!("reading {}", folder.display()))? {
+            let path = entry.context(|| format!("reading {}", folder.display()))?.path();
+            if path.is_dir() { folders.push(path) } else { sources.push(path) }
+        }
+    }
+    for source in sources {
+        if changed(&source)? > built {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The path of a program of the workspace, in the profile of this process. [`build`] first.
+///
+/// # Errors
+/// When it is not there.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let path = Profile::of_this_process()?.program(name);
+    if path.is_file() { Ok(path) } else { Err(Error::new(format!("{} was not built", path.display()))) }
+}

@@ -1,0 +1,144 @@
+//! One child process: started with a clean environment, watched through its log, signalled, waited for, and killed at the end.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal;
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+
+use super::log::Log;
+use crate::error::{Context, Error, Result};
+
+/// What a process can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM: end in good order.
+    Term,
+    /// SIGKILL: end at once.
+    Kill,
+    /// SIGSTOP: stand still, sockets open.
+    Stop,
+    /// SIGCONT: go on.
+    Cont,
+}
+
+/// Variables of our own environment that a process may see.
+const PASSED: [&str; 5] = ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE"];
+
+/// A running program. It belongs to the runtime it was started in, and is killed when it is dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: Log,
+    /// They end when the process closes its outputs, which it does by ending.
+    followers: Vec<JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts a program. Its environment is what is given, `PATH`, `HOME` and little else, and `RUST_BACKTRACE=1`; so no setting of the
+    /// developer's shell changes a test.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn<A: AsRef<OsStr>>(
+        program: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self> {
+        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+        let passed = PASSED.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
+        let mut child = Command::new(program)
+            .args(arguments)
+            .env_clear()
+            .envs(passed)
+            .env("RUST_BACKTRACE", "1")
+            .envs(environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context(|| format!("starting {}", program.display()))?;
+        let log = Log::new();
+        let followers = vec![
+            tokio::spawn(log.clone().follow(child.stdout.take().expect("it was asked for as a pipe"))),
+            tokio::spawn(log.clone().follow(child.stderr.take().expect("it was asked for as a pipe"))),
+        ];
+        Ok(Self { name, child, log, followers })
+    }
+
+    /// The process number; `None` once it was waited for.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// What it printed on both outputs, up to a bound of a few megabytes.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// Waits for a line of its log that contains the text, and returns it. A line printed before counts.
+    ///
+    /// # Errors
+    /// When none comes within the bound; the error holds the end of the log.
+    pub async fn wait_for_log(&self, text: &str, bound: Duration) -> Result<String> {
+        tokio::time::timeout(bound, self.log.line_with(text)).await.map_err(|_| self.late(&format!("`{text}` in the log"), bound))
+    }
+
+    /// Sends a signal. Nothing happens when the process has ended.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) else { return Ok(()) };
+        let signal = match signal {
+            Signal::Term => signal::Signal::SIGTERM,
+            Signal::Kill => signal::Signal::SIGKILL,
+            Signal::Stop => signal::Signal::SIGSTOP,
+            Signal::Cont => signal::Signal::SIGCONT,
+        };
+        // Not waited for yet, so the number is still its own.
+        signal::kill(Pid::from_raw(pid), signal).context(|| format!("sending {signal} to {}", self.name))
+    }
+
+    /// Waits until it has ended and its log is complete.
+    ///
+    /// # Errors
+    /// When it has not within the bound; the error holds the end of the log.
+    pub async fn wait_exit(&mut self, bound: Duration) -> Result<ExitStatus> {
+        let ended = async {
+            let status = self.child.wait().await;
+            for follower in self.followers.drain(..) {
+                // A follower that panicked has printed so, and its part of the log is all there will be.
+                let _ = follower.await;
+            }
+            status
+        };
+        match tokio::time::timeout(bound, ended).await {
+            Ok(status) => status.context(|| format!("waiting for {}", self.name)),
+            Err(_) => Err(self.late("end", bound)),
+        }
+    }
+
+    /// SIGKILL, and returns when it is gone.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.child.kill().await.context(|| format!("killing {}", self.name))
+    }
+
+    fn late(&self, what: &str, bound: Duration) -> Error {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().rev().take(12).collect();
+        let tail = lines.into_iter().rev().collect::<Vec<_>>().join(" | ");
+        Error::new(format!("{}: no {what} within {bound:?}; its log ends in: {tail}", self.name))
+    }
+}

@@ -1,0 +1,95 @@
+//! How a receiver of webhooks answers: well, or badly in one of the ways that receivers have.
+
+use serde::{Deserialize, Serialize};
+
+/// How deliveries are answered. [`Default`]: 204 to all of them.
+///
+/// As JSON: `{"status":204,"misbehave":{"kind":"status","status":500},"first":2,"retryAfter":5}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Behaviour {
+    /// The status of an answer that is not misbehaved.
+    pub status: u16,
+    /// What is done instead.
+    pub misbehave: Option<Misbehaviour>,
+    /// Only the first so many deliveries of each webhook id meet it; `None`: all.
+    pub first: Option<u32>,
+    /// `Retry-After`, in seconds, on the answers that are not 2xx.
+    pub retry_after: Option<u64>,
+}
+
+/// What a receiver does instead of a proper answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum Misbehaviour {
+    /// Another status.
+    Status {
+        /// Which one.
+        status: u16,
+    },
+    /// No answer, for as long as the sender waits.
+    Hang,
+    /// A 200 whose body comes byte by byte and never ends.
+    SlowBody,
+    /// The connection is closed without an answer.
+    Drop,
+    /// 302 to another address.
+    Redirect {
+        /// Where to.
+        location: String,
+    },
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self { status: 204, misbehave: None, first: None, retry_after: None }
+    }
+}
+
+impl Behaviour {
+    /// Misbehaves with every delivery.
+    #[must_use]
+    pub fn always(misbehave: Misbehaviour) -> Self {
+        Self { misbehave: Some(misbehave), ..Self::default() }
+    }
+
+    /// Answers the first `count` deliveries of each webhook id with `status`, and then well.
+    #[must_use]
+    pub fn fail_first(count: u32, status: u16) -> Self {
+        Self { misbehave: Some(Misbehaviour::Status { status }), first: Some(count), ..Self::default() }
+    }
+
+    /// What is done to the delivery with this number, counted from 1 for each webhook id.
+    pub(super) fn of(&self, number: u32) -> Option<&Misbehaviour> {
+        self.misbehave.as_ref().filter(|_| self.first.is_none_or(|first| number <= first))
+    }
+
+    /// Are the statuses such?
+    pub(super) fn valid(&self) -> bool {
+        let other = match self.misbehave {
+            Some(Misbehaviour::Status { status }) => status,
+            _ => 200,
+        };
+        [self.status, other].into_iter().all(|status| (200..=599).contains(&status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behaviour_is_written_in_json_as_documented() {
+        let text = r#"{"misbehave":{"kind":"status","status":500},"first":2,"retryAfter":5}"#;
+        let behaviour: Behaviour = serde_json::from_str(text).unwrap();
+        assert_eq!(behaviour, Behaviour { retry_after: Some(5), ..Behaviour::fail_first(2, 500) });
+        assert!(behaviour.valid() && !Behaviour { status: 99, ..behaviour }.valid());
+    }
+
+    #[test]
+    fn only_the_first_deliveries_are_misbehaved() {
+        let behaviour = Behaviour::fail_first(2, 503);
+        assert_eq!([1, 2, 3].map(|number| behaviour.of(number).is_some()), [true, true, false]);
+        assert!(Behaviour::always(Misbehaviour::Hang).of(9).is_some());
+    }
+}

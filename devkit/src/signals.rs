@@ -1,0 +1,16 @@
+//! When a command that runs until it is told to stop is told to stop.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::error::{Context, Result};
+
+/// Returns at the first SIGINT or SIGTERM.
+pub(crate) async fn terminate() -> Result<()> {
+    let listen = |kind| signal(kind).context(|| "listening for signals");
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

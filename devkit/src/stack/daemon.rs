@@ -1,0 +1,74 @@
+//! Background processes: started so that they outlive the terminal's command, and ended in good order.
+
+use std::fs::OpenOptions;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::folder;
+use super::settings::{Environment, set};
+use super::state::{Running, start_of};
+use crate::error::{Context, Error, Result};
+
+/// How long a process may take to end in good order: the worker finishes the calls that are under way.
+const TERM_BOUND: Duration = Duration::from_secs(40);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Where a process's log is.
+pub(super) fn log_path(name: &str) -> Result<PathBuf> {
+    Ok(folder()?.join("logs").join(format!("{name}.log")))
+}
+
+/// Starts a program in the background; its log begins anew.
+pub(super) fn start(name: &str, program: &Path, arguments: &[&str], environment: &Environment) -> Result<Running> {
+    let path = log_path(name)?;
+    let logs = path.parent().expect("it is in a folder");
+    std::fs::create_dir_all(logs).context(|| format!("making {}", logs.display()))?;
+    let log = OpenOptions::new().create(true).write(true).truncate(true).open(&path).context(|| format!("opening {}", path.display()))?;
+    let both = log.try_clone().context(|| "the log")?;
+    let defaults = environment.defaults.iter().filter(|(variable, _)| set(variable).is_none());
+    let child = Command::new(program)
+        .args(arguments)
+        .envs(defaults.chain(&environment.fixed).map(|(variable, value)| (*variable, value.as_str())))
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(both)
+        // Control-C in the terminal is for whoever is in front.
+        .process_group(0)
+        .spawn()
+        .context(|| format!("starting {}", program.display()))?;
+    let pid = child.id();
+    let started = start_of(pid).ok_or_else(|| Error::new(format!("{name} ended at once: {}", last_line(name))))?;
+    Ok(Running { name: name.to_owned(), pid, started })
+}
+
+/// Ends a process: SIGTERM, and SIGKILL when it does not. Blocks until it is gone. Returns whether it ran.
+pub(super) fn stop(process: &Running) -> Result<bool> {
+    if !process.runs() {
+        return Ok(false);
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let pid = i32::try_from(process.pid).context(|| "a process number")?;
+        // It may end between the look and the signal; then there is nothing to do.
+        let _ = kill(Pid::from_raw(pid), signal);
+        let deadline = Instant::now() + TERM_BOUND;
+        while Instant::now() < deadline {
+            if !process.runs() {
+                return Ok(true);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+    Err(Error::new(format!("{} (process {}) does not end", process.name, process.pid)))
+}
+
+/// The last line of a log that says something, without colours.
+pub(super) fn last_line(name: &str) -> String {
+    let text = log_path(name).and_then(|path| std::fs::read(path).context(|| "the log")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned()
+}

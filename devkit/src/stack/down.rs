@@ -1,0 +1,35 @@
+//! `devkit down`: ends the stack in the order that loses nothing, and says so.
+
+use super::{State, daemon, postgres_folder};
+use crate::error::Result;
+use crate::postgres::Detached;
+
+/// Stops everything that runs. The data stays.
+pub(crate) fn down() -> Result<()> {
+    if stop_all()? {
+        println!("the stack is down; its data stays in .countersign/");
+    } else {
+        println!("nothing runs");
+    }
+    Ok(())
+}
+
+/// Stops the services before what they need, the last started first; returns whether anything ran.
+pub(super) fn stop_all() -> Result<bool> {
+    let mut any = false;
+    for process in State::load()?.unwrap_or_default().processes.iter().rev() {
+        if daemon::stop(process)? {
+            println!("stopped {}", process.name);
+            any = true;
+        }
+    }
+    if let Some(postgres) = Detached::at(&postgres_folder()?)?
+        && postgres.running().is_some()
+    {
+        postgres.stop()?;
+        println!("stopped postgres");
+        any = true;
+    }
+    State::remove()?;
+    Ok(any)
+}

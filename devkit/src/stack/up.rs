@@ -1,0 +1,138 @@
+//! `devkit up`: builds the services, starts everything in the background, and returns when it is ready.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::settings::{Environment, api_key, local, webhook_secret};
+use super::state::Running;
+use super::{StackArgs, State, daemon, down, folder, postgres_folder};
+use crate::error::{Context, Error, Result};
+use crate::postgres::{ClusterOptions, Detached, Durability};
+use crate::{http, processes};
+
+/// How long a service may take until it is ready: it brings the schema up to date first.
+const READY_BOUND: Duration = Duration::from_mins(1);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Starts the stack, or says that it runs.
+pub(crate) async fn up(args: StackArgs) -> Result<()> {
+    let folder = folder()?;
+    std::fs::create_dir_all(&folder).context(|| format!("making {}", folder.display()))?;
+    let _lock = lock(&folder.join("lock"))?;
+    if let Some(state) = State::load()? {
+        if state.runs() && ready(&state).await? {
+            println!("the stack runs already");
+            announce(&state);
+            return Ok(());
+        }
+        // A machine that went down, or a process that somebody killed.
+        tokio::task::block_in_place(down::stop_all)?;
+    }
+    refuse_taken_ports(&args)?;
+    println!("building api and worker");
+    tokio::task::block_in_place(processes::build)?;
+    let mut state = State::default();
+    let started = start(&args, &mut state).await;
+    if started.is_err() {
+        // Half a stack helps nobody; the first error is the one to show.
+        let _ = tokio::task::block_in_place(down::stop_all);
+    }
+    started?;
+    announce(&state);
+    Ok(())
+}
+
+async fn start(args: &StackArgs, state: &mut State) -> Result<()> {
+    let options = ClusterOptions {
+        durability: Durability::Full,
+        folder: Some(postgres_folder()?),
+        port: Some(args.postgres_port),
+        ..ClusterOptions::default()
+    };
+    let postgres = tokio::task::block_in_place(|| Detached::start(&options))?;
+    if let Some(note) = postgres.note() {
+        println!("{note}");
+    }
+    let database = postgres.database("countersign").await?;
+    let url = |port| format!("http://{}", local(port));
+    state.api_url = url(args.api_port);
+    state.worker_url = url(args.worker_port);
+    state.upstream_url = url(args.upstream_port);
+    state.database_url.clone_from(&database);
+
+    // The api makes the schema; a worker that is earlier makes it too, so the order is only the one that down reverses.
+    launch(state, "upstream", "devkit", &["upstream"], &args.upstream())?;
+    launch(state, "worker", "worker", &[], &args.worker(&database))?;
+    launch(state, "api", "api", &[], &args.api(&database))?;
+    let addresses =
+        [format!("{}/_audit", state.upstream_url), format!("{}/health/ready", state.worker_url), format!("{}/health/ready", state.api_url)];
+    for (process, address) in state.processes.iter().zip(addresses) {
+        wait_until_ready(process, &address).await?;
+    }
+    Ok(())
+}
+
+fn launch(state: &mut State, name: &str, program: &str, arguments: &[&str], environment: &Environment) -> Result<()> {
+    let running = daemon::start(name, &processes::program(program)?, arguments, environment)?;
+    state.processes.push(running);
+    state.save()
+}
+
+async fn wait_until_ready(process: &Running, address: &str) -> Result<()> {
+    let client = http::client(Duration::from_secs(2))?;
+    let deadline = Instant::now() + READY_BOUND;
+    while !http::is_ready(&client, address).await {
+        let name = &process.name;
+        let log = daemon::log_path(name)?;
+        if !process.runs() {
+            return Err(Error::new(format!("{name} ended: {} (log: {})", daemon::last_line(name), log.display())));
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(format!("{name} is not ready at {address} within {READY_BOUND:?}; its log: {}", log.display())));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+async fn ready(state: &State) -> Result<bool> {
+    let client = http::client(Duration::from_secs(5))?;
+    Ok(http::is_ready(&client, &format!("{}/health/ready", state.api_url)).await)
+}
+
+/// Two `up` at once would start two of everything.
+fn lock(path: &Path) -> Result<File> {
+    let file = File::create(path).context(|| format!("opening {}", path.display()))?;
+    file.try_lock().context(|| "another `devkit up` is at work")?;
+    Ok(file)
+}
+
+fn refuse_taken_ports(args: &StackArgs) -> Result<()> {
+    for (port, whose, variable) in args.ports() {
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err() {
+            return Err(Error::new(format!("port {port}, for {whose}, is taken; set {variable} to another one")));
+        }
+    }
+    Ok(())
+}
+
+fn announce(state: &State) {
+    let State { api_url, worker_url, upstream_url, database_url, .. } = state;
+    let (key, secret) = (api_key(), webhook_secret());
+    println!(
+        "
+  API             {api_url}
+  documentation   {api_url}/docs
+  worker          {worker_url}/metrics
+  upstream        {upstream_url}/_audit
+  Postgres        {database_url}
+  API key         {key}
+  webhook secret  {secret}
+  logs            .countersign/logs/
+
+  curl -i {api_url}/crypto/sign -H 'X-API-Key: {key}' -H 'Content-Type: application/json' -d '{{\"message\":\"hello\"}}'
+"
+    );
+}

@@ -1,0 +1,127 @@
+//! Faults that a test switches on: what goes wrong, and for which calls.
+
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+
+/// Everything that is wrong with the upstream for now. [`Default`]: nothing.
+///
+/// As JSON: `{"calls":[{"kind":"hang","when":{"next":3}}],"dropConnections":"always","goneForMs":5000}`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Faults {
+    /// What replaces the answer to a call; the first that applies to it.
+    pub calls: Vec<Fault>,
+    /// New connections that are accepted and closed before anything is read; their calls never arrive.
+    pub drop_connections: Option<When>,
+    /// Connections are refused, as if the upstream was stopped; until the faults are set again.
+    #[serde(skip)]
+    pub gone: bool,
+    /// Connections are refused for so many milliseconds. Over HTTP, an upstream that is gone could not be called back.
+    pub gone_for_ms: Option<u64>,
+}
+
+/// One fault and the calls that meet it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fault {
+    /// What happens instead of the answer.
+    #[serde(flatten)]
+    pub kind: FaultKind,
+    /// To which calls.
+    pub when: When,
+}
+
+/// What happens instead of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum FaultKind {
+    /// Nothing, for as long as the client waits.
+    Hang,
+    /// The connection is reset (RST).
+    Reset,
+    /// The connection is closed without a byte.
+    Close,
+    /// A 200 that promises a whole signature and ends in the middle of it.
+    Truncate,
+    /// 429 with `Retry-After` in seconds.
+    TooMany {
+        /// Seconds until the client may call again.
+        retry_after: u64,
+    },
+    /// 401, as for a wrong key.
+    Unauthorized,
+    /// 500.
+    Error,
+    /// 502 with the words of a message's outage.
+    Outage,
+}
+
+/// The calls (or connections) that a fault is for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum When {
+    /// All of them.
+    Always,
+    /// The next so many, counted down in place.
+    Next(u32),
+    /// Each with this probability, from 0 to 1.
+    Probability(f64),
+}
+
+impl Faults {
+    /// One fault of calls.
+    #[must_use]
+    pub fn one(kind: FaultKind, when: When) -> Self {
+        Self { calls: vec![Fault { kind, when }], ..Self::default() }
+    }
+
+    /// What happens to the call that arrives now, if anything.
+    pub(super) fn pick(&mut self, rng: &mut impl Rng) -> Option<FaultKind> {
+        self.calls.iter_mut().find_map(|fault| fault.when.applies(rng).then_some(fault.kind))
+    }
+
+    /// Are all probabilities such?
+    pub(super) fn valid(&self) -> bool {
+        let whens = self.calls.iter().map(|fault| fault.when).chain(self.drop_connections);
+        whens.into_iter().all(|when| !matches!(when, When::Probability(share) if !(0.0..=1.0).contains(&share)))
+    }
+}
+
+impl When {
+    pub(super) fn applies(&mut self, rng: &mut impl Rng) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Next(0) => false,
+            Self::Next(left) => {
+                *left -= 1;
+                true
+            }
+            Self::Probability(share) => rng.random_bool(*share),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_written_in_json_as_documented() {
+        let text = r#"{"calls":[{"kind":"hang","when":{"next":3}},{"kind":"tooMany","retryAfter":5,"when":"always"},
+            {"kind":"error","when":{"probability":0.5}}],"dropConnections":"always","goneForMs":5000}"#;
+        let faults: Faults = serde_json::from_str(text).unwrap();
+        assert_eq!(faults.calls[0], Fault { kind: FaultKind::Hang, when: When::Next(3) });
+        assert_eq!(faults.calls[1].kind, FaultKind::TooMany { retry_after: 5 });
+        assert_eq!((faults.drop_connections, faults.gone_for_ms), (Some(When::Always), Some(5000)));
+        assert!(faults.valid());
+        assert!(serde_json::from_str::<Faults>(r#"{"calls":[{"kind":"nonsense","when":"always"}]}"#).is_err());
+        assert!(!Faults::one(FaultKind::Hang, When::Probability(2.0)).valid());
+    }
+
+    #[test]
+    fn a_fault_for_the_next_calls_runs_out_and_the_one_below_it_takes_over() {
+        let mut faults = Faults::one(FaultKind::Reset, When::Next(2));
+        faults.calls.push(Fault { kind: FaultKind::Error, when: When::Next(1) });
+        let picked: Vec<_> = (0..4).map(|_| faults.pick(&mut rand::rng())).collect();
+        assert_eq!(picked, [Some(FaultKind::Reset), Some(FaultKind::Reset), Some(FaultKind::Error), None]);
+    }
+}

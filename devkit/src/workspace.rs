@@ -1,0 +1,90 @@
+//! Where the repository is, and where Cargo puts what it builds from it.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Error, Result};
+
+/// The root of the workspace: the nearest folder upwards with a `Cargo.lock`, from the package Cargo runs us for, or from here.
+pub(crate) fn root() -> Result<PathBuf> {
+    let start = match std::env::var_os("CARGO_MANIFEST_DIR") {
+        Some(package) => PathBuf::from(package),
+        None => std::env::current_dir().context(|| "the current folder")?,
+    };
+    root_above(&start)
+        .or_else(|| root_above(&std::env::current_exe().ok()?))
+        .ok_or_else(|| Error::new("run this in the folder of the repository"))
+}
+
+fn root_above(start: &Path) -> Option<PathBuf> {
+    start.ancestors().find(|folder| folder.join("Cargo.lock").is_file() && folder.join("devkit").is_dir()).map(Path::to_owned)
+}
+
+/// The Cargo that runs us, or the one in `PATH`.
+pub(crate) fn cargo() -> PathBuf {
+    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
+
+/// Where this executable was built: its profile's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Profile {
+    /// Such as `target/debug`.
+    pub(crate) folder: PathBuf,
+}
+
+impl Profile {
+    /// That of this process.
+    pub(crate) fn of_this_process() -> Result<Self> {
+        let executable = std::env::current_exe().context(|| "the path of this program")?;
+        Self::of(&executable).ok_or_else(|| Error::new(format!("{} is not in a folder that Cargo built", executable.display())))
+    }
+
+    /// A program is in the folder itself, a test in `deps` below it.
+    fn of(executable: &Path) -> Option<Self> {
+        let folder = executable.parent()?;
+        let folder = if folder.ends_with("deps") || folder.ends_with("examples") { folder.parent()? } else { folder };
+        folder.parent()?;
+        Some(Self { folder: folder.to_owned() })
+    }
+
+    /// Cargo's arguments for the same profile and target folder.
+    pub(crate) fn arguments(&self) -> Vec<std::ffi::OsString> {
+        let mut arguments = vec!["--target-dir".into(), self.target(Path::new("target")).into()];
+        match self.folder.file_name().and_then(std::ffi::OsStr::to_str) {
+            Some("debug") | None => {}
+            Some(name) => arguments.extend(["--profile".into(), name.into()]),
+        }
+        arguments
+    }
+
+    /// The target folder that the profile's folder is in.
+    pub(crate) fn target<'a>(&'a self, otherwise: &'a Path) -> &'a Path {
+        self.folder.parent().unwrap_or(otherwise)
+    }
+
+    /// The path of a program of the workspace.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_tests_know_their_profile() {
+        for (executable, profile) in [("/r/target/debug/devkit", "debug"), ("/r/target/release/deps/it-0123", "release")] {
+            let found = Profile::of(Path::new(executable)).unwrap();
+            assert_eq!(found.folder, Path::new("/r/target").join(profile));
+            assert_eq!(found.program("api"), Path::new("/r/target").join(profile).join("api"));
+        }
+        let release = Profile { folder: "/r/target/release".into() };
+        assert_eq!(release.arguments(), ["--target-dir", "/r/target", "--profile", "release"]);
+        assert_eq!(Profile { folder: "/r/target/debug".into() }.arguments(), ["--target-dir", "/r/target"]);
+    }
+
+    #[test]
+    fn the_root_is_found_from_a_package_of_it() {
+        assert!(root().unwrap().join("devkit").is_dir());
+    }
+}

@@ -1,0 +1,8 @@
+//! Devkit against the real thing: a Postgres that is killed, sockets that are reset, processes that come and go.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests may too")]
+
+mod postgres;
+mod processes;
+mod receiver;
+mod upstream;

@@ -1,0 +1,76 @@
+//! Never over budget, and the budget used.
+
+use std::time::{Duration, Instant};
+
+use devkit::processes::Signal;
+use devkit::upstream::SimulatorOptions;
+
+use crate::world::{World, numbered, until};
+
+/// Ten calls in a second, strictly; every call fails, so that there is always work.
+fn insatiable() -> SimulatorOptions {
+    SimulatorOptions {
+        rate: "10/1s".parse().unwrap(),
+        failure_probability: 1.0,
+        outage: Duration::from_hours(1)..=Duration::from_hours(1),
+        latency: Duration::ZERO..=Duration::from_millis(20),
+        ..SimulatorOptions::default()
+    }
+}
+
+#[tokio::test]
+async fn never_over_budget_with_four_workers_through_kills_restarts_and_standstills() {
+    let world = World::new(insatiable(), "10/1s").await;
+    world.post(numbered(200)).await;
+    // A lease is ten seconds longer than the time limit: a worker that stands still for longer loses what it had.
+    let mut workers: Vec<_> = (0..4).map(|_| world.worker(&[("UPSTREAM_TIMEOUT", "1s")])).collect();
+    let calls_after = |calls: u64| {
+        let upstream = &world.upstream;
+        async move { until("calls are made", async || upstream.audit().sign_calls >= calls).await }
+    };
+    calls_after(20).await;
+    workers[0].signal(Signal::Stop).unwrap();
+    for round in 1..=6u64 {
+        let victim = 1 + usize::try_from(round % 3).unwrap();
+        workers[victim].kill().await.unwrap();
+        workers[victim] = world.worker(&[("UPSTREAM_TIMEOUT", "1s")]);
+        calls_after(20 + round * 15).await;
+    }
+    workers[0].signal(Signal::Cont).unwrap();
+    calls_after(world.upstream.audit().sign_calls + 40).await;
+    let audit = world.upstream.audit();
+    assert!(audit.max_in_window <= 10 && audit.over_budget == 0 && audit.max_in_flight_per_message == 1, "{audit:?}");
+}
+
+#[tokio::test]
+async fn the_budget_is_used_while_due_work_waits() {
+    // The shorter the window, the more of it goes into the answer and the claim; at 60 s they are nothing.
+    let rate = "20/4s";
+    let world = World::new(SimulatorOptions { rate: rate.parse().unwrap(), ..insatiable() }, rate).await;
+    world.post(numbered(400)).await;
+    let _workers = [world.worker(&[]), world.worker(&[])];
+    until("the first window is spent", async || world.upstream.audit().sign_calls >= 20).await;
+    let started = Instant::now();
+    until("five more are", async || world.upstream.audit().sign_calls >= 120).await;
+    let took = started.elapsed().as_secs_f64();
+    let used = 5.0 * 4.0 / took;
+    println!("budget used: {:.1} %", used * 100.0);
+    assert!(used >= 0.97, "only {:.1} % of the budget was used", used * 100.0);
+    assert_eq!(world.upstream.audit().over_budget, 0);
+}
+
+#[tokio::test]
+async fn after_429_every_slot_waits_as_long_as_the_upstream_asks() {
+    use devkit::upstream::{FaultKind, When};
+    let world = World::new(SimulatorOptions::reliable(), "100/1s").await;
+    world.fault(FaultKind::TooMany { retry_after: 2 }, When::Next(1)).await;
+    let _worker = world.worker(&[]);
+    let first = world.post(numbered(1)).await;
+    until("the 429 was answered", async || world.upstream.audit().calls == 1).await;
+    let paused = Instant::now();
+    let ids = [first, world.post((0..10).map(|n| format!("later {n}"))).await].concat();
+    let states = world.settled(&ids).await;
+    assert!(paused.elapsed() >= Duration::from_millis(1900), "{:?}", paused.elapsed());
+    assert!(states.iter().all(|state| state.attempts == 1), "the 429 counts for nobody");
+    assert_eq!(world.upstream.audit().sign_calls, 12);
+}

@@ -1,0 +1,6 @@
+//! The real worker, as many of them as it takes, against a real Postgres and the simulated upstream. Requests are stored directly, as
+//! `api` would.
+
+mod budget;
+mod faults;
+mod world;
