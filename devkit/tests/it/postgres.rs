@@ -142,6 +142,22 @@ async fn a_persistent_cluster_keeps_its_data_and_a_taken_port_is_named() {
 }
 
 #[tokio::test]
+async fn data_that_an_unprivileged_account_could_not_reach_goes_elsewhere_and_it_is_said() {
+    // A temporary folder is closed to others. Only root needs another account.
+    let closed = tempfile::tempdir().unwrap();
+    let requested = closed.path().join("below");
+    let options = ClusterOptions { folder: Some(requested.clone()), ..ClusterOptions::default() };
+    let cluster = Cluster::start(options).await.unwrap();
+    assert_eq!(one(&cluster).await, 1);
+    let folder = cluster.folder();
+    let moved = nix::unistd::geteuid().is_root();
+    assert_eq!(folder != requested, moved);
+    assert_eq!(cluster.note().is_some_and(|note| note.contains(folder.to_str().unwrap())), moved);
+    drop(cluster);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
 async fn a_detached_server_is_found_again_and_stopped_by_its_folder() {
     let parent = tempfile::tempdir().unwrap();
     open_to_all(parent.path());
