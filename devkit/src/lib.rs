@@ -8,6 +8,14 @@
 //!
 //! Devkit depends on no other crate of the workspace: `devkit prepare` makes the data without which `shared` does not compile.
 
+/// Prints a line. Whoever reads it may be gone (`devkit up | head`), which is no reason to fail.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
+
 pub mod cli;
 mod demo;
 mod error;

@@ -43,14 +43,14 @@ pub(crate) async fn run(args: PrepareArgs) -> Result<()> {
     let committed = read(&folder)?;
     let differences = differences(&committed, &made);
     match (args.check, differences.first()) {
-        (_, None) => println!("{} queries, all as in .sqlx", made.len()),
+        (_, None) => say!("{} queries, all as in .sqlx", made.len()),
         (true, Some(first)) => {
             let more = differences.len() - 1;
             return Err(Error::new(format!("{first} (and {more} more differences); run `make prepare` and commit .sqlx")));
         }
         (false, Some(_)) => {
             write(&folder, &committed, &made)?;
-            println!("{} queries, {} changes in .sqlx", made.len(), differences.len());
+            say!("{} queries, {} changes in .sqlx", made.len(), differences.len());
         }
     }
     Ok(())
@@ -69,7 +69,7 @@ fn describe(root: &Path, url: &str) -> Result<Queries> {
     let profile = Profile::of_this_process()?;
     // A check generates no code, so the number of units changes nothing but the name under which Cargo keeps the result.
     let variant = format!("profile.dev.package.{PACKAGE}.codegen-units={}", rand::random_range(1_000..1_000_000));
-    println!("describing the queries of `{PACKAGE}`");
+    say!("describing the queries of `{PACKAGE}`");
     let check = Command::new(workspace::cargo())
         .args(["check", "--quiet", "--package", PACKAGE, "--all-targets", "--config", &variant])
         .args(["--message-format", "json-render-diagnostics", "--target-dir"])

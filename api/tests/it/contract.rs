@@ -142,7 +142,7 @@ async fn preferences_are_honoured_and_said() {
     let started = Instant::now();
     let post = world.post(&json!({ "message": "a" })).header("Prefer", "respond-async");
     let receipt = answer(post.send().await.unwrap()).await;
-    assert!(started.elapsed() < Duration::from_millis(1000));
+    assert!(started.elapsed() < Duration::from_secs(1));
     assert_eq!((receipt.status.as_u16(), receipt.header("preference-applied")), (202, "respond-async"));
     let started = Instant::now();
     let post = world.post(&json!({ "message": "b" })).header("Prefer", "wait=3");

@@ -1,9 +1,11 @@
-//! One trace from the caller's POST to the webhook, as an OTLP collector sees it.
+//! One trace from the caller's POST to the webhook, as an OTLP collector sees it, by either protocol.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use devkit::upstream::{FaultKind, When};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use poem::listener::{Acceptor, Listener, TcpListener};
 use poem::{EndpointExt, Route, handler, post, web::Data};
@@ -12,7 +14,9 @@ use serde_json::json;
 
 use crate::world::{Options, World, answer, env, until};
 
-type Spans = Arc<Mutex<Vec<Span>>>;
+/// A collector's memory.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<Vec<Span>>>);
 
 #[derive(Clone, Debug)]
 struct Span {
@@ -26,28 +30,72 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
+impl Spans {
+    fn collect(&self, request: ExportTraceServiceRequest) {
+        let sent = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
+        self.0.lock().unwrap().extend(sent.map(|span| Span {
+            name: span.name,
+            trace: hex(&span.trace_id),
+            id: hex(&span.span_id),
+            parent: hex(&span.parent_span_id),
+        }));
+    }
+
+    fn of(&self, trace: &str) -> Vec<Span> {
+        self.0.lock().unwrap().iter().filter(|span| span.trace == trace).cloned().collect()
+    }
+}
+
 #[handler]
-fn collect(Data(spans): Data<&Spans>, body: Vec<u8>) -> Vec<u8> {
-    let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
-    let sent = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-    spans.lock().unwrap().extend(sent.map(|span| Span {
-        name: span.name,
-        trace: hex(&span.trace_id),
-        id: hex(&span.span_id),
-        parent: hex(&span.parent_span_id),
-    }));
+async fn over_http(Data(spans): Data<&Spans>, body: poem::Body) -> Vec<u8> {
+    spans.collect(ExportTraceServiceRequest::decode(body.into_bytes().await.unwrap()).unwrap());
     ExportTraceServiceResponse::default().encode_to_vec()
+}
+
+#[tonic::async_trait]
+impl TraceService for Spans {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        self.collect(request.into_inner());
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+async fn collector_over_http(spans: Spans) -> SocketAddr {
+    let acceptor = TcpListener::bind("127.0.0.1:0").into_acceptor().await.unwrap();
+    let address = *acceptor.local_addr()[0].as_socket_addr().unwrap();
+    tokio::spawn(poem::Server::new_with_acceptor(acceptor).run(Route::new().at("/v1/traces", post(over_http)).data(spans)));
+    address
+}
+
+async fn collector_over_grpc(spans: Spans) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    tokio::spawn(tonic::transport::Server::builder().add_service(TraceServiceServer::new(spans)).serve_with_incoming(incoming));
+    address
 }
 
 #[tokio::test]
 async fn the_callers_trace_is_continued_through_insert_attempts_upstream_call_and_webhook() {
     let spans = Spans::default();
-    let acceptor = TcpListener::bind("127.0.0.1:0").into_acceptor().await.unwrap();
-    let address = *acceptor.local_addr()[0].as_socket_addr().unwrap();
-    tokio::spawn(poem::Server::new_with_acceptor(acceptor).run(Route::new().at("/v1/traces", post(collect)).data(Arc::clone(&spans))));
+    let collector = collector_over_http(spans.clone()).await;
+    one_trace(spans, collector, "http/protobuf").await;
+}
+
+#[tokio::test]
+async fn the_callers_trace_arrives_over_grpc_too() {
+    let spans = Spans::default();
+    let collector = collector_over_grpc(spans.clone()).await;
+    one_trace(spans, collector, "grpc").await;
+}
+
+async fn one_trace(spans: Spans, collector: SocketAddr, protocol: &str) {
     let otlp = env(&[
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{address}")),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{collector}")),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
         ("OTEL_BSP_SCHEDULE_DELAY", "100"),
     ]);
     let world = World::with(Options { api: otlp.clone(), worker: otlp, ..Options::default() }).await;
@@ -58,17 +106,13 @@ async fn the_callers_trace_is_continued_through_insert_attempts_upstream_call_an
     let delivered = world.deliveries(1).await.remove(0).headers["traceparent"].to_str().unwrap().to_owned();
     assert!(delivered.starts_with(&format!("00-{trace}-")), "{delivered}");
 
-    let of_trace = || -> Vec<Span> { spans.lock().unwrap().iter().filter(|span| span.trace == trace).cloned().collect() };
     until("every span has come", async || {
-        if std::env::var_os("DEBUG_TRACE").is_some() {
-            eprintln!("{:?}", spans.lock().unwrap());
-        }
-        let names: Vec<String> = of_trace().into_iter().map(|span| span.name).collect();
+        let names: Vec<String> = spans.of(trace).into_iter().map(|span| span.name).collect();
         let count = |name: &str| names.iter().filter(|other| other.as_str() == name).count();
         count("POST /crypto/sign") == 1 && count("sign.attempt") == 2 && count("upstream.sign") == 2 && count("webhook.attempt") == 1
     })
     .await;
-    let all = of_trace();
+    let all = spans.of(trace);
     let by_id: HashMap<&str, &Span> = all.iter().map(|span| (span.id.as_str(), span)).collect();
     let parent_of = |name: &str| {
         let span = all.iter().find(|span| span.name == name).unwrap();

@@ -13,7 +13,7 @@ pub(crate) const KEY: &str = "key-of-the-tests";
 pub(crate) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
 /// The longest that anything may take before a test gives up on it; never waited for in full unless something is broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) type Env = Vec<(String, String)>;
 

@@ -66,10 +66,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
         Some(url) => format!("{}/demo", url.trim_end_matches('/')),
         None => receiver.url("/demo"),
     };
-    println!(
-        "{} messages over {window:.0?} to {}; the upstream allows {} calls in any {window:.0?}",
-        args.messages, stack.api, before.limit
-    );
+    say!("{} messages over {window:.0?} to {}; the upstream allows {} calls in any {window:.0?}", args.messages, stack.api, before.limit);
 
     let total = usize::from(args.messages);
     // Every message costs a few calls; an outage lasts up to five windows. What takes longer than this is not coming.
@@ -87,7 +84,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
     // A window that began before the demo counts too.
     let around = audit(before.now_ms.saturating_sub(before.window_ms)).await?;
     let report = Report::new(&outcomes, &receiver.deliveries(), &during, around.max_in_window);
-    println!("{report}");
+    say!("{report}");
     Ok(if report.failures().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -34,7 +34,7 @@ impl Progress {
         let mut printed = self.printed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if tenth > *printed {
             *printed = tenth;
-            println!("{signed}/{} signed, {delivered} delivered", self.total);
+            say!("{signed}/{} signed, {delivered} delivered", self.total);
         }
     }
 

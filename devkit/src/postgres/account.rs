@@ -3,7 +3,8 @@
 //! Postgres refuses to run as root, and developers in containers are root. Then the server runs as an unprivileged account, which
 //! must be able to reach the data folder; one below a home that is closed to others (`/root`) cannot be used.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -82,7 +83,11 @@ pub(super) fn give(path: &Path, account: Option<&Account>) -> Result<()> {
 
 /// A new folder in the system's folder for temporary files; nobody removes it by itself.
 pub(super) fn temporary_folder(account: Option<&Account>) -> Result<PathBuf> {
-    let folder = tempfile::Builder::new().prefix("countersign-postgres-").tempdir().context(|| "making a temporary folder")?;
+    let folder = tempfile::Builder::new()
+        .prefix("countersign-postgres-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()
+        .context(|| "making a temporary folder")?;
     give(folder.path(), account)?;
     Ok(folder.keep())
 }
@@ -129,8 +134,6 @@ fn own(folder: &Path, account: Option<&Account>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_folder_that_the_account_cannot_reach_is_replaced_by_a_stable_one() {

@@ -11,7 +11,7 @@ use crate::signals;
 /// Starts a server, prints where it is as one line of JSON, and stops it when standard input ends or a signal comes.
 pub(crate) async fn run() -> Result<ExitCode> {
     let cluster = Cluster::start(ClusterOptions::default()).await?;
-    println!("{}", serde_json::json!({ "url": cluster.url("postgres"), "pid": cluster.pid(), "folder": cluster.folder() }));
+    say!("{}", serde_json::json!({ "url": cluster.url("postgres"), "pid": cluster.pid(), "folder": cluster.folder() }));
     let (mut input, mut rest) = (tokio::io::stdin(), Vec::new());
     tokio::select! {
         read = input.read_to_end(&mut rest) => { read.context(|| "reading standard input")?; }

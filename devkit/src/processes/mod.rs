@@ -34,7 +34,15 @@ fn run_build() -> Result<()> {
     if PROGRAMS.iter().all(|name| is_current(&profile, name).unwrap_or(false)) {
         return Ok(());
     }
-    let output = Command::new(workspace::cargo())
+    let mut build = Command::new(workspace::cargo());
+    // What cargo tells the program it runs about that program's package would make build scripts of dependencies run again.
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST_") || name_text == "OUT_DIR" {
+            build.env_remove(&name);
+        }
+    }
+    let output = build
         .args(["build", "--quiet", "--workspace", "--bins"])
         .args(profile.arguments())
         .current_dir(workspace::root()?)

@@ -168,18 +168,20 @@ pub(crate) struct ReceiverArgs {
 /// `devkit receiver`: prints a line per delivery until a signal comes.
 pub(crate) async fn run(args: ReceiverArgs) -> Result<()> {
     let receiver = Receiver::start(args.listen, ReceiverOptions { secret: Some(args.webhook_secret) }).await?;
-    println!("webhook receiver on {}; deliveries: {}", receiver.url("/"), receiver.url("/_deliveries"));
+    say!("webhook receiver on {}; deliveries: {}", receiver.url("/"), receiver.url("/_deliveries"));
     let mut changed = receiver.service.changed.subscribe();
     let mut printed = 0;
+    // One future for all rounds, so that no signal falls between two.
+    let mut stop = std::pin::pin!(signals::terminate());
     loop {
         for delivery in receiver.deliveries().iter().skip(printed) {
             printed += 1;
             let verdict = delivery.refusal.as_deref().unwrap_or("verified");
-            println!("{} {} #{} {verdict} {}", delivery.path, delivery.webhook_id, delivery.number, delivery.body);
+            say!("{} {} #{} {verdict} {}", delivery.path, delivery.webhook_id, delivery.number, delivery.body);
         }
         tokio::select! {
             _ = changed.changed() => {}
-            signal = signals::terminate() => return signal,
+            signal = &mut stop => return signal,
         }
     }
 }

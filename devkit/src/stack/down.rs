@@ -7,9 +7,9 @@ use crate::postgres::Detached;
 /// Stops everything that runs. The data stays.
 pub(crate) fn down() -> Result<()> {
     if stop_all()? {
-        println!("the stack is down; its data stays in .countersign/");
+        say!("the stack is down; its data stays in .countersign/");
     } else {
-        println!("nothing runs");
+        say!("nothing runs");
     }
     Ok(())
 }
@@ -19,7 +19,7 @@ pub(super) fn stop_all() -> Result<bool> {
     let mut any = false;
     for process in State::load()?.unwrap_or_default().processes.iter().rev() {
         if daemon::stop(process)? {
-            println!("stopped {}", process.name);
+            say!("stopped {}", process.name);
             any = true;
         }
     }
@@ -27,7 +27,7 @@ pub(super) fn stop_all() -> Result<bool> {
         && postgres.running().is_some()
     {
         postgres.stop()?;
-        println!("stopped postgres");
+        say!("stopped postgres");
         any = true;
     }
     State::remove()?;

@@ -1,6 +1,6 @@
 //! `devkit up`: builds the services, starts everything in the background, and returns when it is ready.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ pub(crate) async fn up(args: StackArgs) -> Result<()> {
     let _lock = lock(&folder.join("lock"))?;
     if let Some(state) = State::load()? {
         if state.runs() && ready(&state).await? {
-            println!("the stack runs already");
+            say!("the stack runs already");
             announce(&state);
             return Ok(());
         }
@@ -31,7 +31,7 @@ pub(crate) async fn up(args: StackArgs) -> Result<()> {
         tokio::task::block_in_place(down::stop_all)?;
     }
     refuse_taken_ports(&args)?;
-    println!("building api and worker");
+    say!("building api and worker");
     tokio::task::block_in_place(processes::build)?;
     let mut state = State::default();
     let started = start(&args, &mut state).await;
@@ -53,7 +53,7 @@ async fn start(args: &StackArgs, state: &mut State) -> Result<()> {
     };
     let postgres = tokio::task::block_in_place(|| Detached::start(&options))?;
     if let Some(note) = postgres.note() {
-        println!("{note}");
+        say!("{note}");
     }
     let database = postgres.database("countersign").await?;
     let url = |port| format!("http://{}", local(port));
@@ -105,8 +105,11 @@ async fn ready(state: &State) -> Result<bool> {
 /// Two `up` at once would start two of everything.
 fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).context(|| format!("opening {}", path.display()))?;
-    file.try_lock().context(|| "another `devkit up` is at work")?;
-    Ok(file)
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::new("another `devkit up` is at work")),
+        Err(TryLockError::Error(error)) => Err(error).context(|| format!("locking {}", path.display())),
+    }
 }
 
 fn refuse_taken_ports(args: &StackArgs) -> Result<()> {
@@ -121,7 +124,7 @@ fn refuse_taken_ports(args: &StackArgs) -> Result<()> {
 fn announce(state: &State) {
     let State { api_url, worker_url, upstream_url, database_url, .. } = state;
     let (key, secret) = (api_key(), webhook_secret());
-    println!(
+    say!(
         "
   API             {api_url}
   documentation   {api_url}/docs

@@ -41,7 +41,7 @@ fn sha256(message: &[u8]) -> Digest {
 pub(crate) async fn run(args: UpstreamArgs) -> Result<()> {
     let (listen, rate) = (args.listen, args.rate);
     let simulator = Simulator::start(listen, args.into()).await?;
-    println!("simulated upstream on {}, {rate}; audit: {}/_audit", simulator.url(), simulator.url());
+    say!("simulated upstream on {}, {rate}; audit: {}/_audit", simulator.url(), simulator.url());
     signals::terminate().await?;
     simulator.stop().await;
     Ok(())

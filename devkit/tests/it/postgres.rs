@@ -1,5 +1,6 @@
 //! The embedded Postgres: it answers, survives a crash, and never outlives its owner.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -143,8 +144,9 @@ async fn a_persistent_cluster_keeps_its_data_and_a_taken_port_is_named() {
 
 #[tokio::test]
 async fn data_that_an_unprivileged_account_could_not_reach_goes_elsewhere_and_it_is_said() {
-    // A temporary folder is closed to others. Only root needs another account.
+    // Only root needs another account.
     let closed = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(closed.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let requested = closed.path().join("below");
     let options = ClusterOptions { folder: Some(requested.clone()), ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await.unwrap();
@@ -181,6 +183,5 @@ async fn a_detached_server_is_found_again_and_stopped_by_its_folder() {
 
 /// A folder that an unprivileged account can pass through, as the one of a repository is.
 fn open_to_all(folder: &Path) {
-    use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -2,6 +2,8 @@
 //!
 //! Each test has its own database. Nothing sleeps to be right: where time must pass, the test moves the stored times instead.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
+
 mod accept;
 mod fixture;
 mod listen;

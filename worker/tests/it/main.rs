@@ -1,6 +1,8 @@
 //! The real worker, as many of them as it takes, against a real Postgres and the simulated upstream. Requests are stored directly, as
 //! `api` would.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics says where")]
+
 mod budget;
 mod faults;
 mod world;
