@@ -64,7 +64,9 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let limits =
         Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
     let own_metrics = settings.metrics_listen.0;
-    let routes = http::routes(answers, keys.clone(), limits, store.clone(), own_metrics.is_none());
+    let prepared = operations::Prepared::default();
+    let health = operations::health(store.clone(), prepared.clone());
+    let routes = http::routes(answers, keys.clone(), limits, health, own_metrics.is_none());
     // Longer than the longest answer: who sends nothing for so long is gone, or means harm.
     let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(settings.max_wait + IDLE);
     tasks.spawn(server.run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
@@ -90,6 +92,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     };
     tasks.spawn(listening);
     prepare(&settings, &store, &stop).await?;
+    prepared.done();
 
     tasks.close();
     tasks.wait().await;

@@ -1,6 +1,7 @@
 //! What operators ask a process: is it alive, is it ready, and its figures. The same for `api` and `worker`.
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -17,6 +18,17 @@ const READY_WITHIN: Duration = Duration::from_secs(1);
 /// Bounds of the histograms, in seconds: from a fast statement to a webhook's time limit.
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
 
+/// Whether a process has done what it does before it serves: the schema, the bootstrap key, the agreed rate. Clones share the answer.
+#[derive(Clone, Debug, Default)]
+pub struct Prepared(Arc<AtomicBool>);
+
+impl Prepared {
+    /// It has.
+    pub fn done(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Installs the recorder of metrics, once per process, and gives the handle that prints it.
 fn recorder() -> PrometheusHandle {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -32,13 +44,13 @@ fn recorder() -> PrometheusHandle {
 }
 
 /// `GET /health/live`, `GET /health/ready` and `GET /metrics`.
-pub fn routes(store: Store) -> impl IntoEndpoint {
-    health(store).at("/metrics", get(figures).data(recorder()))
+pub fn routes(store: Store, prepared: Prepared) -> impl IntoEndpoint {
+    health(store, prepared).at("/metrics", get(figures).data(recorder()))
 }
 
 /// `GET /health/live` and `GET /health/ready`.
-pub fn health(store: Store) -> Route {
-    Route::new().at("/health/live", get(live)).at("/health/ready", get(ready).data(store))
+pub fn health(store: Store, prepared: Prepared) -> Route {
+    Route::new().at("/health/live", get(live)).at("/health/ready", get(ready).data(store).data(prepared))
 }
 
 /// `GET /metrics`.
@@ -52,9 +64,10 @@ fn live() -> Json<serde_json::Value> {
 }
 
 #[handler]
-async fn ready(Data(store): Data<&Store>) -> Response {
+async fn ready(Data(store): Data<&Store>, Data(prepared): Data<&Prepared>) -> Response {
     let (status, body) = match tokio::time::timeout(READY_WITHIN, store.check_schema()).await {
-        Ok(Ok(())) => (StatusCode::OK, json!({ "status": "ready" })),
+        Ok(Ok(())) if prepared.0.load(Ordering::Acquire) => (StatusCode::OK, json!({ "status": "ready" })),
+        Ok(Ok(())) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "starting" })),
         Ok(Err(StoreError::SchemaBehind | StoreError::Schema(_))) => {
             (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "schema out of date" }))
         }

@@ -61,10 +61,10 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let acceptor = TcpListener::bind(settings.worker_listen).into_acceptor().await.map_err(listen_error)?;
     tracing::info!(listen = %acceptor.local_addr()[0], queues = ?settings.worker_queues, rate = %settings.upstream.upstream_rate, "worker starts");
 
-    let tasks = TaskTracker::new();
+    let (tasks, prepared) = (TaskTracker::new(), operations::Prepared::default());
     let server = poem::Server::new_with_acceptor(acceptor);
     tasks.spawn(server.run_with_graceful_shutdown(
-        operations::routes(store.clone()),
+        operations::routes(store.clone(), prepared.clone()),
         {
             let stop = stop.clone();
             async move { stop.cancelled().await }
@@ -73,6 +73,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     ));
     prepare(&settings, &store, &stop).await?;
     start_queues(&settings, &store, policy, &tasks, &stop)?;
+    prepared.done();
 
     tasks.close();
     tasks.wait().await;

@@ -23,7 +23,6 @@ use poem::http::StatusCode;
 use poem::{Endpoint, EndpointExt, IntoResponse, Response, Route};
 use poem_openapi::OpenApiService;
 use poem_openapi::error::{AuthorizationError, ParseParamError, ParsePathError};
-use shared::store::Store;
 
 use crate::answers::Answers;
 use auth::Keys;
@@ -53,15 +52,13 @@ pub fn spec() -> String {
     service().spec()
 }
 
-/// All routes.
-pub fn routes(answers: Answers, keys: Keys, limits: Limits, store: Store, with_metrics: bool) -> impl Endpoint {
+/// All routes; `health` are those of [`shared::operations`].
+pub fn routes(answers: Answers, keys: Keys, limits: Limits, health: Route, with_metrics: bool) -> impl Endpoint {
     let service = service();
     let spec = service.spec();
     let openapi = poem::endpoint::make_sync(move |_| Response::builder().content_type("application/json").body(spec.clone()));
-    let mut routes = Route::new()
-        .nest_no_strip("/health", shared::operations::health(store))
-        .nest("/docs", service.swagger_ui())
-        .at("/openapi.json", poem::get(openapi));
+    let mut routes =
+        Route::new().nest_no_strip("/health", health).nest("/docs", service.swagger_ui()).at("/openapi.json", poem::get(openapi));
     if with_metrics {
         routes = routes.nest_no_strip("/metrics", shared::operations::metrics_endpoint());
     }

@@ -1,0 +1,76 @@
+//! What the README promises is there: each guarantee's tests, each setting of the two programs.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::world::{Binary, Env, PATIENCE, spawn};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn section(readme: &str, title: &str) -> String {
+    let from = readme.find(&format!("\n## {title}\n")).unwrap_or_else(|| panic!("no section {title}"));
+    let text = &readme[from + 4..];
+    text[..text.find("\n## ").unwrap_or(text.len())].to_owned()
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+fn sources(folder: &Path, all: &mut String) {
+    for entry in folder.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            all.push_str(&std::fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_guarantee_names_tests_that_exist() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let mut code = String::new();
+    for folder in ["api", "devkit", "shared", "worker"] {
+        sources(&root().join(folder), &mut code);
+    }
+    let guarantees = section(&readme, "Guarantees");
+    let rows: Vec<&str> = guarantees.lines().filter(|line| line.starts_with("| ") && line.contains("**")).collect();
+    assert_eq!(rows.len(), 10);
+    for row in rows {
+        let tests: Vec<&str> = quoted(row.rsplit_once(" | ").unwrap().1).collect();
+        assert!(!tests.is_empty(), "{row}");
+        for test in tests {
+            let found = match test.strip_suffix('…') {
+                Some(beginning) => code.contains(&format!("fn {beginning}")),
+                None => code.contains(&format!("fn {test}(")),
+            };
+            assert!(found, "the README names {test}, which is no test");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_table_of_settings_has_every_setting_and_no_other() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let is_name = |text: &&str| text.len() > 3 && text.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    let settings = section(&readme, "Settings");
+    let documented: BTreeSet<String> = settings
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next())
+        .flat_map(|cell| quoted(cell).filter(is_name).map(ToOwned::to_owned).collect::<Vec<_>>())
+        .collect();
+    let mut offered = BTreeSet::new();
+    for binary in [Binary::Api, Binary::Worker] {
+        let mut help = spawn(binary, &["--help"], &Env::new()).await;
+        help.wait_exit(PATIENCE).await.unwrap();
+        let text = help.log();
+        let names = text.split("[env: ").skip(1).map(|rest| rest.split(['=', ']', ' ']).next().unwrap());
+        offered.extend(names.map(ToOwned::to_owned));
+    }
+    assert_eq!(documented, offered);
+}
