@@ -28,10 +28,12 @@ create table upstream_slots (
     slot integer primary key,
     free_at timestamptz not null default '-infinity',
     uses bigint not null default 0,
-    lease_token uuid
+    lease_token uuid,
+    retired boolean not null default false
 ) with (fillfactor = 50);
 
 comment on table upstream_slots is 'One row per call that the budget allows in a window.';
 comment on column upstream_slots.free_at is 'When the slot may be used again: after a claim, the end of the lease plus the window; after the response, that time plus the window.';
 comment on column upstream_slots.uses is 'Times used; every so many uses the slot prefers a retry to a first try, which is the guaranteed share of retries.';
+comment on column upstream_slots.retired is 'Taken away when the rate was lowered; kept, so that raising it again does not forget when it was used.';
 comment on column upstream_slots.lease_token is 'The lease that uses it, so that only its holder can bring free_at forward.';

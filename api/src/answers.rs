@@ -15,6 +15,7 @@ use shared::store::keys::KeyId;
 use shared::store::requests::RequestState;
 use shared::store::{Store, StoreError};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::waiters::{Waiter, Waiters};
@@ -28,8 +29,14 @@ const MOST_WAITING: usize = 4096;
 /// The longest that storing may take, counted from the arrival of the POST: what is left of two seconds is for the answer.
 const STORE_WITHIN: Duration = Duration::from_millis(1700);
 
-/// The longest that reading the outcome may take, once a request is stored. Beyond, the answer is what is known.
-const READ_WITHIN: Duration = Duration::from_millis(200);
+/// The longest that reading may go on after the caller's time is up. Beyond, the answer is what is known.
+const READ_AFTERWARDS: Duration = Duration::from_millis(300);
+
+/// The longest that a read may take when there is time.
+const READ_WITHIN: Duration = Duration::from_millis(1500);
+
+/// The pause after a read that failed, while there is time for another.
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// How often a long poll looks by itself.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -54,12 +61,13 @@ pub struct Answers {
     store: Store,
     waiters: Waiters,
     accepts: Batcher<NewRequest, Result<Accepted, NotStored>, StoreError>,
+    stop: CancellationToken,
 }
 
 impl Answers {
-    /// Starts the task that stores.
+    /// Starts the task that stores. Once `stop` is cancelled nobody waits any more: who does is answered with the state as it is.
     #[must_use]
-    pub fn new(store: Store, waiters: Waiters) -> Self {
+    pub fn new(store: Store, waiters: Waiters, stop: CancellationToken) -> Self {
         let accepting = store.clone();
         let accepts = Batcher::spawn(LARGEST_GROUP, MOST_WAITING, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
@@ -70,7 +78,7 @@ impl Answers {
                 stored.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests"))
             }
         });
-        Self { store, waiters, accepts }
+        Self { store, waiters, accepts, stop }
     }
 
     /// Stores `request` and waits for its outcome until `wait` after `arrived`; answers its state at that time.
@@ -99,7 +107,9 @@ impl Answers {
     /// If Postgres is not available.
     pub async fn get(&self, id: Uuid, owner: Option<KeyId>, wait: Duration) -> Result<Option<SigningRequest>, StoreError> {
         let deadline = Instant::now() + wait;
-        let Some(first) = self.read(id).await?.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else { return Ok(None) };
+        let Some(first) = self.read(id, READ_WITHIN).await?.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else {
+            return Ok(None);
+        };
         if first.request.status != Status::Pending || wait.is_zero() {
             return Ok(Some(first.request));
         }
@@ -112,22 +122,25 @@ impl Answers {
     /// first wake-up, so the first read can wait for it.
     async fn wait(&self, id: Uuid, waiter: &mut Waiter, deadline: Instant, mut fresh: bool) -> Result<Option<RequestState>, StoreError> {
         loop {
-            if !fresh {
-                let state = self.read(id).await?;
-                let settled = state.as_ref().is_none_or(|state| state.request.status != Status::Pending);
-                if settled || Instant::now() >= deadline {
-                    return Ok(state);
+            let over = Instant::now() >= deadline || self.stop.is_cancelled();
+            if over || !fresh {
+                match self.read(id, if over { READ_AFTERWARDS } else { READ_WITHIN }).await {
+                    Ok(state) if over || state.as_ref().is_none_or(|state| state.request.status != Status::Pending) => return Ok(state),
+                    Err(error) if over => return Err(error),
+                    Ok(_) => {}
+                    Err(_) => tokio::time::sleep_until(deadline.min(Instant::now() + READ_AGAIN_AFTER)).await,
                 }
             }
             fresh = false;
             tokio::select! {
                 () = waiter.woken() => {}
+                () = self.stop.cancelled() => {}
                 () = tokio::time::sleep_until(deadline.min(Instant::now() + LOOK_EVERY)) => {}
             }
         }
     }
 
-    async fn read(&self, id: Uuid) -> Result<Option<RequestState>, StoreError> {
+    async fn read(&self, id: Uuid, within: Duration) -> Result<Option<RequestState>, StoreError> {
         let read = async {
             let mut states: HashMap<Uuid, RequestState> = self.store.requests(&[id]).await?;
             let Some(mut state) = states.remove(&id) else { return Ok(None) };
@@ -139,27 +152,27 @@ impl Answers {
             }
             Ok(Some(state))
         };
-        tokio::time::timeout(READ_WITHIN, read).await.unwrap_or_else(|_| Err(StoreError::timed_out()))
+        tokio::time::timeout(within, read).await.unwrap_or_else(|_| Err(StoreError::timed_out()))
     }
 }
 
-/// Stores `requests` together. Should Postgres refuse the group, each is stored alone, so that a bad one spoils no other.
+/// Stores `requests` together. Should Postgres refuse the group, or somebody hold one of its messages, each is stored alone, so that one
+/// spoils no other.
 async fn store_all(store: &Store, requests: &[NewRequest]) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
     match store.accept(requests).await {
         Ok(accepted) => Ok(accepted.into_iter().map(Ok).collect()),
-        Err(StoreError::Refused(_)) => {
-            let mut results = Vec::with_capacity(requests.len());
-            for request in requests {
-                results.push(match store.accept(std::slice::from_ref(request)).await {
+        Err(StoreError::Refused(_) | StoreError::Contended(_)) => {
+            let alone = requests.iter().map(|request| async move {
+                match store.accept(std::slice::from_ref(request)).await {
                     Ok(mut accepted) => accepted.pop().ok_or(NotStored::Refused),
                     Err(StoreError::Refused(error)) => {
                         tracing::error!(%error, "a request was refused");
                         Err(NotStored::Refused)
                     }
-                    Err(error) => return Err(error),
-                });
-            }
-            Ok(results)
+                    Err(_) => Err(NotStored::Unavailable),
+                }
+            });
+            Ok(futures_util::future::join_all(alone).await)
         }
         Err(error) => Err(error),
     }

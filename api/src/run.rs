@@ -60,7 +60,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
 
     let tasks = TaskTracker::new();
     let (waiters, keys) = (Waiters::default(), Keys::new(store.clone()));
-    let answers = Answers::new(store.clone(), waiters.clone());
+    let answers = Answers::new(store.clone(), waiters.clone(), stop.clone());
     let limits =
         Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
     let own_metrics = settings.metrics_listen.0;
@@ -119,7 +119,9 @@ async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -
         if let Some(key) = &settings.bootstrap_api_key.0 {
             store.check_schema().await?;
             let secret = settings.bootstrap_webhook_secret.0.as_ref().map(shared::secret::Secret::expose);
-            store.bootstrap_key(&ApiKey::presented(key.expose()), secret).await?;
+            if !store.bootstrap_key(&ApiKey::presented(key.expose()), secret).await? {
+                tracing::warn!("BOOTSTRAP_API_KEY: this key was revoked, or has another name; it stays as it is");
+            }
         }
         Ok(())
     };

@@ -15,6 +15,8 @@ use crate::store::{Store, StoreError};
 /// How long readiness waits for Postgres before it says no.
 const READY_WITHIN: Duration = Duration::from_secs(1);
 
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
 /// Bounds of the histograms, in seconds: from a fast statement to a webhook's time limit.
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
 
@@ -34,11 +36,20 @@ fn recorder() -> PrometheusHandle {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
     RECORDER
         .get_or_init(|| {
-            PrometheusBuilder::new()
+            let recorder = PrometheusBuilder::new()
                 .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
                 .expect("the list of bounds is not empty")
                 .install_recorder()
-                .expect("no other recorder is installed in this process")
+                .expect("no other recorder is installed in this process");
+            // Samples pile up until somebody sorts them into their buckets, and nobody may ever ask for them.
+            let upkeep = recorder.clone();
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(UPKEEP_EVERY).await;
+                    upkeep.run_upkeep();
+                }
+            });
+            recorder
         })
         .clone()
 }

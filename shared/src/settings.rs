@@ -57,9 +57,13 @@ fn presentable(variable: &str, value: String) -> String {
     if variable.ends_with("KEY") || variable.ends_with("SECRET") {
         return "[secret]".to_owned();
     }
-    match (value.find("://"), value.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => format!("{}[secret]{}", &value[..scheme + 3], &value[at..]),
-        _ => value,
+    // Anything in an address but a scheme, a host and a path may be a credential, or next to one.
+    let (scheme, rest) = value.split_once("://").unwrap_or(("", &value));
+    let harmless = rest.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/'));
+    match (variable.ends_with("_URL"), harmless, scheme) {
+        (false, ..) | (_, true, _) => value,
+        (.., "") => "[secret]".to_owned(),
+        (.., scheme) => format!("{scheme}://[secret]"),
     }
 }
 
@@ -196,8 +200,10 @@ mod tests {
 
     #[test]
     fn a_wrong_value_that_may_be_secret_is_not_printed() {
-        assert_eq!(presentable("DATABASE_URL", "mysql://root:hunter2@db/x".to_owned()), "mysql://[secret]@db/x");
+        assert_eq!(presentable("DATABASE_URL", "mysql://root:hunter2@db/x".to_owned()), "mysql://[secret]");
         assert_eq!(presentable("UPSTREAM_API_KEY", "hunter2".to_owned()), "[secret]");
+        assert_eq!(presentable("DATABASE_URL", "host=db password=hunter2".to_owned()), "[secret]");
+        assert_eq!(presentable("DATABASE_URL", "mysql://localhost".to_owned()), "mysql://localhost");
         assert_eq!(presentable("SYNC_WAIT", "soon".to_owned()), "soon");
     }
 

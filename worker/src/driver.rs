@@ -37,6 +37,10 @@ pub struct Pace {
     pub grace: Duration,
 }
 
+/// The longest a claim may take; beyond, the connection is taken for dead.
+const CLAIM_WITHIN: Duration = Duration::from_secs(15);
+const LAST_CLAIM_WITHIN: Duration = Duration::from_secs(3);
+
 /// Hints are looked into at once; but a queue whose due jobs others are just taking is not asked again sooner than this.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
 
@@ -59,7 +63,12 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
         hint.as_mut().enable();
 
         // Only this loop takes permits: what is free now stays free.
-        let claimed = queue.claim(1 + permits.available_permits()).await;
+        let claim = tokio::time::timeout(CLAIM_WITHIN, queue.claim(1 + permits.available_permits()));
+        let claimed = tokio::select! {
+            claimed = claim => claimed.unwrap_or_else(|_| Err(StoreError::timed_out())),
+            // A claim that is under way is waited for, so that no lease is taken in vain; but not for ever.
+            () = async { stop.cancelled().await; tokio::time::sleep(LAST_CLAIM_WITHIN).await } => break,
+        };
         if claimed.is_ok() && std::mem::take(&mut failing) {
             tracing::info!(queue = Q::NAME, "claiming again");
         }

@@ -46,6 +46,9 @@ pub struct Finisher<O: Outcome> {
 const LARGEST: usize = 256;
 const WAITING: usize = 8192;
 
+/// The longest a write may take; beyond, the connection is taken for dead.
+const WRITE_WITHIN: Duration = Duration::from_secs(15);
+
 /// Pauses between tries to write while Postgres is away.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -96,8 +99,9 @@ async fn write_all<O: Outcome>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Fi
 async fn write_patiently<O: Outcome>(store: &Store, outcomes: &[O]) -> Result<Vec<Finished>, StoreError> {
     let mut delay = SHORTEST_PAUSE;
     loop {
-        match O::write(store, outcomes).await {
-            Err(error @ StoreError::Unavailable(_)) => {
+        let written = tokio::time::timeout(WRITE_WITHIN, O::write(store, outcomes)).await;
+        match written.unwrap_or_else(|_| Err(StoreError::timed_out())) {
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Contended(_))) => {
                 if delay == SHORTEST_PAUSE {
                     tracing::warn!(queue = O::QUEUE, error = display_chain(&error), "can't write outcomes; trying until it works");
                 }

@@ -24,8 +24,8 @@ const LEASE: Duration = Duration::from_mins(1);
 /// What is too old.
 #[derive(Clone, Copy, Debug)]
 pub struct Ages {
-    /// For a request to be still waiting.
-    pub deadline: Duration,
+    /// For a request to be still waiting; nothing where this process does not sign.
+    pub deadline: Option<Duration>,
     /// For a finished request to be kept.
     pub retention: Duration,
 }
@@ -34,12 +34,19 @@ pub struct Ages {
 pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: CancellationToken) {
     loop {
         let round = async {
-            let ended = end_overdue(&store, ages.deadline, &finisher).await?;
+            let ended = match ages.deadline {
+                Some(deadline) => end_overdue(&store, deadline, &finisher).await?,
+                None => 0,
+            };
             let deleted = store.forget(ages.retention, AT_ONCE).await?;
             metrics::counter!("countersign_requests_deleted_total").increment(deleted.into());
             Ok::<bool, StoreError>(ended == AT_ONCE || deleted == AT_ONCE)
         };
-        let pause = match round.await {
+        let done = tokio::select! {
+            done = round => done,
+            () = stop.cancelled() => return,
+        };
+        let pause = match done {
             Ok(true) => NEXT_GROUP,
             Ok(false) => NEXT_ROUND.mul_f64(rand::rng().random_range(0.8..1.2)),
             Err(error) => {

@@ -55,6 +55,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-worker")?;
     let policy = Policy::new(&settings.sign).map_err(StartError::Settings)?;
+    let upstream = if settings.worker_queues.sign { Some(Upstream::new(&settings.upstream)?) } else { None };
     let store = Store::connect_lazily(&settings.database)?;
     let stop = shutdown::on_signal().map_err(StartError::Signals)?;
     let listen_error = |error| StartError::Listen(settings.worker_listen, error);
@@ -72,7 +73,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
         Some(Duration::from_secs(1)),
     ));
     prepare(&settings, &store, &stop).await?;
-    start_queues(&settings, &store, policy, &tasks, &stop)?;
+    start_queues(&settings, &store, upstream, policy, &tasks, &stop)?;
     prepared.done();
 
     tasks.close();
@@ -90,7 +91,11 @@ async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -
             store.migrate().await?;
         }
         store.check_schema().await?;
-        store.agree_on_rate(settings.upstream.upstream_rate).await
+        // Who does not call the upstream has no say in the rate.
+        if settings.worker_queues.sign {
+            store.agree_on_rate(settings.upstream.upstream_rate).await?;
+        }
+        Ok(())
     };
     store.when_available(stop, attempt).await?;
     Ok(())
@@ -99,19 +104,21 @@ async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -
 fn start_queues(
     settings: &Settings,
     store: &Store,
+    upstream: Option<Upstream>,
     policy: Policy,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<(), StartError> {
     let (sign_wake, webhook_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let finisher = Arc::new(Finisher::new(store.clone()));
-    let ages = Ages { deadline: settings.sign.sign_deadline, retention: settings.retention };
+    let deadline = settings.worker_queues.sign.then_some(settings.sign.sign_deadline);
+    let ages = Ages { deadline, retention: settings.retention };
     tasks.spawn(maintenance::run(store.clone(), ages, Arc::clone(&finisher), stop.clone()));
     let pace = Pace { permits: 1, poll: settings.poll_interval, grace: settings.shutdown_grace };
-    if settings.worker_queues.sign {
+    if let Some(upstream) = upstream {
         let queue = SignQueue {
             store: store.clone(),
-            upstream: Upstream::new(&settings.upstream)?,
+            upstream,
             retryable: settings.upstream.upstream_retryable_statuses.clone(),
             policy,
             finisher,

@@ -52,12 +52,12 @@ pub struct Settings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Upstream")]
 pub struct UpstreamSettings {
-    /// Base address of the signing API; `/crypto/sign` is appended.
+    /// Base address of the signing API; `/crypto/sign` is appended. Needed by the queue `sign`.
     #[arg(long, env, value_parser = http_url)]
-    pub upstream_url: url::Url,
-    /// Sent as the `Authorization` header.
+    pub upstream_url: Option<url::Url>,
+    /// Sent as the `Authorization` header. Needed by the queue `sign`.
     #[arg(long, env, hide_env_values = true, value_parser = header_value)]
-    pub upstream_api_key: Secret<http::HeaderValue>,
+    pub upstream_api_key: Option<Secret<http::HeaderValue>>,
     /// The longest a call may take.
     #[arg(long, env, default_value = "30s", value_parser = positive_duration)]
     pub upstream_timeout: Duration,

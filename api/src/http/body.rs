@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use poem::error::ReadBodyError;
 use poem::http::{HeaderName, HeaderValue};
-use poem::{Request, RequestBody};
+use poem::{Body, Request, RequestBody};
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
@@ -14,6 +13,7 @@ use serde_json::{Map, Value};
 use shared::message::Message;
 use shared::secret::Secret;
 use shared::store::accept::WebhookTarget;
+use tokio::io::AsyncReadExt;
 
 use super::Limits;
 use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
@@ -35,7 +35,7 @@ pub struct SignRequest {
     /// Headers that are sent along with the webhook. `host`, `content-*`, `webhook-*`, `traceparent` and hop-by-hop headers are left out.
     webhook_headers: Option<BTreeMap<String, String>>,
     /// Idempotency key: the same key with the same payload is the same request. The header `Idempotency-Key` means the same.
-    #[oai(validator(min_length = 1, max_length = 128))]
+    #[oai(validator(min_length = 1, max_length = 128, pattern = r"^[^\u0000-\u001F\u007F-\u009F\u2028\u2029]+$"))]
     client_request_id: Option<String>,
 }
 
@@ -52,6 +52,9 @@ pub struct Posted {
 
 /// A body may be trickled in for this long.
 const READ_WITHIN: Duration = Duration::from_secs(10);
+
+/// Most bytes of a body that are read only for the sake of the answer.
+const THROWN_AWAY: u64 = 8 * 1024 * 1024;
 
 const LONGEST_URL: usize = 2048;
 const MOST_HEADERS: usize = 32;
@@ -82,15 +85,26 @@ impl<'a> ApiExtractor<'a> for Posted {
             return Err(ApiError::NotJson.into());
         }
         let most = request.data::<Limits>().ok_or(ApiError::Internal)?.message_max_bytes;
-        let reading = body.take()?.into_bytes_limit(most * ESCAPED + BESIDES);
-        let bytes = match tokio::time::timeout(READ_WITHIN, reading).await {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(ReadBodyError::PayloadTooLarge)) => return Err(ApiError::TooLarge.into()),
+        let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, most * ESCAPED + BESIDES)).await {
+            Ok(Ok(Some(bytes))) => bytes,
+            Ok(Ok(None)) => return Err(ApiError::TooLarge.into()),
             Ok(Err(_)) => return Err(ApiError::Invalid(vec![flaw("#", "the body ended before its announced end")]).into()),
             Err(_) => return Err(ApiError::SlowBody.into()),
         };
         Ok(parse(&bytes, most)?)
     }
+}
+
+/// Reads a body of up to `most` bytes; nothing if it has more. Some of what is too much is read and thrown away: a client that is still
+/// sending when the connection closes never sees the answer.
+async fn read(body: Body, most: usize) -> std::io::Result<Option<Vec<u8>>> {
+    let (mut reader, mut bytes) = (body.into_async_read(), Vec::new());
+    (&mut reader).take(most as u64 + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() <= most {
+        return Ok(Some(bytes));
+    }
+    tokio::io::copy(&mut reader.take(THROWN_AWAY), &mut tokio::io::sink()).await?;
+    Ok(None)
 }
 
 fn flaw(pointer: &str, detail: impl Into<String>) -> Flaw {

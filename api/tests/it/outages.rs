@@ -131,3 +131,45 @@ async fn a_worker_that_cannot_finish_in_its_grace_gives_the_job_back_without_bur
     world.restart_worker().await;
     assert_eq!(world.settled(&pending.id()).await["status"], "signed");
 }
+
+#[tokio::test]
+async fn a_message_that_somebody_holds_in_a_transaction_delays_no_other() {
+    use sqlx::Connection;
+    let world = World::new().await;
+    assert_eq!(world.sign("held").await.status, 200);
+    let mut connection = sqlx::PgConnection::connect(&world.database).await.unwrap();
+    let mut holder = connection.begin().await.unwrap();
+    sqlx::query("select from messages for update").execute(&mut *holder).await.unwrap();
+    let started = Instant::now();
+    let posts = (0..10).map(|n| {
+        let (world, message) = (&world, if n == 5 { "held".to_owned() } else { format!("free {n}") });
+        async move { world.sign(&message).await }
+    });
+    let answers = futures_util::future::join_all(posts).await;
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 9);
+    answers[5].is_problem(503, "unavailable");
+    holder.rollback().await.unwrap();
+    until("the message is free again", async || world.sign("held").await.status == 200).await;
+}
+
+#[tokio::test]
+async fn told_to_stop_the_api_answers_who_waits() {
+    let mut world = World::new().await;
+    world.fault(FaultKind::Hang, When::Always).await;
+    let post = tokio::spawn(world.post(&json!({ "message": "waits" })).header("Prefer", "wait=60").send());
+    until("the call has arrived", async || world.upstream.audit().sign_calls == 1).await;
+    world.api.signal(Signal::Term).unwrap();
+    assert_eq!(answer(post.await.unwrap().unwrap()).await.status, 202);
+    assert_eq!(world.api.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", world.api.log());
+}
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_stop_while_postgres_stands_still_stops() {
+    let mut world = World::with(Options { own_postgres: true, ..Options::default() }).await;
+    assert_eq!(world.sign("before").await.status, 200);
+    let frozen = Frozen::new(&world).await;
+    world.worker.signal(Signal::Term).unwrap();
+    assert_eq!(world.worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", world.worker.log());
+    drop(frozen);
+}

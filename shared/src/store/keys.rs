@@ -192,17 +192,19 @@ impl Store {
         Ok(if inserted.rows_affected() == 1 { Created::Created } else { Created::NameTaken })
     }
 
-    /// Makes `key` exist with both scopes under the name `bootstrap`, whatever was there before. Without a `secret`, the one that is
-    /// stored stays; the first time, one is made.
+    /// Makes `key` exist with both scopes under the name `bootstrap`, in place of the one that was there before. Without a `secret`, the
+    /// one that is stored stays; the first time, one is made. False, and nothing changes, if the same key is there under another name,
+    /// or was revoked: what an operator did by hand counts more.
     ///
     /// # Errors
     /// Those of a statement.
-    pub async fn bootstrap_key(&self, key: &ApiKey, secret: Option<&WebhookSecret>) -> Result<()> {
+    pub async fn bootstrap_key(&self, key: &ApiKey, secret: Option<&WebhookSecret>) -> Result<bool> {
         let fallback = WebhookSecret::generate();
-        sqlx::query!(
+        let made = sqlx::query!(
             "-- keys.bootstrap
             insert into api_keys (id, name, digest, scopes, webhook_secret)
-            values ($1, 'bootstrap', $2, '{sign,admin}', coalesce($3, $4::bytea))
+            select $1, 'bootstrap', $2, '{sign,admin}', coalesce($3, $4::bytea)
+            where not exists (select from api_keys where digest = $2 and (name <> 'bootstrap' or revoked_at is not null))
             on conflict (name) where revoked_at is null do update
                 set digest = excluded.digest, scopes = excluded.scopes, webhook_secret = coalesce($3, api_keys.webhook_secret)",
             Uuid::now_v7(),
@@ -212,7 +214,7 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
-        Ok(())
+        Ok(made.rows_affected() > 0)
     }
 
     /// All keys, oldest first.

@@ -43,6 +43,9 @@ pub enum StoreError {
     /// Postgres could not be reached, or not in time.
     #[error("Postgres is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// Others held what the statement needed, for too long.
+    #[error("Postgres is contended")]
+    Contended(#[source] sqlx::Error),
     /// Postgres refused a statement: a defect of ours, or a schema that does not fit.
     #[error("Postgres refused a statement")]
     Refused(#[source] sqlx::Error),
@@ -63,12 +66,13 @@ pub enum StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {
-            // Class 57 (operator intervention), 08 (connection) and 53 (resources) go away by themselves.
-            sqlx::Error::Database(ref refused)
-                if !refused.code().is_some_and(|code| ["57", "08", "53"].iter().any(|class| code.starts_with(class))) =>
-            {
-                Self::Refused(error)
-            }
+            sqlx::Error::Database(ref refused) => match refused.code().as_deref() {
+                // Deadlock, serialisation, a lock that others held for too long: this statement lost, and another try may win.
+                Some(code) if code.starts_with("40") || code == "55P03" => Self::Contended(error),
+                // Operator intervention, connection, resources, idle in a transaction, a server that is only a standby: Postgres's state.
+                Some(code) if ["57", "08", "53", "25"].iter().any(|class| code.starts_with(class)) => Self::Unavailable(error),
+                _ => Self::Refused(error),
+            },
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::Corrupt("value"),
             _ => Self::Unavailable(error),
         }
@@ -87,6 +91,11 @@ pub struct Store {
 /// How long a statement waits for a free connection. Short: a caller is promised an answer within two seconds.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(1);
 
+/// What every session is told. A process that stands still in a transaction must not hold its rows for long, nor may anybody wait for
+/// them for long; and an acknowledged commit is a durable one, whatever the default of the server is.
+const SESSION: &str = "select set_config('lock_timeout', '500ms', false), set_config('statement_timeout', '10s', false),
+    set_config('idle_in_transaction_session_timeout', '5s', false), set_config('synchronous_commit', 'on', false)";
+
 impl Store {
     /// A store that connects when it is first used, so that a process starts, and says that it isn't ready, while Postgres is away.
     ///
@@ -98,13 +107,20 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(settings.database_max_connections)
             .acquire_timeout(ACQUIRE_WITHIN)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    sqlx::query(SESSION).execute(connection).await?;
+                    Ok(())
+                })
+            })
             .connect_lazy_with(options.application_name("countersign"));
         Ok(Self { pool })
     }
 
     /// Closes every connection, after the statements that run on them.
     pub async fn close(&self) {
-        self.pool.close().await;
+        // A Postgres that stands still must not keep the process.
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.pool.close()).await;
     }
 }
 
@@ -127,8 +143,12 @@ impl Store {
     pub async fn when_available(&self, stop: &tokio_util::sync::CancellationToken, attempt: impl AsyncFn() -> Result<()>) -> Result<()> {
         let mut waiting = false;
         loop {
-            match attempt().await {
-                Err(error @ (StoreError::Unavailable(_) | StoreError::SchemaBehind)) => {
+            let attempted = tokio::select! {
+                attempted = attempt() => attempted,
+                () = stop.cancelled() => return Ok(()),
+            };
+            match attempted {
+                Err(error @ (StoreError::Unavailable(_) | StoreError::Contended(_) | StoreError::SchemaBehind)) => {
                     if !waiting {
                         tracing::warn!(%error, cause = ?std::error::Error::source(&error), "waiting for Postgres");
                     }
@@ -150,6 +170,7 @@ impl Store {
     }
 }
 
+const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 
 impl StoreError {

@@ -59,6 +59,15 @@ impl Store {
         )
         .execute(&mut *transaction)
         .await?;
+        // A message that a job which failed still refers to stays, without the signature of a job that is gone.
+        sqlx::query!(
+            "-- retention.signatures
+            update messages m set signature = null, signed_at = null, signed_by = null
+            where m.digest = any($1) and m.signed_by is not null and not exists (select from jobs j where j.id = m.signed_by)",
+            &digests,
+        )
+        .execute(&mut *transaction)
+        .await?;
         sqlx::query!(
             "-- retention.messages
             delete from messages m

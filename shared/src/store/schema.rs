@@ -1,10 +1,17 @@
 //! Migrations, and whether they have run.
 
-use sqlx::migrate::{Migrate, Migrator};
+use std::sync::LazyLock;
+
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
 
 use super::{Result, Store, StoreError};
 
-static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
+/// A newer schema is fine: migrations only go forward, and old processes run on while new ones start.
+static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrator = sqlx::migrate!("../migrations");
+    migrator.set_ignore_missing(true);
+    migrator
+});
 
 impl Store {
     /// Brings the schema up to date. Several processes may call this at once: sqlx holds an advisory lock meanwhile.
@@ -12,8 +19,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::Schema`] if a migration fails or an applied one was edited; otherwise those of a statement.
     pub async fn migrate(&self) -> Result<()> {
-        MIGRATOR.run(&self.pool).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error) => error.into(),
+        let mut connection = self.pool.acquire().await?;
+        // A migration may take as long as it takes, and wait for others as long; the limits of a session are for everything else.
+        sqlx::query("select set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false)")
+            .execute(&mut *connection)
+            .await?;
+        let migrated = MIGRATOR.run(&mut *connection).await;
+        connection.close().await?;
+        migrated.map_err(|error| match error {
+            MigrateError::Execute(error) => error.into(),
             other => StoreError::Schema(other),
         })
     }
@@ -26,7 +40,9 @@ impl Store {
     pub async fn check_schema(&self) -> Result<()> {
         let mut connection = self.pool.acquire().await?;
         let applied = connection.list_applied_migrations(&MIGRATOR.table_name).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error) => error.into(),
+            // Nothing was ever migrated: there is not even the table of migrations.
+            MigrateError::Execute(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => StoreError::SchemaBehind,
+            MigrateError::Execute(error) => error.into(),
             other => StoreError::Schema(other),
         })?;
         let all = MIGRATOR.iter().all(|wanted| applied.iter().any(|done| done.version == wanted.version));

@@ -74,7 +74,7 @@ impl Store {
             room as materialized (
                 select least(count(*), case when probing then 1 else $1::bigint end) as n
                 from gate, upstream_slots
-                where free_at <= now()
+                where free_at <= now() and not retired
                 group by probing
             ),
             fresh as materialized (
@@ -93,7 +93,7 @@ impl Store {
             ),
             slots as materialized (
                 select slot, uses from upstream_slots
-                where free_at <= now()
+                where free_at <= now() and not retired
                 order by free_at, slot
                 limit least(
                     (select coalesce(max(n), 0) from room), (select count(*) from fresh) + (select count(*) from retries)
@@ -146,7 +146,7 @@ impl Store {
             hint as (
                 select case when due_at is not null then extract(epoch from greatest(
                     due_at, now(),
-                    (select min(free_at) from upstream_slots),
+                    (select min(free_at) from upstream_slots where not retired),
                     (select greatest(paused_until, probe_at) from upstream)
                 ) - now())::float8 end as next_in
                 from (select least(

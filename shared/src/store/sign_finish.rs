@@ -71,8 +71,13 @@ pub enum UpstreamNews {
     None,
     /// It answers: the circuit breaker closes.
     Up,
-    /// It does not work for anybody: the circuit breaker opens, and one call may be tried after this delay.
-    Down(Duration),
+    /// It does not work for anybody: the circuit breaker opens.
+    Down {
+        /// After which one call may be tried.
+        probe_in: Duration,
+        /// Failures in a row with this one, as far as its claim knew. Calls that were in flight together fail together, and count once.
+        failures: u32,
+    },
     /// It asked everybody to wait this long.
     Pause(Duration),
 }
@@ -121,8 +126,13 @@ impl Store {
                 update jobs j
                 set state = o.state::job_state,
                     lease_token = null,
-                    -- Excused: back to where it was, at the head of its lane.
-                    next_run_at = case when o.delay is null then j.created_at else now() + make_interval(secs => o.delay) end,
+                    -- An attempt that does not count: back to where it was, unless there was an answer. What looks like an absence of the
+                    -- upstream may be about this message after all, and must not be the next probe again.
+                    next_run_at = case
+                        when o.delay is not null then now() + make_interval(secs => o.delay)
+                        when o.called then now()
+                        else j.created_at
+                    end,
                     excused = j.excused + (o.verdict in ('unavailable', 'released'))::int,
                     failure = o.failure,
                     finished_at = case when o.state <> 'pending' then now() end
@@ -204,11 +214,13 @@ async fn tell_of_upstream(
             "-- upstream.close_breaker
             update upstream set probe_at = null, breaker_failures = 0, breaker_reason = null where probe_at is not null"
         ),
-        UpstreamNews::Down(probe_in) => sqlx::query!(
+        UpstreamNews::Down { probe_in, failures } => sqlx::query!(
             "-- upstream.open_breaker
             update upstream
-            set probe_at = now() + make_interval(secs => $1), breaker_failures = breaker_failures + 1, breaker_reason = $2",
+            set probe_at = now() + make_interval(secs => $1), breaker_failures = $2, breaker_reason = $3
+            where breaker_failures < $2",
             seconds(probe_in),
+            i32::try_from(failures).unwrap_or(i32::MAX),
             error.unwrap_or("unavailable"),
         ),
         UpstreamNews::Pause(pause) => sqlx::query!(

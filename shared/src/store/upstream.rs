@@ -30,6 +30,8 @@ impl Store {
         )
         .execute(&mut *transaction)
         .await?;
+        // The order in which claims and finishes lock: slots, then the row of the upstream.
+        sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut *transaction).await?;
         let old = sqlx::query!(
             r#"-- upstream.lock_rate
             select window_length = make_interval(secs => $1) as "same_window!",
@@ -49,11 +51,13 @@ impl Store {
             .await?;
         }
         // Those that stay are the ones that are free last. When the first of them is, all that were taken away have been, so no more
-        // than the new number of calls is in the window that the next call closes.
+        // than the new number of calls is in the window that the next call closes. The others are kept, with the time of their use,
+        // for the day when the rate is raised again.
         sqlx::query!(
-            "-- upstream.remove_slots
-            delete from upstream_slots
-            where slot in (select slot from upstream_slots order by free_at desc, slot offset $1)",
+            "-- upstream.retire_slots
+            update upstream_slots s set retired = r.place > $1
+            from (select slot, row_number() over (order by free_at desc, slot) as place from upstream_slots) r
+            where r.slot = s.slot and s.retired <> (r.place > $1)",
             i64::from(calls),
         )
         .execute(&mut *transaction)
@@ -61,9 +65,7 @@ impl Store {
         sqlx::query!(
             "-- upstream.add_slots
             insert into upstream_slots (slot)
-            select n from generate_series(1, $1 + (select coalesce(max(slot), 0) from upstream_slots)) n
-            where not exists (select from upstream_slots s where s.slot = n)
-            order by n limit greatest(0, $1 - (select count(*) from upstream_slots))",
+            select n from generate_series(1 + (select count(*) from upstream_slots), $1::int) n",
             calls,
         )
         .execute(&mut *transaction)

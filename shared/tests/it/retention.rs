@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use shared::store::sign_finish::Ending;
+use shared::store::sign_finish::{Ending, Failure};
 use shared::store::webhook_jobs::{Delivery, WebhookFinish};
 
 use crate::fixture::{Fixture, LEASE, id};
@@ -56,4 +56,18 @@ async fn a_signature_that_a_younger_request_uses_stays() {
     let young = f.post("a").await;
     assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 1);
     assert_eq!(f.store.requests(&[young]).await.unwrap()[&young].request.signature.as_deref(), Some("signature of a"));
+}
+
+#[tokio::test]
+async fn a_message_whose_signing_job_is_gone_can_be_posted_and_signed_again() {
+    let f = Fixture::new().await;
+    let failed = id(&f.accept(f.with_webhook("a")).await);
+    let job = f.claim(1).await.remove(0);
+    f.finish(job, Ending::Failed(Failure::DeadlineExceeded)).await;
+    f.signed("a").await;
+    age_everything(&f).await;
+    assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 1, "the failed request's webhook still waits");
+    assert_eq!(f.store.requests(&[failed]).await.unwrap().len(), 1);
+    let again = f.signed("a").await;
+    assert_eq!(f.store.requests(&[again]).await.unwrap()[&again].request.signature.as_deref(), Some("signature of a"));
 }

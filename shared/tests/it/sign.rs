@@ -166,7 +166,8 @@ async fn an_open_breaker_lets_one_probe_through_even_if_many_ask_at_once() {
     let f = Fixture::new().await;
     post_many(&f, 10).await;
     let job = f.claim(1).await.remove(0);
-    let down = SignFinish { upstream: UpstreamNews::Down(Duration::from_mins(1)), ..finish(job, Ending::Unavailable) };
+    let down =
+        SignFinish { upstream: UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 1 }, ..finish(job, Ending::Unavailable) };
     f.store.finish_sign_jobs(&[down]).await.unwrap();
     assert!(f.claim(10).await.is_empty(), "the breaker is open");
     f.run("update upstream set probe_at = now()").await;
@@ -231,4 +232,31 @@ async fn places_in_the_queue_count_first_tries_before_retries() {
     let places = f.store.queue_places(&[first, second, third]).await.unwrap();
     assert_eq!([first, second, third].map(|id| places[&id].position), [3, 1, 2]);
     assert!(places[&second].expected_at < places[&third].expected_at);
+}
+
+#[tokio::test]
+async fn a_message_that_makes_the_upstream_look_absent_is_not_the_next_probe_again() {
+    let f = Fixture::new().await;
+    post_many(&f, 3).await;
+    let mut probed = HashSet::new();
+    for failures in 1..=3 {
+        let job = f.claim(1).await.remove(0);
+        probed.insert(job.message.text().to_owned());
+        let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures };
+        f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(job, Ending::Unavailable) }]).await.unwrap();
+        f.run("update upstream set probe_at = now()").await;
+    }
+    assert_eq!(probed.len(), 3, "{probed:?}");
+}
+
+#[tokio::test]
+async fn calls_that_were_in_flight_together_fail_together_and_count_once() {
+    let f = Fixture::new().await;
+    post_many(&f, 10).await;
+    let downs = f.claim(10).await.into_iter().map(|job| {
+        let upstream = UpstreamNews::Down { probe_in: Duration::from_secs(1), failures: job.breaker_failures + 1 };
+        SignFinish { upstream, ..finish(job, Ending::Unavailable) }
+    });
+    f.store.finish_sign_jobs(&downs.collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(f.number("select breaker_failures::bigint from upstream").await, 1);
 }

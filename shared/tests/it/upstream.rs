@@ -1,7 +1,7 @@
 use crate::fixture::Fixture;
 
-const SLOTS: &str = "select count(*) from upstream_slots";
-const FREE: &str = "select count(*) from upstream_slots where free_at <= now()";
+const SLOTS: &str = "select count(*) from upstream_slots where not retired";
+const FREE: &str = "select count(*) from upstream_slots where not retired and free_at <= now()";
 
 async fn agree(f: &Fixture, rate: &str) {
     f.store.agree_on_rate(rate.parse().unwrap()).await.unwrap();
@@ -28,7 +28,18 @@ async fn fewer_slots_are_those_that_are_free_last() {
     f.run("update upstream_slots set free_at = now() + make_interval(secs => slot * 5)").await;
     agree(&f, "3/60s").await;
     assert_eq!(f.number(SLOTS).await, 3);
-    assert!(f.number("select extract(epoch from min(free_at) - now())::bigint from upstream_slots").await >= 38);
+    assert!(f.number("select extract(epoch from min(free_at) - now())::bigint from upstream_slots where not retired").await >= 38);
+}
+
+#[tokio::test]
+async fn a_rate_that_is_lowered_and_raised_again_forgets_no_call() {
+    let f = Fixture::new().await;
+    f.run("update upstream_slots set free_at = now() + interval '50 s'").await;
+    for rate in ["5/60s", "10/60s", "1/60s", "10/60s"] {
+        agree(&f, rate).await;
+        assert_eq!(f.number(FREE).await, 0, "{rate}");
+    }
+    assert_eq!(f.number(SLOTS).await, 10);
 }
 
 #[tokio::test]

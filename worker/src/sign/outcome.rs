@@ -114,7 +114,7 @@ impl Policy {
             Outcome::TryAgain => (self.retry(job, rng), up),
             Outcome::Unavailable => {
                 let failures = Failed { attempt: job.breaker_failures + 1, competing: 1, interval: Duration::ZERO, age: Duration::ZERO };
-                (Ending::Unavailable, UpstreamNews::Down(self.probe.delay(failures, rng)))
+                (Ending::Unavailable, UpstreamNews::Down { probe_in: self.probe.delay(failures, rng), failures: failures.attempt })
             }
             Outcome::Throttled(wait) => {
                 let pause = wait.unwrap_or(job.interval).clamp(job.interval, LONGEST_PAUSE.max(job.interval));

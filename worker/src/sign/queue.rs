@@ -90,7 +90,7 @@ impl SignQueue {
         let span = tracing::info_span!("upstream.sign", otel.kind = "client", http.response.status_code = field::Empty);
         async {
             let started = Instant::now();
-            let reply = self.upstream.sign(&job.message, traceparent().as_deref()).await;
+            let reply = self.upstream.sign(&job.message, traceparent().or_else(|| job.traceparent.clone()).as_deref()).await;
             metrics::histogram!("countersign_upstream_seconds").record(started.elapsed());
             if let Reply::Answered { status, .. } = &reply {
                 tracing::Span::current().record("http.response.status_code", status);

@@ -7,6 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::message::Message;
 use shared::secret::Secret;
 
+use crate::run::StartError;
 use crate::settings::UpstreamSettings;
 
 /// Most bytes of a signature. An RSA signature of 4096 bits has 684 in base64.
@@ -58,8 +59,13 @@ impl Upstream {
     /// A client for the API that the settings name.
     ///
     /// # Errors
-    /// If TLS can't be set up.
-    pub fn new(settings: &UpstreamSettings) -> Result<Self, reqwest::Error> {
+    /// If an address or a key is missing, or TLS can't be set up.
+    pub fn new(settings: &UpstreamSettings) -> Result<Self, StartError> {
+        let missing = |variable: &str, example: &str| {
+            StartError::Settings(format!("{variable}: not set; needed by WORKER_QUEUES=sign; accepted: {example}"))
+        };
+        let url = settings.upstream_url.as_ref().ok_or_else(|| missing("UPSTREAM_URL", "an http or https address"))?;
+        let key = settings.upstream_api_key.clone().ok_or_else(|| missing("UPSTREAM_API_KEY", "visible ASCII characters"))?;
         let client = reqwest::Client::builder()
             .http1_only()
             .no_proxy()
@@ -71,8 +77,8 @@ impl Upstream {
             .pool_max_idle_per_host(0)
             .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        let sign = format!("{}/crypto/sign?message=", settings.upstream_url.as_str().trim_end_matches('/'));
-        Ok(Self { client, sign, key: settings.upstream_api_key.clone(), timeout: settings.upstream_timeout })
+        let sign = format!("{}/crypto/sign?message=", url.as_str().trim_end_matches('/'));
+        Ok(Self { client, sign, key, timeout: settings.upstream_timeout })
     }
 
     /// The longest a call can take.

@@ -55,7 +55,7 @@ impl WebhookQueue {
     async fn attempt(&self, job: WebhookJob, give_up: CancellationToken) -> WebhookFinish {
         let started = Instant::now();
         let answer = tokio::select! {
-            answer = async { self.sender.send(&job, traceparent().as_deref()).await } => Some(answer),
+            answer = async { self.sender.send(&job, traceparent().or_else(|| job.traceparent.clone()).as_deref()).await } => Some(answer),
             () = give_up.cancelled() => None,
         };
         let Some(answer) = answer else {
