@@ -61,13 +61,15 @@ pub struct Answers {
     store: Store,
     waiters: Waiters,
     accepts: Batcher<NewRequest, Result<Accepted, NotStored>, StoreError>,
+    most_waiters: usize,
     stop: CancellationToken,
 }
 
 impl Answers {
-    /// Starts the task that stores. Once `stop` is cancelled nobody waits any more: who does is answered with the state as it is.
+    /// Starts the task that stores. At most `most_waiters` callers wait at a time; more are answered at once. Once `stop` is cancelled
+    /// nobody waits any more: who does is answered with the state as it is.
     #[must_use]
-    pub fn new(store: Store, waiters: Waiters, stop: CancellationToken) -> Self {
+    pub fn new(store: Store, waiters: Waiters, most_waiters: usize, stop: CancellationToken) -> Self {
         let accepting = store.clone();
         let accepts = Batcher::spawn(LARGEST_GROUP, MOST_WAITING, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
@@ -78,7 +80,7 @@ impl Answers {
                 stored.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests"))
             }
         });
-        Self { store, waiters, accepts, stop }
+        Self { store, waiters, accepts, most_waiters, stop }
     }
 
     /// Stores `request` and waits for its outcome until `wait` after `arrived`; answers its state at that time.
@@ -87,6 +89,7 @@ impl Answers {
     /// If it was not stored.
     pub async fn post(&self, request: NewRequest, arrived: Instant, wait: Duration) -> Result<SigningRequest, NotStored> {
         let mut waiter = self.waiters.register(request.message.digest());
+        let wait = self.affordable(wait);
         let known = Known::of(&request);
         let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
         let (id, created_at, settled) = match stored {
@@ -110,12 +113,17 @@ impl Answers {
         let Some(first) = self.read(id, READ_WITHIN).await?.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else {
             return Ok(None);
         };
-        if first.request.status != Status::Pending || wait.is_zero() {
-            return Ok(Some(first.request));
-        }
         let digest = Message::new(first.request.message.clone()).digest();
         let mut waiter = self.waiters.register(digest);
+        if first.request.status != Status::Pending || self.affordable(wait).is_zero() {
+            return Ok(Some(first.request));
+        }
         Ok(self.wait(id, &mut waiter, deadline, false).await?.map(|state| state.request))
+    }
+
+    /// How long a caller that is registered may wait: not at all, if there are too many.
+    fn affordable(&self, wait: Duration) -> Duration {
+        if self.waiters.count() > self.most_waiters { Duration::ZERO } else { wait }
     }
 
     /// Reads until the state is final or the deadline has come; reads at least once. `fresh`: nothing can have changed before the

@@ -60,7 +60,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
 
     let tasks = TaskTracker::new();
     let (waiters, keys) = (Waiters::default(), Keys::new(store.clone()));
-    let answers = Answers::new(store.clone(), waiters.clone(), stop.clone());
+    let answers = Answers::new(store.clone(), waiters.clone(), settings.max_waiters as usize, stop.clone());
     let limits =
         Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
     let own_metrics = settings.metrics_listen.0;

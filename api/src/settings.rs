@@ -76,6 +76,9 @@ pub struct Settings {
     /// The longest wait that `Prefer: wait=N` can ask for.
     #[arg(long, env, default_value = "60s", value_parser = duration)]
     pub max_wait: Duration,
+    /// Most callers that wait at a time; more are answered with a receipt at once.
+    #[arg(long, env, default_value_t = 10_000)]
+    pub max_waiters: u32,
     /// The longest message, in bytes of UTF-8.
     #[arg(long, env, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub message_max_bytes: u32,

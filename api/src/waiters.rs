@@ -1,6 +1,7 @@
 //! Who waits for which message. A waiter registers before its request is stored, so that no result can come between.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shared::message::MessageDigest;
@@ -10,6 +11,7 @@ use tokio::sync::Notify;
 #[derive(Clone, Debug, Default)]
 pub struct Waiters {
     register: Arc<Mutex<HashMap<u64, Entry>>>,
+    waiting: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -26,6 +28,7 @@ impl Waiters {
         let mut register = self.register.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = register.entry(hint).or_insert_with(|| Entry { bell: Arc::default(), waiting: 0 });
         entry.waiting += 1;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let mut rung = Box::pin(Arc::clone(&entry.bell).notified_owned());
         rung.as_mut().enable();
         Waiter { hint, bell: Arc::clone(&entry.bell), rung, waiters: self.clone() }
@@ -46,7 +49,7 @@ impl Waiters {
     /// How many callers wait.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.register.lock().unwrap_or_else(PoisonError::into_inner).values().map(|entry| entry.waiting).sum()
+        self.waiting.load(Ordering::Relaxed)
     }
 }
 
@@ -70,6 +73,7 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
+        self.waiters.waiting.fetch_sub(1, Ordering::Relaxed);
         let mut register = self.waiters.register.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = register.get_mut(&self.hint) {
             entry.waiting -= 1;

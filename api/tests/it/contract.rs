@@ -168,6 +168,21 @@ async fn a_long_poll_is_answered_when_the_request_is_final() {
 }
 
 #[tokio::test]
+async fn above_the_most_waiters_a_caller_gets_its_receipt_at_once() {
+    let world = World::with(Options { api: env(&[("MAX_WAITERS", "1"), ("SYNC_WAIT", "1800ms")]), ..Options::default() }).await;
+    world.fault(FaultKind::Hang, When::Always).await;
+    let patient = async { world.sign("first").await };
+    let hasty = async {
+        crate::world::until("the first one waits", async || world.upstream.audit().sign_calls == 1).await;
+        let started = Instant::now();
+        (world.sign("second").await, started.elapsed())
+    };
+    let (first, (second, took)) = tokio::join!(patient, hasty);
+    assert_eq!((first.status.as_u16(), second.status.as_u16()), (202, 202));
+    assert!(took < Duration::from_millis(900), "{took:?}");
+}
+
+#[tokio::test]
 async fn a_refused_message_is_422_and_stays_failed() {
     // 500 is taken out of the list, so it is final.
     let world = World::with(Options { worker: env(&[("UPSTREAM_RETRYABLE_STATUSES", "502")]), ..Options::default() }).await;

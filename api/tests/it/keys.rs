@@ -43,8 +43,7 @@ async fn a_key_is_created_used_listed_and_revoked_and_is_nowhere_stored() {
     assert_eq!(post_with(&world, &key, "m").await.status, 200);
     let (_, list) = api(&world, &["keys", "list"]).await;
     assert!(list.contains("billing") && list.contains("bootstrap") && !list.contains(&key));
-    let stored =
-        format!("select count(*) from api_keys where api_keys::text like '%{key}%' or encode(digest, 'escape') like '%{key}%'");
+    let stored = format!("select count(*) from api_keys where api_keys::text like '%{key}%' or encode(digest, 'escape') like '%{key}%'");
     assert_eq!(world.number(&stored).await, 0);
     let (code, log) = api(&world, &["keys", "create", "--name", "billing"]).await;
     assert!(code == 1 && log.contains("a live key has this name"), "{log}");
