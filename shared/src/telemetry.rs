@@ -4,6 +4,7 @@
 //! as a W3C `traceparent`, so that an attempt made hours later, by another process, continues the caller's trace.
 
 use std::collections::HashMap;
+use std::io::IsTerminal;
 
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{TraceContextExt, TracerProvider};
@@ -51,7 +52,8 @@ impl Telemetry {
 /// For a filter that can't be read, and an endpoint that is none.
 pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, TelemetryError> {
     let filter: EnvFilter = settings.rust_log.parse().map_err(|_| TelemetryError::Filter(settings.rust_log.clone()))?;
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     let log = match settings.log_format {
         LogFormat::Pretty => log.boxed(),
         LogFormat::Json => log.json().boxed(),
