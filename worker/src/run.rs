@@ -1,17 +1,17 @@
 //! Builds the worker and runs it until it is told to stop.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use poem::listener::{Acceptor, Listener, TcpListener};
-use shared::store::{Audience, Hint, JobKind, Store, StoreError};
+use shared::store::{Audience, Hint, JobKind, Store};
 use shared::{operations, shutdown, telemetry, tls};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::driver::{self, Pace};
+use crate::error::StartError;
 use crate::finisher::Finisher;
 use crate::maintenance::{self, Ages};
 use crate::settings::Settings;
@@ -20,29 +20,6 @@ use crate::sign::queue::SignQueue;
 use crate::sign::upstream::Upstream;
 use crate::webhook::delivery::Sender;
 use crate::webhook::queue::WebhookQueue;
-
-/// Why the worker could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Settings that do not fit together.
-    #[error("{0}")]
-    Settings(String),
-    /// The log or the exporter.
-    #[error(transparent)]
-    Telemetry(#[from] telemetry::TelemetryError),
-    /// An address that is no address, or a schema that does not fit.
-    #[error("DATABASE_URL: {0}")]
-    Store(#[from] StoreError),
-    /// No client for HTTP.
-    #[error("can't set up an HTTP client: {0}")]
-    Client(#[from] reqwest::Error),
-    /// The address is taken.
-    #[error("WORKER_LISTEN={0}: {1}")]
-    Listen(SocketAddr, #[source] std::io::Error),
-    /// No signal handlers.
-    #[error("can't listen to signals: {0}")]
-    Signals(#[source] std::io::Error),
-}
 
 /// More sign jobs at the same time than this would say more about the settings than about the upstream.
 const MOST_SIGN_PERMITS: u16 = 256;

@@ -7,7 +7,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::message::Message;
 use shared::secret::Secret;
 
-use crate::run::StartError;
+use crate::error::StartError;
+use crate::retry_after::retry_after;
 use crate::settings::UpstreamSettings;
 
 /// Most bytes of a signature. An RSA signature of 4096 bits has 684 in base64.
@@ -117,17 +118,6 @@ async fn read(response: &mut reqwest::Response) -> Result<Vec<u8>, BodyError> {
     Ok(body)
 }
 
-/// Reads `Retry-After`, which is seconds or a date (RFC 9110, section 10.2.3).
-#[must_use]
-pub fn retry_after(value: &http::HeaderValue, now: SystemTime) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,15 +126,5 @@ mod tests {
     fn a_message_is_encoded_so_that_no_decoder_can_read_it_differently() {
         let encoded = utf8_percent_encode("a b+c&d%e#f\n🦀~", QUERY_VALUE).to_string();
         assert_eq!(encoded, "a%20b%2Bc%26d%25e%23f%0A%F0%9F%A6%80~");
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date_and_anything_else_is_nothing() {
-        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
-        let read = |text: &str| retry_after(&text.parse().unwrap(), now);
-        assert_eq!(read("120"), Some(Duration::from_mins(2)));
-        assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT"), Some(Duration::from_secs(30)));
-        assert_eq!(read("Sun, 06 Nov 1994 08:40:00 GMT"), Some(Duration::ZERO));
-        assert_eq!((read("garbage"), read("-1"), read("1.5")), (None, None, None));
     }
 }

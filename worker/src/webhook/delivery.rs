@@ -12,8 +12,8 @@ use shared::store::webhook_jobs::{Delivery, WebhookJob};
 use time::OffsetDateTime;
 
 use super::guard::{Forbidden, Guard};
+use crate::retry_after::retry_after;
 use crate::settings::{Schedule, WebhookSettings};
-use crate::sign::upstream::retry_after;
 
 /// Most bytes of an answer that are read: enough for the connection to end in order, and no more.
 const LARGEST_ANSWER: usize = 64 * 1024;

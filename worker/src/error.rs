@@ -1,0 +1,29 @@
+//! Why the worker could not start: one line each.
+
+use std::net::SocketAddr;
+
+use shared::store::StoreError;
+use shared::telemetry;
+
+/// Why the worker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Settings that do not fit together.
+    #[error("{0}")]
+    Settings(String),
+    /// The log or the exporter.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::TelemetryError),
+    /// An address that is no address, or a schema that does not fit.
+    #[error("DATABASE_URL: {0}")]
+    Store(#[from] StoreError),
+    /// No client for HTTP.
+    #[error("can't set up an HTTP client: {0}")]
+    Client(#[from] reqwest::Error),
+    /// The address is taken.
+    #[error("WORKER_LISTEN={0}: {1}")]
+    Listen(SocketAddr, #[source] std::io::Error),
+    /// No signal handlers.
+    #[error("can't listen to signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
