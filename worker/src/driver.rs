@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use shared::store::StoreError;
-use shared::store::sign_claim::Claimed;
+use shared::store::{Claimed, StoreError};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rand::RngExt;
 use shared::batch::Batcher;
-use shared::store::sign_finish::{Finished, SignFinish};
+use shared::store::sign_finish::SignFinish;
 use shared::store::webhook_jobs::WebhookFinish;
-use shared::store::{Store, StoreError};
+use shared::store::{Finished, Store, StoreError};
 
 use crate::driver::display_chain;
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use rand::RngExt;
-use shared::store::sign_finish::{Ending, Failure, SignFinish, UpstreamNews};
+use shared::store::sign_finish::SignFinish;
 use shared::store::{Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
@@ -64,17 +64,7 @@ pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: C
 async fn end_overdue(store: &Store, deadline: Duration, finisher: &Shared<SignFinish>) -> Result<u32, StoreError> {
     let overdue = store.claim_overdue_sign_jobs(deadline, AT_ONCE, LEASE).await?;
     let count = u32::try_from(overdue.len()).unwrap_or(AT_ONCE);
-    let ends = overdue.into_iter().map(|(lease, digest)| {
-        finisher.finish(SignFinish {
-            lease,
-            digest,
-            ending: Ending::Failed(Failure::DeadlineExceeded),
-            called: false,
-            status: None,
-            error: None,
-            upstream: UpstreamNews::None,
-        })
-    });
+    let ends = overdue.into_iter().map(|(lease, digest)| finisher.finish(SignFinish::past_deadline(lease, digest)));
     futures_util::future::join_all(ends).await;
     if count > 0 {
         tracing::warn!(count, "requests were not signed before their deadline");

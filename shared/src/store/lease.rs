@@ -1,4 +1,4 @@
-//! Who has a job, and until when.
+//! Who has a job, and until when; what a claim gives and what a finish answers, for any kind of job.
 
 use std::time::{Duration, Instant};
 
@@ -37,4 +37,22 @@ impl Lease {
     pub fn left(&self) -> Duration {
         self.ends.saturating_duration_since(Instant::now())
     }
+}
+
+/// What a claim found.
+#[derive(Debug)]
+pub struct Claimed<J> {
+    /// The jobs to do now.
+    pub jobs: Vec<J>,
+    /// When nothing could be claimed: after how long something can be, as far as this statement saw. Nothing: unknown.
+    pub next_in: Option<Duration>,
+}
+
+/// What became of a finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// It is written.
+    Written,
+    /// The lease had run out and somebody else has the job, or had it: nothing of it was written.
+    LeaseLost,
 }

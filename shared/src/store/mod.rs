@@ -34,7 +34,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use crate::settings::DatabaseSettings;
 
-pub use lease::{JobId, Lease};
+pub use lease::{Claimed, Finished, JobId, Lease};
 pub use listen::{Audience, Hint, JobKind};
 
 /// Why the store did not do what it was asked.
@@ -127,6 +127,11 @@ impl Store {
 /// Seconds as Postgres's `make_interval` takes them.
 fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
+}
+
+/// Seconds as Postgres's `extract(epoch …)` gives them; what is past is zero.
+fn duration(seconds: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(seconds.max(0.0)).ok()
 }
 
 /// A count that Postgres gave as a signed number.

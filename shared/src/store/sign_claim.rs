@@ -24,7 +24,7 @@
 use std::time::{Duration, Instant};
 
 use super::upstream::CLOCKS_DRIFT;
-use super::{JobId, Lease, Result, Store, StoreError, count, seconds};
+use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::message::{Message, MessageDigest};
 
 /// A sign job that this process may work on.
@@ -46,15 +46,6 @@ pub struct SignJob {
     pub breaker_failures: u32,
     /// The trace of the request that made the job.
     pub traceparent: Option<String>,
-}
-
-/// What a claim found.
-#[derive(Debug)]
-pub struct Claimed<J> {
-    /// The jobs to do now.
-    pub jobs: Vec<J>,
-    /// When nothing could be claimed: after how long something can be, as far as this statement saw. Nothing: unknown.
-    pub next_in: Option<Duration>,
 }
 
 impl Store {
@@ -241,8 +232,4 @@ impl Store {
             })
             .collect()
     }
-}
-
-pub(super) fn duration(seconds: f64) -> Option<Duration> {
-    Duration::try_from_secs_f64(seconds.max(0.0)).ok()
 }

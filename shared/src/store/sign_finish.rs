@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::upstream::CLOCKS_DRIFT;
-use super::{Lease, Result, Store, listen, seconds};
+use super::{Finished, Lease, Result, Store, listen, seconds};
 use crate::message::MessageDigest;
 
 /// How an attempt to sign ended.
@@ -24,6 +24,15 @@ pub struct SignFinish {
     pub error: Option<&'static str>,
     /// What the attempt says about the upstream.
     pub upstream: UpstreamNews,
+}
+
+impl SignFinish {
+    /// The end of a job that is past its deadline; the upstream is not called for it any more.
+    #[must_use]
+    pub fn past_deadline(lease: Lease, digest: MessageDigest) -> Self {
+        let ending = Ending::Failed(Failure::DeadlineExceeded);
+        Self { lease, digest, ending, called: false, status: None, error: None, upstream: UpstreamNews::None }
+    }
 }
 
 /// What becomes of a sign job.
@@ -80,15 +89,6 @@ pub enum UpstreamNews {
     },
     /// It asked everybody to wait this long.
     Pause(Duration),
-}
-
-/// What became of a finish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finished {
-    /// It is written.
-    Written,
-    /// The lease had run out and somebody else has the job, or had it: nothing of it was written.
-    LeaseLost,
 }
 
 impl Store {

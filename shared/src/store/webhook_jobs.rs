@@ -5,13 +5,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::sign_claim::{Claimed, duration};
-use super::{JobId, Lease, Result, Store, StoreError, count, seconds};
+use super::{Claimed, Finished, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
 use crate::secret::Secret;
 use crate::standard_webhooks::WebhookSecret;
-
-pub use super::sign_finish::Finished;
 
 /// A webhook that this process may send.
 #[derive(Debug)]

@@ -96,7 +96,7 @@ impl Fixture {
         self.store.claim_sign_jobs(most, LEASE).await.unwrap().jobs
     }
 
-    pub(crate) async fn finish(&self, job: SignJob, ending: Ending) -> shared::store::sign_finish::Finished {
+    pub(crate) async fn finish(&self, job: SignJob, ending: Ending) -> shared::store::Finished {
         self.store.finish_sign_jobs(&[finish(job, ending)]).await.unwrap()[0]
     }
 

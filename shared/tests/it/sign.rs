@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use shared::contract::Status;
-use shared::store::sign_finish::{Ending, Failure, Finished, SignFinish, UpstreamNews};
+use shared::store::Finished;
+use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 
 use crate::fixture::{Fixture, LEASE, finish};
 
@@ -202,18 +203,7 @@ async fn what_waits_past_its_deadline_is_found_even_when_no_claim_reaches_it() {
     f.post("in time").await;
     let overdue = f.store.claim_overdue_sign_jobs(Duration::from_hours(24), 10, LEASE).await.unwrap();
     assert_eq!(overdue.len(), 1);
-    let ends: Vec<_> = overdue
-        .into_iter()
-        .map(|(lease, digest)| SignFinish {
-            lease,
-            digest,
-            ending: Ending::Failed(Failure::DeadlineExceeded),
-            called: false,
-            status: None,
-            error: None,
-            upstream: UpstreamNews::None,
-        })
-        .collect();
+    let ends: Vec<_> = overdue.into_iter().map(|(lease, digest)| SignFinish::past_deadline(lease, digest)).collect();
     f.store.finish_sign_jobs(&ends).await.unwrap();
     let id = crate::fixture::id(&late);
     let state = f.store.requests(&[id]).await.unwrap()[&id].request.clone();

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use shared::contract::WebhookStatus;
-use shared::store::sign_finish::{Ending, Finished};
+use shared::store::Finished;
+use shared::store::sign_finish::Ending;
 use shared::store::webhook_jobs::{Delivery, WebhookFinish, WebhookJob};
 use uuid::Uuid;
 

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use shared::store::sign_claim::{Claimed, SignJob};
-use shared::store::sign_finish::{Ending, Failure, SignFinish, UpstreamNews};
-use shared::store::{Store, StoreError};
+use shared::store::sign_claim::SignJob;
+use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
@@ -67,7 +67,7 @@ impl SignQueue {
             upstream: UpstreamNews::None,
         };
         if self.policy.is_overdue(&job) {
-            return unsent(job, Ending::Failed(Failure::DeadlineExceeded), None);
+            return SignFinish::past_deadline(job.lease, digest);
         }
         // A process that was stopped after its claim may wake up when its slot is somebody else's: a call that can't end within the
         // lease is not begun.

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use shared::store::sign_claim::Claimed;
 use shared::store::webhook_jobs::{Delivery, WebhookFinish, WebhookJob};
-use shared::store::{Store, StoreError};
+use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
