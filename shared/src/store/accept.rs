@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use sqlx::postgres::PgTransaction;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::database::Transaction;
 use super::keys::KeyId;
 use super::{Result, Store, StoreError, listen};
 use crate::message::{Message, digest_of_parts};
@@ -90,7 +90,7 @@ impl Store {
 
     async fn try_accept(&self, requests: &[NewRequest]) -> Result<Option<Vec<Accepted>>> {
         let columns = Columns::of(requests);
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.database.begin().await?;
 
         // Inserts what is new and locks what is there (a row whose `where` fails is locked all the same), in the order of digests.
         let new = sqlx::query_scalar!(
@@ -102,7 +102,7 @@ impl Store {
             &columns.digests as _,
             &columns.bodies as _,
         )
-        .fetch_all(&mut *transaction)
+        .fetch_all(&mut transaction)
         .await?;
 
         let rows = sqlx::query!(
@@ -176,7 +176,7 @@ impl Store {
             &columns.traceparents as &[Option<String>],
             listen::JOBS,
         )
-        .fetch_all(&mut *transaction)
+        .fetch_all(&mut transaction)
         .await?;
 
         if rows.iter().any(|row| !row.whole) {
@@ -199,7 +199,7 @@ impl Store {
 
 /// Takes back the new messages that no request uses, because each request that brought one was a mismatch.
 async fn forget_unused(
-    transaction: &mut PgTransaction<'_>,
+    transaction: &mut Transaction,
     new: Vec<Vec<u8>>,
     requests: &[NewRequest],
     accepted: &[Accepted],
@@ -215,7 +215,7 @@ async fn forget_unused(
         .collect();
     let unused: Vec<Vec<u8>> =
         new.into_iter().filter(|digest| <[u8; 32]>::try_from(digest.as_slice()).is_ok_and(|digest| !used.contains(&digest))).collect();
-    sqlx::query!("-- accept.forget_unused\ndelete from messages where digest = any($1)", &unused).execute(&mut **transaction).await?;
+    sqlx::query!("-- accept.forget_unused\ndelete from messages where digest = any($1)", &unused).execute(&mut *transaction).await?;
     Ok(())
 }
 

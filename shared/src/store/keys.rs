@@ -150,7 +150,7 @@ impl Store {
             where digest = any($1) and revoked_at is null and (expires_at is null or expires_at > now())",
             &wanted as _,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         rows.into_iter()
             .filter_map(|row| {
@@ -187,7 +187,7 @@ impl Store {
             secret.expose_bytes(),
             expires_in.map(super::seconds),
         )
-        .execute(&self.pool)
+        .execute(&self.database)
         .await?;
         Ok(if inserted.rows_affected() == 1 { Created::Created } else { Created::NameTaken })
     }
@@ -212,7 +212,7 @@ impl Store {
             secret.map(WebhookSecret::expose_bytes),
             fallback.expose_bytes(),
         )
-        .execute(&self.pool)
+        .execute(&self.database)
         .await?;
         Ok(made.rows_affected() > 0)
     }
@@ -227,7 +227,7 @@ impl Store {
             "-- keys.list
             select name, scopes, created_at, expires_at, revoked_at from api_keys order by created_at, name",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?)
     }
 
@@ -246,7 +246,7 @@ impl Store {
             name,
             listen::KEYS,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.database)
         .await?;
         Ok(revoked > 0)
     }

@@ -1,8 +1,8 @@
 //! Notifications: hints that something may have changed. Never data, and never needed: whoever waits looks again by itself.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Store;
@@ -68,7 +68,8 @@ pub enum Audience {
 
 impl Store {
     /// Passes hints to `tell` until `stop`. Each time it has (re)connected it tells [`Hint::Everything`], because what was notified in
-    /// between is lost. Never fails: while Postgres is away there is nothing to hear.
+    /// between is lost. Never fails: while Postgres is away there is nothing to hear, and behind a proxy that keeps no sessions there
+    /// never is; whoever waits looks by itself.
     pub async fn listen(&self, audience: Audience, stop: CancellationToken, tell: impl Fn(Hint)) {
         let channels: &[&str] = match audience {
             Audience::Api => &[RESULTS, KEYS],
@@ -79,6 +80,11 @@ impl Store {
                 () = stop.cancelled() => return,
                 ended = self.listen_once(channels, &tell) => ended,
             };
+            self.hearing.store(false, Ordering::Release);
+            if ended.as_ref().is_ok_and(|heard| *heard == Heard::Never) {
+                tracing::warn!("Postgres is behind a proxy that keeps no sessions, so nothing can be listened to: polling alone");
+                return stop.cancelled().await;
+            }
             tracing::debug!(error = ended.err().map(tracing::field::display), "the listening connection is gone; connecting again");
             tell(Hint::Everything);
             tokio::select! {
@@ -88,16 +94,32 @@ impl Store {
         }
     }
 
-    async fn listen_once(&self, channels: &[&str], tell: &impl Fn(Hint)) -> Result<(), sqlx::Error> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
+    async fn listen_once(&self, channels: &[&str], tell: &impl Fn(Hint)) -> Result<Heard, sqlx::Error> {
+        let Some(mut listener) = self.database.listener().await? else { return Ok(Heard::Never) };
         listener.eager_reconnect(false);
         listener.listen_all(channels.iter().copied()).await?;
+        self.hearing.store(true, Ordering::Release);
         tell(Hint::Everything);
         while let Some(notification) = listener.try_recv().await? {
             tell(read(notification.channel(), notification.payload()));
         }
-        Ok(())
+        Ok(Heard::Something)
     }
+
+    /// Whether notifications arrive at present. If not, who waits for something has to look for it more often.
+    #[must_use]
+    pub fn hears(&self) -> bool {
+        self.hearing.load(Ordering::Acquire)
+    }
+}
+
+/// How listening ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// The connection was lost.
+    Something,
+    /// There is no connection that could hear.
+    Never,
 }
 
 const RECONNECT_AFTER: Duration = Duration::from_millis(200);

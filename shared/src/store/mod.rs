@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `database` | the way to Postgres: hosts, connections, sessions |
 //! | `accept` | a group of POSTs becomes requests, messages and jobs |
 //! | `requests` | the state of requests, as callers see it |
 //! | `keys` | API keys |
@@ -17,6 +18,7 @@
 //! anything else than Postgres is waited for. Times are Postgres's; Rust sends durations.
 
 pub mod accept;
+mod database;
 pub mod keys;
 mod lease;
 mod listen;
@@ -28,10 +30,11 @@ pub mod sign_finish;
 pub mod upstream;
 pub mod webhook_jobs;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-
+use self::database::Database;
 use crate::settings::DatabaseSettings;
 
 pub use lease::{Claimed, Finished, JobId, Lease};
@@ -85,16 +88,9 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 /// A handle to Postgres. Clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: PgPool,
+    database: Database,
+    hearing: Arc<AtomicBool>,
 }
-
-/// How long a statement waits for a free connection. Short: a caller is promised an answer within two seconds.
-const ACQUIRE_WITHIN: Duration = Duration::from_secs(1);
-
-/// What every session is told. A process that stands still in a transaction must not hold its rows for long, nor may anybody wait for
-/// them for long; and an acknowledged commit is a durable one, whatever the default of the server is.
-const SESSION: &str = "select set_config('lock_timeout', '500ms', false), set_config('statement_timeout', '10s', false),
-    set_config('idle_in_transaction_session_timeout', '5s', false), set_config('synchronous_commit', 'on', false)";
 
 impl Store {
     /// A store that connects when it is first used, so that a process starts, and says that it isn't ready, while Postgres is away.
@@ -103,24 +99,13 @@ impl Store {
     /// For an address that Postgres's client can't read.
     pub fn connect_lazily(settings: &DatabaseSettings) -> Result<Self> {
         let url = settings.database_url.as_ref().ok_or(StoreError::NoAddress)?;
-        let options: PgConnectOptions = url.expose().parse().map_err(StoreError::Unavailable)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.database_max_connections)
-            .acquire_timeout(ACQUIRE_WITHIN)
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    sqlx::query(SESSION).execute(connection).await?;
-                    Ok(())
-                })
-            })
-            .connect_lazy_with(options.application_name("countersign"));
-        Ok(Self { pool })
+        let database = Database::connect_lazily(url.expose(), settings.database_max_connections).map_err(StoreError::Unavailable)?;
+        Ok(Self { database, hearing: Arc::default() })
     }
 
     /// Closes every connection, after the statements that run on them.
     pub async fn close(&self) {
-        // A Postgres that stands still must not keep the process.
-        let _ = tokio::time::timeout(CLOSE_WITHIN, self.pool.close()).await;
+        self.database.close().await;
     }
 }
 
@@ -175,7 +160,6 @@ impl Store {
     }
 }
 
-const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 
 impl StoreError {

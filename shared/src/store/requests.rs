@@ -57,7 +57,7 @@ impl Store {
             where r.id = any($1)"#,
             ids,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         rows.into_iter().map(|row| Ok((row.id, row.into_state()?))).collect()
     }
@@ -99,7 +99,7 @@ impl Store {
             ids,
             FARTHEST_POSITION,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         Ok(rows.into_iter().map(|row| (row.id, Place { position: count(row.position), expected_at: row.expected_at })).collect())
     }
@@ -115,7 +115,7 @@ impl Store {
             from requests where id = any($1) and webhook_headers is not null"#,
             ids,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         Ok(rows.into_iter().map(|row| (row.id, row.headers.0)).collect())
     }

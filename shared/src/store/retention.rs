@@ -13,7 +13,7 @@ impl Store {
     /// # Errors
     /// Those of a statement.
     pub async fn forget(&self, age: Duration, most: u32) -> Result<u32> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.database.begin().await?;
         let ids = sqlx::query_scalar!(
             r#"-- retention.pick
             select r.id
@@ -28,16 +28,16 @@ impl Store {
             seconds(age),
             i64::from(most),
         )
-        .fetch_all(&mut *transaction)
+        .fetch_all(&mut transaction)
         .await?;
         if ids.is_empty() {
             return Ok(0);
         }
         sqlx::query!("-- retention.webhook_jobs\ndelete from jobs where kind = 'webhook' and request_id = any($1)", &ids)
-            .execute(&mut *transaction)
+            .execute(&mut transaction)
             .await?;
         let sign_jobs = sqlx::query_scalar!("-- retention.requests\ndelete from requests where id = any($1) returning sign_job_id", &ids)
-            .fetch_all(&mut *transaction)
+            .fetch_all(&mut transaction)
             .await?;
         // The message is locked before it is judged, so that no POST attaches to a job that is about to go (see `accept`). One that is
         // locked by a POST at this moment is left for the next one who forgets a request of it, or stays: it is small.
@@ -48,7 +48,7 @@ impl Store {
             order by digest for update skip locked"#,
             &sign_jobs,
         )
-        .fetch_all(&mut *transaction)
+        .fetch_all(&mut transaction)
         .await?;
         sqlx::query!(
             "-- retention.sign_jobs
@@ -57,7 +57,7 @@ impl Store {
             &sign_jobs,
             &digests,
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         // A message that a job which failed still refers to stays, without the signature of a job that is gone.
         sqlx::query!(
@@ -66,7 +66,7 @@ impl Store {
             where m.digest = any($1) and m.signed_by is not null and not exists (select from jobs j where j.id = m.signed_by)",
             &digests,
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         sqlx::query!(
             "-- retention.messages
@@ -74,7 +74,7 @@ impl Store {
             where m.digest = any($1) and not exists (select from jobs j where j.message_digest = m.digest)",
             &digests,
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         transaction.commit().await?;
         Ok(count(ids.len()))

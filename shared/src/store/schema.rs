@@ -2,34 +2,57 @@
 
 use std::sync::LazyLock;
 
-use sqlx::migrate::{Migrate, MigrateError, Migrator};
+use sqlx::migrate::{MigrateError, Migrator};
 
+use super::database::Sessions;
 use super::{Result, Store, StoreError};
 
 /// A newer schema is fine: migrations only go forward, and old processes run on while new ones start.
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator = sqlx::migrate!("../migrations");
     migrator.set_ignore_missing(true);
+    // The library's lock belongs to a session, which a proxy may not keep; ours belongs to the transaction.
+    migrator.set_locking(false);
     migrator
 });
 
+/// Serialises the processes that migrate at once; any number that nobody else takes.
+const LOCK: i64 = 0x636f_756e_7465_7273;
+
+/// Where sessions are shared, the library's named statements would meet those of the process that migrated before, in the same session.
+const FORGET_STATEMENTS: &str = r"do $$
+    declare statement text;
+    begin
+        for statement in select name from pg_prepared_statements where name like 'sqlx\_s\_%' loop
+            execute format('deallocate %I', statement);
+        end loop;
+    end $$";
+
 impl Store {
-    /// Brings the schema up to date. Several processes may call this at once: sqlx holds an advisory lock meanwhile.
+    /// Brings the schema up to date, in one transaction: all of it, or nothing. Of several processes that call this at once, one works
+    /// and the others wait.
     ///
     /// # Errors
     /// [`StoreError::Schema`] if a migration fails or an applied one was edited; otherwise those of a statement.
     pub async fn migrate(&self) -> Result<()> {
-        let mut connection = self.pool.acquire().await?;
+        let shared = self.database.sessions().await? == Sessions::Shared;
+        let mut transaction = self.database.begin().await?;
         // A migration may take as long as it takes, and wait for others as long; the limits of a session are for everything else.
-        sqlx::query("select set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false)")
-            .execute(&mut *connection)
-            .await?;
-        let migrated = MIGRATOR.run(&mut *connection).await;
-        connection.close().await?;
-        migrated.map_err(|error| match error {
+        let no_limits = "set local statement_timeout = 0; set local lock_timeout = 0";
+        sqlx::raw_sql(no_limits).execute(transaction.connection()).await?;
+        sqlx::query("select pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut transaction).await?;
+        if shared {
+            sqlx::raw_sql(FORGET_STATEMENTS).execute(transaction.connection()).await?;
+        }
+        MIGRATOR.run(transaction.connection()).await.map_err(|error| match error {
             MigrateError::Execute(error) => error.into(),
             other => StoreError::Schema(other),
-        })
+        })?;
+        if shared {
+            sqlx::raw_sql(FORGET_STATEMENTS).execute(transaction.connection()).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
     }
 
     /// Reaches Postgres and compares the newest applied migration with the newest of this program.
@@ -38,14 +61,13 @@ impl Store {
     /// [`StoreError::SchemaBehind`] if this program's migrations have not all been applied; otherwise those of a statement. A newer schema
     /// is fine: migrations only go forward, and old processes run on while new ones start.
     pub async fn check_schema(&self) -> Result<()> {
-        let mut connection = self.pool.acquire().await?;
-        let applied = connection.list_applied_migrations(&MIGRATOR.table_name).await.map_err(|error| match error {
+        let applied = sqlx::query_scalar::<_, i64>("select version from _sqlx_migrations where success").fetch_all(&self.database).await;
+        let applied = applied.map_err(|error| match error {
             // Nothing was ever migrated: there is not even the table of migrations.
-            MigrateError::Execute(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => StoreError::SchemaBehind,
-            MigrateError::Execute(error) => error.into(),
-            other => StoreError::Schema(other),
+            sqlx::Error::Database(refused) if refused.code().as_deref() == Some("42P01") => StoreError::SchemaBehind,
+            error => error.into(),
         })?;
-        let all = MIGRATOR.iter().all(|wanted| applied.iter().any(|done| done.version == wanted.version));
+        let all = MIGRATOR.iter().all(|wanted| applied.contains(&wanted.version));
         if all { Ok(()) } else { Err(StoreError::SchemaBehind) }
     }
 }

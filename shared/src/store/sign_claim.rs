@@ -165,7 +165,7 @@ impl Store {
             seconds(lease),
             CLOCKS_DRIFT,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
         let jobs = rows
@@ -223,7 +223,7 @@ impl Store {
             i64::from(most),
             seconds(lease),
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         rows.into_iter()
             .map(|row| {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::database::Transaction;
 use super::upstream::CLOCKS_DRIFT;
 use super::{Finished, Lease, Result, Store, listen, seconds};
 use crate::message::MessageDigest;
@@ -104,7 +105,7 @@ impl Store {
             .filter(|finish| matches!(finish.ending, Ending::Signed(_) | Ending::Failed(_)))
             .map(|finish| finish.digest.as_bytes().as_slice())
             .collect();
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.database.begin().await?;
         if !final_digests.is_empty() {
             // Keeps requests from attaching to a job that ends: see `accept`. The next statement sees all that attached before.
             sqlx::query!(
@@ -112,7 +113,7 @@ impl Store {
                 select from messages where digest = any($1) order by digest for no key update",
                 &final_digests as _,
             )
-            .execute(&mut *transaction)
+            .execute(&mut transaction)
             .await?;
         }
         let written = sqlx::query!(
@@ -187,7 +188,7 @@ impl Store {
             listen::RESULTS,
             columns.hints,
         )
-        .fetch_all(&mut *transaction)
+        .fetch_all(&mut transaction)
         .await?;
         for finish in finishes {
             tell_of_upstream(&mut transaction, finish.upstream, finish.error).await?;
@@ -204,7 +205,7 @@ impl Store {
 }
 
 async fn tell_of_upstream(
-    transaction: &mut sqlx::postgres::PgTransaction<'_>,
+    transaction: &mut Transaction,
     news: UpstreamNews,
     error: Option<&'static str>,
 ) -> Result<()> {
@@ -229,7 +230,7 @@ async fn tell_of_upstream(
             seconds(pause),
         ),
     }
-    .execute(&mut **transaction)
+    .execute(&mut *transaction)
     .await?;
     Ok(())
 }

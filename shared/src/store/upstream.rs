@@ -20,7 +20,7 @@ impl Store {
     /// Those of a statement.
     pub async fn agree_on_rate(&self, rate: Rate) -> Result<()> {
         let calls = i32::from(rate.calls());
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.database.begin().await?;
         sqlx::query!(
             "-- upstream.agree
             insert into upstream (calls, window_length) values ($1, make_interval(secs => $2))
@@ -28,10 +28,10 @@ impl Store {
             calls,
             seconds(rate.window()),
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         // The order in which claims and finishes lock: slots, then the row of the upstream.
-        sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut *transaction).await?;
+        sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
         let old = sqlx::query!(
             r#"-- upstream.lock_rate
             select window_length = make_interval(secs => $1) as "same_window!",
@@ -39,7 +39,7 @@ impl Store {
             from upstream for update"#,
             seconds(rate.window()),
         )
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut transaction)
         .await?;
         if !old.same_window {
             sqlx::query!(
@@ -47,7 +47,7 @@ impl Store {
                 update upstream_slots set free_at = free_at + make_interval(secs => $1) where free_at > '-infinity'",
                 old.longer_by,
             )
-            .execute(&mut *transaction)
+            .execute(&mut transaction)
             .await?;
         }
         // Those that stay are the ones that are free last. When the first of them is, all that were taken away have been, so no more
@@ -60,7 +60,7 @@ impl Store {
             where r.slot = s.slot and s.retired <> (r.place > $1)",
             i64::from(calls),
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         sqlx::query!(
             "-- upstream.add_slots
@@ -68,7 +68,7 @@ impl Store {
             select n from generate_series(1 + (select count(*) from upstream_slots), $1::int) n",
             calls,
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         sqlx::query!(
             "-- upstream.set_rate
@@ -76,7 +76,7 @@ impl Store {
             calls,
             seconds(rate.window()),
         )
-        .execute(&mut *transaction)
+        .execute(&mut transaction)
         .await?;
         transaction.commit().await?;
         Ok(())

@@ -100,7 +100,7 @@ impl Store {
             i64::try_from(most).unwrap_or(i64::MAX),
             seconds(lease),
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
         let ids: Vec<Uuid> = rows.iter().filter_map(|row| row.request_id).collect();
@@ -187,7 +187,7 @@ impl Store {
             &statuses as &[Option<i32>],
             &errors as &[Option<String>],
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         Ok((1..).take(finishes.len()).map(|ord| if written.contains(&ord) { Finished::Written } else { Finished::LeaseLost }).collect())
     }

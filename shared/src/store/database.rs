@@ -1,0 +1,355 @@
+//! The way to Postgres: which host, over what kind of connection, and what every session is told.
+//!
+//! Postgres as it is run for real is more than one server, and often has a proxy in front.
+//!
+//! - **Several hosts.** The address may name more than one (`postgres://user@a:5432,b:5432/db`). The one that takes writes is used, and
+//!   when it can't be reached any more, it is looked for again: that is a failover. A host that is only a standby is never used.
+//! - **A proxy that pools transactions**, such as PgBouncer. It gives each transaction another session, so nothing that belongs to a
+//!   session survives: no setting, no prepared statement, no LISTEN. It is recognised by what it does with the session settings that a
+//!   connection asks for: it refuses them or forgets them. Then every statement runs in a transaction that brings its settings along,
+//!   and is prepared without a name.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_stream::try_stream;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, TryStreamExt};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{ConnectOptions, Connection, Either, Execute, Executor, PgConnection, Postgres, Row, SqlSafeStr, SqlStr};
+use tokio::sync::Mutex;
+
+/// How long a statement waits for a free connection. Short: a caller is promised an answer within two seconds.
+const ACQUIRE_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long one host may take to say what it is.
+const ASK_WITHIN: Duration = Duration::from_secs(1);
+
+const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+
+/// What every session is told. A process that stands still in a transaction must not hold its rows for long, nor may anybody wait for
+/// them for long; and an acknowledged commit is a durable one, whatever the default of the server is.
+const SESSION: [(&str, &str); 4] = [
+    ("lock_timeout", "500ms"),
+    ("statement_timeout", "10s"),
+    ("idle_in_transaction_session_timeout", "5s"),
+    ("synchronous_commit", "on"),
+];
+
+/// The same for one transaction.
+const BEGIN_WITH_SETTINGS: &str = "begin; set local lock_timeout = '500ms'; set local statement_timeout = '10s'; \
+    set local idle_in_transaction_session_timeout = '5s'; set local synchronous_commit = 'on'";
+
+/// A setting that only we know. Who still has it after connecting has a session of its own.
+const MARK: &str = "countersign.session";
+
+/// What a connection is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// A session of Postgres for as long as it is open.
+    Kept,
+    /// A session for one transaction, and another one for the next.
+    Shared,
+}
+
+/// Connections to the Postgres that takes writes. Clones share them. Runs statements like a pool: each in a transaction of its own.
+#[derive(Clone, Debug)]
+pub(super) struct Database {
+    pool: PgPool,
+    hosts: Arc<[PgConnectOptions]>,
+    found: Arc<Found>,
+}
+
+/// What was found out about the hosts, and how often it was looked for.
+#[derive(Debug, Default)]
+struct Found {
+    sessions: RwLock<Option<Sessions>>,
+    looks: AtomicU64,
+    looking: Mutex<()>,
+}
+
+impl Database {
+    /// Connects when it is first used. `url` may name several hosts.
+    pub(super) fn connect_lazily(url: &str, most: u32) -> Result<Self, sqlx::Error> {
+        let hosts = hosts(url)
+            .iter()
+            .map(|url| Ok(url.parse::<PgConnectOptions>()?.application_name("countersign")))
+            .collect::<Result<Arc<[_]>, sqlx::Error>>()?;
+        let pool = PgPoolOptions::new()
+            .max_connections(most)
+            .acquire_timeout(ACQUIRE_WITHIN)
+            // A host that takes writes today may be a standby tomorrow.
+            .after_connect(|connection, _| Box::pin(async move { takes_writes(connection).await }))
+            .connect_lazy_with(hosts[0].clone());
+        Ok(Self { pool, hosts, found: Arc::default() })
+    }
+
+    /// Closes every connection, after the statements that run on them.
+    pub(super) async fn close(&self) {
+        // A Postgres that stands still must not keep the process.
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.pool.close()).await;
+    }
+
+    /// Begins a transaction of several statements.
+    pub(super) async fn begin(&self) -> Result<Transaction, sqlx::Error> {
+        let sessions = self.sessions().await?;
+        let connection = self.acquire().await?;
+        let settings = (sessions == Sessions::Shared).then(|| BEGIN_WITH_SETTINGS.into_sql_str());
+        Ok(Transaction { inner: sqlx::Transaction::begin(connection, settings).await?, sessions })
+    }
+
+    /// A connection that hears notifications; none where sessions are shared, for they would be somebody else's.
+    pub(super) async fn listener(&self) -> Result<Option<PgListener>, sqlx::Error> {
+        match self.sessions().await? {
+            Sessions::Kept => PgListener::connect_with(&self.pool).await.map(Some),
+            Sessions::Shared => Ok(None),
+        }
+    }
+
+    /// A connection to the host that takes writes. If none can be had and there are other hosts, they are asked, and it is tried again.
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let looks = self.found.looks.load(Ordering::Acquire);
+        match self.pool.acquire().await {
+            Err(_) if self.hosts.len() > 1 => {
+                self.look(looks).await?;
+                self.pool.acquire().await
+            }
+            acquired => acquired,
+        }
+    }
+
+    /// What connections are good for; the first call finds it out.
+    pub(super) async fn sessions(&self) -> Result<Sessions, sqlx::Error> {
+        let known = *self.found.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        match known {
+            Some(sessions) => Ok(sessions),
+            None => self.look(0).await,
+        }
+    }
+
+    /// Asks the hosts in turn until one takes writes, and uses that one from now on; unless somebody did so since there were `looks`.
+    async fn look(&self, looks: u64) -> Result<Sessions, sqlx::Error> {
+        let _one_at_a_time = self.found.looking.lock().await;
+        if self.found.looks.load(Ordering::Acquire) != looks
+            && let Some(sessions) = *self.found.sessions.read().unwrap_or_else(PoisonError::into_inner)
+        {
+            return Ok(sessions);
+        }
+        let mut last = sqlx::Error::PoolTimedOut;
+        for host in self.hosts.iter() {
+            match tokio::time::timeout(ASK_WITHIN, ask(host)).await {
+                Ok(Ok((sessions, options))) => {
+                    self.pool.set_connect_options(options);
+                    *self.found.sessions.write().unwrap_or_else(PoisonError::into_inner) = Some(sessions);
+                    self.found.looks.fetch_add(1, Ordering::AcqRel);
+                    return Ok(sessions);
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => {}
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Connects to `host` once: what its connections are good for, and how to make them. An error, if it does not take writes.
+async fn ask(host: &PgConnectOptions) -> Result<(Sessions, PgConnectOptions), sqlx::Error> {
+    let kept = host.clone().options(SESSION).options([(MARK, "kept")]);
+    // Named statements would outlive the transaction, in a session that is somebody else's by then.
+    let shared = host.clone().extra_float_digits(None).statement_cache_capacity(0);
+    let (mut connection, options) = match kept.connect().await {
+        Ok(connection) => (connection, kept),
+        // "unsupported startup parameter", says PgBouncer.
+        Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some("08P01") => (shared.connect().await?, shared.clone()),
+        Err(error) => return Err(error),
+    };
+    takes_writes(&mut connection).await?;
+    let mark = sqlx::raw_sql("select current_setting('countersign.session', true)").fetch_one(&mut connection).await?;
+    let sessions = if mark.try_get::<Option<&str>, _>(0)? == Some("kept") { Sessions::Kept } else { Sessions::Shared };
+    let _ = connection.close().await;
+    Ok((sessions, if sessions == Sessions::Kept { options } else { shared }))
+}
+
+/// An error, if the server behind this connection is only a standby.
+async fn takes_writes(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let row = sqlx::raw_sql("select pg_is_in_recovery()").fetch_one(connection).await?;
+    if row.try_get(0)? { Err(sqlx::Error::Configuration("this server is a standby".into())) } else { Ok(()) }
+}
+
+/// One address for each host that `url` names.
+fn hosts(url: &str) -> Vec<String> {
+    let parts = url.split_once("://").map(|(scheme, rest)| {
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let (credentials, hosts) = authority.rsplit_once('@').map_or(("", authority), |(_, hosts)| {
+            authority.split_at(authority.len() - hosts.len())
+        });
+        (scheme, credentials, hosts, path)
+    });
+    match parts {
+        Some((scheme, credentials, hosts, path)) if hosts.contains(',') => {
+            hosts.split(',').map(|host| format!("{scheme}://{credentials}{host}{path}")).collect()
+        }
+        _ => vec![url.to_owned()],
+    }
+}
+
+/// A transaction of several statements. Dropped without a commit, it is rolled back.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    inner: sqlx::Transaction<'static, Postgres>,
+    sessions: Sessions,
+}
+
+impl Transaction {
+    /// Makes it durable.
+    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
+        self.inner.commit().await
+    }
+
+    /// Takes it back.
+    pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
+        self.inner.rollback().await
+    }
+
+    /// The connection, for what brings its own statements.
+    pub(super) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+}
+
+/// A statement that keeps a name only where its session does.
+struct Prepared<E> {
+    statement: E,
+    sessions: Sessions,
+}
+
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Prepared<E> {
+    fn sql(self) -> SqlStr {
+        self.statement.sql()
+    }
+
+    fn statement(&self) -> Option<&PgStatement> {
+        self.statement.statement()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<sqlx::postgres::PgArguments>, sqlx::error::BoxDynError> {
+        self.statement.take_arguments()
+    }
+
+    fn persistent(&self) -> bool {
+        self.sessions == Sessions::Kept && self.statement.persistent()
+    }
+}
+
+type Step = Either<PgQueryResult, PgRow>;
+
+impl<'c> Executor<'c> for &'c mut Transaction {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let sessions = self.sessions;
+        (&mut *self.inner).fetch_many(Prepared { statement: query, sessions })
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let sessions = self.sessions;
+        (&mut *self.inner).fetch_optional(Prepared { statement: query, sessions })
+    }
+
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        (&mut *self.inner).prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        (&mut *self.inner).describe(sql)
+    }
+}
+
+impl<'c> Executor<'c> for &'c Database {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        Box::pin(try_stream! {
+            match self.sessions().await? {
+                Sessions::Kept => {
+                    let mut connection = self.acquire().await?;
+                    let mut steps = (&mut *connection).fetch_many(query);
+                    while let Some(step) = steps.try_next().await? {
+                        yield step;
+                    }
+                }
+                Sessions::Shared => {
+                    let mut transaction = self.begin().await?;
+                    let mut steps = (&mut transaction).fetch_many(query);
+                    while let Some(step) = steps.try_next().await? {
+                        yield step;
+                    }
+                    drop(steps);
+                    transaction.commit().await?;
+                }
+            }
+        })
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        Box::pin(async move {
+            let mut rows: Vec<PgRow> = self.fetch_all(query).await?;
+            Ok(if rows.is_empty() { None } else { Some(rows.swap_remove(0)) })
+        })
+    }
+
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        (&self.pool).prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        (&self.pool).describe(sql)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_host_of_an_address_becomes_an_address() {
+        assert_eq!(
+            hosts("postgres://u:p,w@a:1,b:2/db?sslmode=require"),
+            ["postgres://u:p,w@a:1/db?sslmode=require", "postgres://u:p,w@b:2/db?sslmode=require"]
+        );
+        for alone in ["postgres://u:p,w@a:1/db", "postgres://a", "postgres:///db?host=/run", "nonsense"] {
+            assert_eq!(hosts(alone), [alone]);
+        }
+    }
+}
