@@ -1,8 +1,8 @@
 //! Stores a request and waits for its outcome, within the time that the caller was promised.
 //!
 //! Only workers call the upstream; this side inserts, waits and reads. A waiter is registered before the insert, and what wakes it is
-//! never believed: the row is read again. Should no notification come (Postgres restarts, or a proxy does not pass them on), the row is
-//! read once more when the time is up, and every [`LOOK_EVERY`] before that.
+//! never believed: the row is read again. Should no notification come, the row is read once more when the time is up, and every
+//! [`LOOK_EVERY`] before that; where none can come at all, more often.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -38,8 +38,11 @@ const READ_WITHIN: Duration = Duration::from_millis(1500);
 /// The pause after a read that failed, while there is time for another.
 const READ_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// How often a long poll looks by itself.
+/// How often a waiter looks by itself while notifications arrive.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How soon it looks while none can arrive (Postgres restarts, or is behind a proxy that keeps no sessions), at first and at last.
+const LOOK_DEAF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Why a request was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -129,6 +132,7 @@ impl Answers {
     /// Reads until the state is final or the deadline has come; reads at least once. `fresh`: nothing can have changed before the
     /// first wake-up, so the first read can wait for it.
     async fn wait(&self, id: Uuid, waiter: &mut Waiter, deadline: Instant, mut fresh: bool) -> Result<Option<RequestState>, StoreError> {
+        let mut deaf = LOOK_DEAF.0;
         loop {
             let over = Instant::now() >= deadline || self.stop.is_cancelled();
             if over || !fresh {
@@ -140,10 +144,12 @@ impl Answers {
                 }
             }
             fresh = false;
+            let pause = if self.store.hears() { LOOK_EVERY } else { deaf };
+            deaf = deaf.mul_f64(1.5).min(LOOK_DEAF.1);
             tokio::select! {
                 () = waiter.woken() => {}
                 () = self.stop.cancelled() => {}
-                () = tokio::time::sleep_until(deadline.min(Instant::now() + LOOK_EVERY)) => {}
+                () = tokio::time::sleep_until(deadline.min(Instant::now() + pause)) => {}
             }
         }
     }

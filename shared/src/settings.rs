@@ -141,7 +141,8 @@ pub struct TelemetrySettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Postgres")]
 pub struct DatabaseSettings {
-    /// Address of the database, such as `postgres://user:password@localhost:5432/countersign`.
+    /// Address of the database, such as `postgres://user:password@localhost:5432/countersign`. Of several hosts (`@a:5432,b:5432/`) the one
+    /// that takes writes is used.
     #[arg(long, env, hide_env_values = true, value_parser = database_url)]
     pub database_url: Option<crate::secret::Secret<String>>,
     /// Most connections that this process opens.
@@ -153,9 +154,28 @@ pub struct DatabaseSettings {
 }
 
 fn database_url(text: &str) -> Result<crate::secret::Secret<String>, String> {
-    match url::Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(crate::secret::Secret::new(text.to_owned())),
-        _ => Err("accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned()),
+    let is_one = |url: &String| url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql"));
+    if each_host(text).iter().all(is_one) {
+        Ok(crate::secret::Secret::new(text.to_owned()))
+    } else {
+        Err("accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with HOST:PORT,HOST:PORT for several hosts".to_owned())
+    }
+}
+
+/// One address for each host that `url` names: `postgres://a,b/db` is `postgres://a/db` and `postgres://b/db`.
+pub(crate) fn each_host(url: &str) -> Vec<String> {
+    let parts = url.split_once("://").map(|(scheme, rest)| {
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let (credentials, hosts) =
+            authority.rsplit_once('@').map_or(("", authority), |(_, hosts)| authority.split_at(authority.len() - hosts.len()));
+        (scheme, credentials, hosts, path)
+    });
+    match parts {
+        Some((scheme, credentials, hosts, path)) if hosts.contains(',') => {
+            hosts.split(',').map(|host| format!("{scheme}://{credentials}{host}{path}")).collect()
+        }
+        _ => vec![url.to_owned()],
     }
 }
 
@@ -210,5 +230,16 @@ mod tests {
     #[test]
     fn a_missing_value_names_its_variable() {
         assert!(line(&[]).starts_with("UPSTREAM_URL: not set"), "{}", line(&[]));
+    }
+
+    #[test]
+    fn each_host_of_an_address_becomes_an_address() {
+        assert_eq!(
+            each_host("postgres://u:p,w@a:1,b:2/db?sslmode=require"),
+            ["postgres://u:p,w@a:1/db?sslmode=require", "postgres://u:p,w@b:2/db?sslmode=require"]
+        );
+        for alone in ["postgres://u:p,w@a:1/db", "postgres://a", "postgres:///db?host=/run", "nonsense"] {
+            assert_eq!(each_host(alone), [alone]);
+        }
     }
 }

@@ -7,6 +7,7 @@ mod callers;
 mod contract;
 mod keys;
 mod outages;
+mod postgres;
 mod readme;
 mod settings;
 mod trace;

@@ -49,11 +49,20 @@ pub(crate) struct Options {
     pub(crate) worker: Env,
     /// A Postgres of its own, to be crashed; else the one that the tests of this process share.
     pub(crate) own_postgres: bool,
+    /// How the programs reach the database, `{}` standing for its name; else directly.
+    pub(crate) address: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { upstream: SimulatorOptions::reliable(), rate: "1000/1s", api: Env::new(), worker: Env::new(), own_postgres: false }
+        Self {
+            upstream: SimulatorOptions::reliable(),
+            rate: "1000/1s",
+            api: Env::new(),
+            worker: Env::new(),
+            own_postgres: false,
+            address: None,
+        }
     }
 }
 
@@ -76,8 +85,13 @@ impl World {
     }
 
     pub(crate) async fn with(options: Options) -> Self {
-        shared::tls::use_ring();
         let own_postgres = if options.own_postgres { Some(Cluster::start(ClusterOptions::default()).await.unwrap()) } else { None };
+        Self::over(own_postgres, options).await
+    }
+
+    /// A world on this Postgres; on the shared one, if there is none.
+    pub(crate) async fn over(own_postgres: Option<Cluster>, options: Options) -> Self {
+        shared::tls::use_ring();
         let cluster = match &own_postgres {
             Some(cluster) => cluster,
             None => shared_cluster().await.unwrap(),
@@ -85,13 +99,14 @@ impl World {
         let name = format!("w{}", uuid::Uuid::now_v7().simple());
         cluster.create_database(&name).await.unwrap();
         let database = cluster.url(&name);
+        let address = options.address.map_or_else(|| database.clone(), |address| address.replace("{}", &name));
         let any = "127.0.0.1:0".parse().unwrap();
         let upstream = Simulator::start(any, options.upstream).await.unwrap();
         let receiver = Receiver::start(any, ReceiverOptions { secret: Some(SECRET.to_owned()) }).await.unwrap();
         let (port, worker_port) = (free_port().unwrap(), free_port().unwrap());
         let api_env = [
             env(&[
-                ("DATABASE_URL", &database),
+                ("DATABASE_URL", &address),
                 ("API_LISTEN", &format!("127.0.0.1:{port}")),
                 ("BOOTSTRAP_API_KEY", KEY),
                 ("BOOTSTRAP_WEBHOOK_SECRET", SECRET),
@@ -101,7 +116,7 @@ impl World {
         .concat();
         let worker_env = [
             env(&[
-                ("DATABASE_URL", &database),
+                ("DATABASE_URL", &address),
                 ("WORKER_LISTEN", &format!("127.0.0.1:{worker_port}")),
                 ("UPSTREAM_URL", &upstream.url()),
                 ("UPSTREAM_API_KEY", "upstream-key"),
@@ -117,26 +132,34 @@ impl World {
         let url = format!("http://127.0.0.1:{port}");
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let world = Self { upstream, receiver, api, worker, url, database, own_postgres, client, api_env, worker_env };
-        world.ready(&world.url).await;
-        world.ready(&format!("http://127.0.0.1:{worker_port}")).await;
+        world.ready(&world.url, &world.api).await;
+        world.ready(&format!("http://127.0.0.1:{worker_port}"), &world.worker).await;
         world
     }
 
     /// Waits until a process says that it is ready.
-    async fn ready(&self, url: &str) {
-        until("the process is ready", async || {
-            self.client.get(format!("{url}/health/ready")).send().await.is_ok_and(|answer| answer.status() == 200)
-        })
-        .await;
+    async fn ready(&self, url: &str, process: &Process) {
+        let started = std::time::Instant::now();
+        let ready = async || self.client.get(format!("{url}/health/ready")).send().await.is_ok_and(|answer| answer.status() == 200);
+        while !ready().await {
+            assert!(started.elapsed() < PATIENCE, "{url} was not ready in time:\n{}", process.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) async fn restart_api(&mut self) {
         self.api = spawn(Binary::Api, &[], &self.api_env).await;
-        self.ready(&self.url.clone()).await;
+        self.ready(&self.url, &self.api).await;
     }
 
     pub(crate) async fn restart_worker(&mut self) {
         self.worker = spawn(Binary::Worker, &[], &self.worker_env).await;
+    }
+
+    /// One more worker like the first.
+    pub(crate) async fn another_worker(&self) -> Process {
+        let listen = env(&[("WORKER_LISTEN", &format!("127.0.0.1:{}", free_port().unwrap()))]);
+        spawn(Binary::Worker, &[], &[self.worker_env.clone(), listen].concat()).await
     }
 
     pub(crate) fn post(&self, body: &Value) -> reqwest::RequestBuilder {

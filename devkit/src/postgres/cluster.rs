@@ -60,7 +60,7 @@ impl Cluster {
     }
 
     fn start_blocking(options: ClusterOptions) -> Result<Self> {
-        let files = Files::prepare(options.folder.as_deref(), options.durability)?;
+        let files = Files::prepare(&options)?;
         let inner = Inner { files, options, guardian: Mutex::new(None) };
         let mut tried = 1;
         let port = loop {

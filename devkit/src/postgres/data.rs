@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use super::account::{self, Account, Place};
-use super::{Binaries, Durability, options};
+use super::{Binaries, ClusterOptions, Durability, options};
 use crate::error::{Context, Error, Result};
 
 /// The files of one cluster, made and ready to be served.
@@ -20,7 +20,8 @@ pub(super) struct Files {
 
 impl Files {
     /// The files of the folder, made when they are not there; in a temporary folder when none is given.
-    pub(super) fn prepare(folder: Option<&Path>, durability: Durability) -> Result<Self> {
+    pub(super) fn prepare(options: &ClusterOptions) -> Result<Self> {
+        let folder = options.folder.as_deref();
         let binaries = Binaries::find()?;
         let account = Account::needed()?;
         let place = match folder {
@@ -29,7 +30,11 @@ impl Files {
         };
         let files = Self { binaries, account, folder: place.folder, note: place.note, temporary: folder.is_none() };
         if !files.data().join(COMPLETE).exists() {
-            files.initialise(durability).inspect_err(|_| files.remove_temporary())?;
+            let made = match options.standby_of {
+                Some(primary) => files.copy(primary),
+                None => files.initialise(options.durability),
+            };
+            made.inspect_err(|_| files.remove_temporary())?;
         }
         Ok(files)
     }
@@ -65,13 +70,23 @@ impl Files {
         if durability == Durability::Relaxed {
             command.arg("--no-sync");
         }
-        let output = command.stdin(Stdio::null()).output().context(|| "running initdb")?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
-            return Err(Error::new(format!("initdb failed: {}", text.trim())));
-        }
+        run(command, "initdb")?;
         options::include(&data)?;
-        let complete = data.join(COMPLETE);
+        self.complete()
+    }
+
+    /// Runs `pg_basebackup`: the data of a running server, set up to follow it.
+    fn copy(&self, primary: u16) -> Result<()> {
+        let mut command = account::command(&self.binaries.program("pg_basebackup"), self.account.as_ref(), &self.folder);
+        command.args(["--host=127.0.0.1", "--username=postgres", "--checkpoint=fast", "--no-sync", "--write-recovery-conf"]);
+        command.arg(format!("--port={primary}")).arg("-D").arg(self.data());
+        run(command, "pg_basebackup")?;
+        self.complete()
+    }
+
+    /// Marks the data as whole.
+    fn complete(&self) -> Result<()> {
+        let complete = self.data().join(COMPLETE);
         std::fs::write(&complete, "").context(|| format!("writing {}", complete.display()))?;
         account::give(&complete, self.account.as_ref())
     }
@@ -96,6 +111,14 @@ impl Files {
     pub(super) fn status(&self) -> Option<Status> {
         Status::read(&self.data())
     }
+}
+
+fn run(mut command: std::process::Command, name: &str) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().context(|| format!("running {name}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::new(format!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
 /// Written after `initdb` and our own change; without it the data folder is half made.

@@ -20,10 +20,10 @@ impl Detached {
     /// # Errors
     /// When the options lack one of the two, the port is taken, or the server does not start; its last lines of log are included.
     pub fn start(options: &ClusterOptions) -> Result<Self> {
-        let (Some(folder), Some(port)) = (&options.folder, options.port) else {
+        let (Some(_), Some(port)) = (&options.folder, options.port) else {
             return Err(Error::new("a detached Postgres needs a folder and a port"));
         };
-        let server = Self { files: Files::prepare(Some(folder), options.durability)? };
+        let server = Self { files: Files::prepare(options)? };
         if !server.alive() {
             let files = &server.files;
             options.write(&files.data(), port, files.account.as_ref())?;

@@ -2,6 +2,7 @@
 //!
 //! - `binaries` finds the programs, `account` the user to run them as, `data` makes the files, `options` the settings;
 //! - `cluster` is a running server that a process owns: [`Cluster`]; `guardian` makes sure that it ends with its owner;
+//! - `bouncer` is a proxy in front of it, as many have in production: [`Bouncer`];
 //! - `admin` creates and drops databases; `detached` is a server that outlives the command that started it: [`Detached`].
 //!
 //! Every server listens on 127.0.0.1 only and trusts whoever connects: fit for development, and for nothing else.
@@ -10,6 +11,7 @@
 mod account;
 mod admin;
 mod binaries;
+mod bouncer;
 mod cluster;
 mod data;
 mod detached;
@@ -18,6 +20,7 @@ mod options;
 pub(crate) mod serve;
 
 pub use binaries::Binaries;
+pub use bouncer::Bouncer;
 pub use cluster::{Cluster, StopMode, free_port};
 pub use detached::Detached;
 pub use options::{ClusterOptions, Durability};

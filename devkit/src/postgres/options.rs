@@ -26,6 +26,8 @@ pub struct ClusterOptions {
     pub folder: Option<PathBuf>,
     /// The port on 127.0.0.1; `None`: a free one.
     pub port: Option<u16>,
+    /// The port on 127.0.0.1 of a running server to be the standby of: its data is copied, and followed until the promotion.
+    pub standby_of: Option<u16>,
     /// Connections that the server accepts.
     pub max_connections: u16,
     /// More settings, by name; they win over all others.
@@ -34,7 +36,7 @@ pub struct ClusterOptions {
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { durability: Durability::Relaxed, folder: None, port: None, max_connections: 200, settings: Vec::new() }
+        Self { durability: Durability::Relaxed, folder: None, port: None, standby_of: None, max_connections: 200, settings: Vec::new() }
     }
 }
 

@@ -198,12 +198,7 @@ impl Store {
 }
 
 /// Takes back the new messages that no request uses, because each request that brought one was a mismatch.
-async fn forget_unused(
-    transaction: &mut Transaction,
-    new: Vec<Vec<u8>>,
-    requests: &[NewRequest],
-    accepted: &[Accepted],
-) -> Result<()> {
+async fn forget_unused(transaction: &mut Transaction, new: Vec<Vec<u8>>, requests: &[NewRequest], accepted: &[Accepted]) -> Result<()> {
     if !accepted.contains(&Accepted::Mismatch) {
         return Ok(());
     }

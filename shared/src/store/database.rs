@@ -21,8 +21,13 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgQuer
 use sqlx::{ConnectOptions, Connection, Either, Execute, Executor, PgConnection, Postgres, Row, SqlSafeStr, SqlStr};
 use tokio::sync::Mutex;
 
+use crate::settings::each_host;
+
 /// How long a statement waits for a free connection. Short: a caller is promised an answer within two seconds.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Where there are several hosts: how long a connection to the last good one may take before the others are asked.
+const ELSEWHERE_AFTER: Duration = Duration::from_millis(250);
 
 /// How long one host may take to say what it is.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
@@ -31,12 +36,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What every session is told. A process that stands still in a transaction must not hold its rows for long, nor may anybody wait for
 /// them for long; and an acknowledged commit is a durable one, whatever the default of the server is.
-const SESSION: [(&str, &str); 4] = [
-    ("lock_timeout", "500ms"),
-    ("statement_timeout", "10s"),
-    ("idle_in_transaction_session_timeout", "5s"),
-    ("synchronous_commit", "on"),
-];
+const SESSION: [(&str, &str); 4] =
+    [("lock_timeout", "500ms"), ("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "5s"), ("synchronous_commit", "on")];
 
 /// The same for one transaction.
 const BEGIN_WITH_SETTINGS: &str = "begin; set local lock_timeout = '500ms'; set local statement_timeout = '10s'; \
@@ -73,7 +74,7 @@ struct Found {
 impl Database {
     /// Connects when it is first used. `url` may name several hosts.
     pub(super) fn connect_lazily(url: &str, most: u32) -> Result<Self, sqlx::Error> {
-        let hosts = hosts(url)
+        let hosts = each_host(url)
             .iter()
             .map(|url| Ok(url.parse::<PgConnectOptions>()?.application_name("countersign")))
             .collect::<Result<Arc<[_]>, sqlx::Error>>()?;
@@ -108,16 +109,20 @@ impl Database {
         }
     }
 
-    /// A connection to the host that takes writes. If none can be had and there are other hosts, they are asked, and it is tried again.
+    /// A connection to the host that takes writes. If none can be had soon and there are other hosts, they are asked.
     async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        let looks = self.found.looks.load(Ordering::Acquire);
-        match self.pool.acquire().await {
-            Err(_) if self.hosts.len() > 1 => {
-                self.look(looks).await?;
-                self.pool.acquire().await
-            }
-            acquired => acquired,
+        if self.hosts.len() == 1 {
+            return self.pool.acquire().await;
         }
+        let looks = self.found.looks.load(Ordering::Acquire);
+        if let Ok(Ok(connection)) = tokio::time::timeout(ELSEWHERE_AFTER, self.pool.acquire()).await {
+            return Ok(connection);
+        }
+        // Whoever waits for this connection may give up any moment; the search goes on.
+        let database = self.clone();
+        let look = tokio::spawn(async move { database.look(looks).await });
+        look.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
+        self.pool.acquire().await
     }
 
     /// What connections are good for; the first call finds it out.
@@ -176,24 +181,6 @@ async fn ask(host: &PgConnectOptions) -> Result<(Sessions, PgConnectOptions), sq
 async fn takes_writes(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let row = sqlx::raw_sql("select pg_is_in_recovery()").fetch_one(connection).await?;
     if row.try_get(0)? { Err(sqlx::Error::Configuration("this server is a standby".into())) } else { Ok(()) }
-}
-
-/// One address for each host that `url` names.
-fn hosts(url: &str) -> Vec<String> {
-    let parts = url.split_once("://").map(|(scheme, rest)| {
-        let end = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (authority, path) = rest.split_at(end);
-        let (credentials, hosts) = authority.rsplit_once('@').map_or(("", authority), |(_, hosts)| {
-            authority.split_at(authority.len() - hosts.len())
-        });
-        (scheme, credentials, hosts, path)
-    });
-    match parts {
-        Some((scheme, credentials, hosts, path)) if hosts.contains(',') => {
-            hosts.split(',').map(|host| format!("{scheme}://{credentials}{host}{path}")).collect()
-        }
-        _ => vec![url.to_owned()],
-    }
 }
 
 /// A transaction of several statements. Dropped without a commit, it is rolled back.
@@ -335,21 +322,5 @@ impl<'c> Executor<'c> for &'c Database {
         'c: 'e,
     {
         (&self.pool).describe(sql)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_host_of_an_address_becomes_an_address() {
-        assert_eq!(
-            hosts("postgres://u:p,w@a:1,b:2/db?sslmode=require"),
-            ["postgres://u:p,w@a:1/db?sslmode=require", "postgres://u:p,w@b:2/db?sslmode=require"]
-        );
-        for alone in ["postgres://u:p,w@a:1/db", "postgres://a", "postgres:///db?host=/run", "nonsense"] {
-            assert_eq!(hosts(alone), [alone]);
-        }
     }
 }

@@ -204,11 +204,7 @@ impl Store {
     }
 }
 
-async fn tell_of_upstream(
-    transaction: &mut Transaction,
-    news: UpstreamNews,
-    error: Option<&'static str>,
-) -> Result<()> {
+async fn tell_of_upstream(transaction: &mut Transaction, news: UpstreamNews, error: Option<&'static str>) -> Result<()> {
     match news {
         UpstreamNews::None => return Ok(()),
         UpstreamNews::Up => sqlx::query!(

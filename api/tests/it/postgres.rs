@@ -1,0 +1,110 @@
+//! Postgres as it is run for real: behind a proxy that pools transactions, and with a standby that takes over.
+
+use std::collections::HashSet;
+
+use devkit::postgres::{Bouncer, Cluster, ClusterOptions, StopMode};
+use futures_util::future::join_all;
+use serde_json::json;
+use sqlx::{Connection, PgConnection, Row};
+
+use crate::world::{Options, World, answer, env, until};
+
+/// Posts messages with webhooks, to be signed later.
+async fn post(world: &World, messages: impl Iterator<Item = String>) -> Vec<String> {
+    let posts = messages.map(|message| {
+        let body = json!({ "message": message, "webhookUrl": world.hook("/"), "clientRequestId": message });
+        async move {
+            // Asked again with its idempotency key, until there is a receipt: what callers do.
+            let mut id = None;
+            until("the request is accepted", async || {
+                let Ok(response) = world.post(&body).header("Prefer", "respond-async").send().await else { return false };
+                let answered = answer(response).await;
+                id = matches!(answered.status.as_u16(), 200 | 202).then(|| answered.id());
+                id.is_some()
+            })
+            .await;
+            id.unwrap()
+        }
+    });
+    join_all(posts).await
+}
+
+async fn all_signed_and_delivered(world: &World, ids: &[String]) {
+    let states = join_all(ids.iter().map(|id| world.settled(id))).await;
+    assert!(states.iter().all(|state| state["status"] == "signed"), "{states:?}");
+    until("every webhook is delivered", async || {
+        let deliveries = world.receiver.deliveries();
+        let told: HashSet<&str> =
+            deliveries.iter().filter(|delivery| delivery.verified).filter_map(|delivery| delivery.body["data"]["id"].as_str()).collect();
+        ids.iter().all(|id| told.contains(id.as_str()))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn through_a_proxy_that_pools_transactions_all_works_by_polling_alone() {
+    if Bouncer::program().is_none() {
+        eprintln!("NOT RUN: pgbouncer is not installed; install the package `pgbouncer` to run this test");
+        return;
+    }
+    let postgres = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let proxy = Bouncer::start(postgres.port()).await.unwrap();
+    let worker = env(&[("POLL_INTERVAL", "100ms")]);
+    let options = Options { address: Some(proxy.url("{}")), worker, rate: "20/1s", ..Options::default() };
+    let mut world = World::over(Some(postgres), options).await;
+
+    // At once, although no notification can come.
+    let answered = world.sign("at once").await;
+    assert_eq!(answered.status, 200, "{answered:?}\n{}\n{}", world.api.log(), world.worker.log());
+    // Many at a time, more than there are sessions; a second worker; and everybody starts again.
+    let ids = post(&world, (0..40).map(|n| format!("proxied {n}"))).await;
+    let another = world.another_worker().await;
+    let replaced = std::mem::replace(&mut world.worker, another);
+    world.restart_api().await;
+    all_signed_and_delivered(&world, &ids).await;
+    assert!(world.upstream.audit().max_in_window <= 20);
+
+    for log in [world.api.log(), world.worker.log(), replaced.log()] {
+        assert_eq!(log.matches("polling alone").count(), 1, "said once:\n{log}");
+        assert!(!log.contains("ERROR"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_failover_to_a_standby_loses_nothing_that_was_acknowledged() {
+    let primary = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let standby = Cluster::start(ClusterOptions { standby_of: Some(primary.port()), ..ClusterOptions::default() }).await.unwrap();
+    let admin = primary.url("postgres");
+    let mut connection = PgConnection::connect(&admin).await.unwrap();
+    for statement in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
+        sqlx::query(statement).execute(&mut connection).await.unwrap();
+    }
+    until("the standby is synchronous", async || {
+        let synchronous = "select count(*) from pg_stat_replication where sync_state = 'sync'";
+        sqlx::query(synchronous).fetch_one(&mut connection).await.unwrap().get::<i64, _>(0) == 1
+    })
+    .await;
+    drop(connection);
+
+    // The standby stands first: it has to be passed over as long as it takes no writes.
+    let address = format!("postgres://postgres@127.0.0.1:{},127.0.0.1:{}/{{}}", standby.port(), primary.port());
+    let worker = env(&[("UPSTREAM_TIMEOUT", "1s"), ("WEBHOOK_TIMEOUT", "1s")]);
+    let options = Options { address: Some(address), worker, rate: "10/1s", ..Options::default() };
+    let world = World::over(Some(primary), options).await;
+    let mut ids = post(&world, (0..60).map(|n| format!("before {n}"))).await;
+    until("some are signed", async || world.upstream.audit().sign_calls >= 15).await;
+
+    world.own_postgres.as_ref().unwrap().stop(StopMode::Immediate).await.unwrap();
+    let mut promoted = PgConnection::connect(&standby.url("postgres")).await.unwrap();
+    sqlx::query("select pg_promote()").execute(&mut promoted).await.unwrap();
+
+    ids.extend(post(&world, (0..10).map(|n| format!("after {n}"))).await);
+    all_signed_and_delivered(&world, &ids).await;
+    let audit = world.upstream.audit();
+    assert!(audit.max_in_window <= 10 && audit.max_in_flight_per_message == 1, "{audit:?}");
+
+    let name = world.database.rsplit('/').next().unwrap();
+    let mut connection = PgConnection::connect(&standby.url(name)).await.unwrap();
+    let stored: i64 = sqlx::query("select count(*) from requests").fetch_one(&mut connection).await.unwrap().get(0);
+    assert_eq!(usize::try_from(stored).unwrap(), ids.len(), "each was accepted once");
+}
