@@ -50,6 +50,9 @@ pub enum NotStored {
     /// Postgres is not available, or not fast enough.
     #[error("the request could not be stored")]
     Unavailable,
+    /// There are as many unfinished requests as there may be.
+    #[error("too many requests are unfinished")]
+    Full,
     /// The idempotency key was used with another payload.
     #[error("the idempotency key was used with another payload")]
     Mismatch,
@@ -58,32 +61,40 @@ pub enum NotStored {
     Refused,
 }
 
+/// How much is taken on.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Most callers that wait at a time; more are answered at once.
+    pub waiters: usize,
+    /// Most unfinished requests; more are refused.
+    pub pending: u64,
+}
+
 /// Stores, waits, reads. Clones share everything.
 #[derive(Clone)]
 pub struct Answers {
     store: Store,
     waiters: Waiters,
     accepts: Batcher<NewRequest, Result<Accepted, NotStored>, StoreError>,
-    most_waiters: usize,
+    bounds: Bounds,
     stop: CancellationToken,
 }
 
 impl Answers {
-    /// Starts the task that stores. At most `most_waiters` callers wait at a time; more are answered at once. Once `stop` is cancelled
-    /// nobody waits any more: who does is answered with the state as it is.
+    /// Starts the task that stores. Once `stop` is cancelled nobody waits any more: who does is answered with the state as it is.
     #[must_use]
-    pub fn new(store: Store, waiters: Waiters, most_waiters: usize, stop: CancellationToken) -> Self {
+    pub fn new(store: Store, waiters: Waiters, bounds: Bounds, stop: CancellationToken) -> Self {
         let accepting = store.clone();
         let accepts = Batcher::spawn(LARGEST_GROUP, MOST_WAITING, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
             // A group whose callers have all been told 503 must not go on in the dark, and must not keep the next one waiting.
             async move {
-                let stored = tokio::time::timeout(STORE_WITHIN, store_all(&store, &requests)).await;
+                let stored = tokio::time::timeout(STORE_WITHIN, store_all(&store, &requests, bounds.pending)).await;
                 let stored = stored.unwrap_or_else(|_| Err(StoreError::timed_out()));
                 stored.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests"))
             }
         });
-        Self { store, waiters, accepts, most_waiters, stop }
+        Self { store, waiters, accepts, bounds, stop }
     }
 
     /// Stores `request` and waits for its outcome until `wait` after `arrived`; answers its state at that time.
@@ -98,6 +109,7 @@ impl Answers {
         let (id, created_at, settled) = match stored {
             Ok(Ok(Ok(Accepted::Stored { id, created_at, settled }))) => (id, created_at, settled),
             Ok(Ok(Ok(Accepted::Mismatch))) => return Err(NotStored::Mismatch),
+            Ok(Ok(Ok(Accepted::Full))) => return Err(NotStored::Full),
             Ok(Ok(Err(reason))) => return Err(reason),
             Ok(Err(BatchError::Full | BatchError::Stopped | BatchError::Failed(_))) | Err(_) => return Err(NotStored::Unavailable),
         };
@@ -126,7 +138,7 @@ impl Answers {
 
     /// How long a caller that is registered may wait: not at all, if there are too many.
     fn affordable(&self, wait: Duration) -> Duration {
-        if self.waiters.count() > self.most_waiters { Duration::ZERO } else { wait }
+        if self.waiters.count() > self.bounds.waiters { Duration::ZERO } else { wait }
     }
 
     /// Reads until the state is final or the deadline has come; reads at least once. `fresh`: nothing can have changed before the
@@ -172,12 +184,12 @@ impl Answers {
 
 /// Stores `requests` together. Should Postgres refuse the group, or somebody hold one of its messages, each is stored alone, so that one
 /// spoils no other.
-async fn store_all(store: &Store, requests: &[NewRequest]) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
-    match store.accept(requests).await {
+async fn store_all(store: &Store, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+    match store.accept(requests, most_pending).await {
         Ok(accepted) => Ok(accepted.into_iter().map(Ok).collect()),
         Err(StoreError::Refused(_) | StoreError::Contended(_)) => {
             let alone = requests.iter().map(|request| async move {
-                match store.accept(std::slice::from_ref(request)).await {
+                match store.accept(std::slice::from_ref(request), most_pending).await {
                     Ok(mut accepted) => accepted.pop().ok_or(NotStored::Refused),
                     Err(StoreError::Refused(error)) => {
                         tracing::error!(%error, "a request was refused");

@@ -40,20 +40,26 @@ impl Store {
                 w.state::text as "webhook_state?", w.attempt - w.excused as "webhook_attempts?",
                 case when w.state = 'pending' then greatest(w.next_run_at, now()) end as "webhook_next_at?",
                 told.status as "webhook_status?", told.started_at as "webhook_at?",
+                u.breaker_at as "breaker_at?",
                 now() as "now!"
             from requests r
             join jobs j on j.id = r.sign_job_id
             join messages m on m.digest = j.message_digest
             left join lateral (
-                select a.error, a.status, a.finished_at
+                select a.status,
+                    -- Open, and nobody works on it any more: the worker died, or could not write.
+                    case when a.finished_at is null then 'outcome-unknown' else a.error end as error,
+                    coalesce(a.finished_at, case when a.number = j.attempt then j.next_run_at else a.started_at end) as finished_at
                 from attempts a
-                where a.job_id = j.id and a.error is not null
+                where a.job_id = j.id
+                    and (a.error is not null or a.finished_at is null and (a.number < j.attempt or j.next_run_at <= now()))
                 order by a.number desc limit 1
             ) last on true
             left join jobs w on w.request_id = r.id and w.kind = 'webhook'
             left join lateral (
                 select a.status, a.started_at from attempts a where a.job_id = w.id order by a.number desc limit 1
             ) told on true
+            left join upstream u on j.state = 'pending' and u.probe_at is not null
             where r.id = any($1)"#,
             ids,
         )
@@ -104,6 +110,18 @@ impl Store {
         Ok(rows.into_iter().map(|row| (row.id, Place { position: count(row.position), expected_at: row.expected_at })).collect())
     }
 
+    /// How many requests are unfinished.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn pending_requests(&self) -> Result<u64> {
+        let pending = sqlx::query_scalar!(
+            r#"-- requests.pending
+            select sum(requests)::bigint as "pending!" from pending_requests"#
+        );
+        Ok(u64::try_from(pending.fetch_one(&self.database).await?).unwrap_or(0))
+    }
+
     /// Where the outcomes of these requests are sent: address, and headers that the caller wants sent along.
     ///
     /// # Errors
@@ -152,6 +170,7 @@ struct Row {
     webhook_next_at: Option<OffsetDateTime>,
     webhook_status: Option<i16>,
     webhook_at: Option<OffsetDateTime>,
+    breaker_at: Option<OffsetDateTime>,
     now: OffsetDateTime,
 }
 
@@ -164,6 +183,21 @@ impl Row {
         };
         let signed = status == Status::Signed;
         let text = |bytes| String::from_utf8(bytes).map_err(|_| StoreError::Corrupt("message or signature"));
+        let own_error = match (self.failure, self.last_error) {
+            (None, None) => None,
+            (failure, error) => Some(LastError {
+                code: failure.or(error).unwrap_or_default(),
+                status: self.last_status.map(http_status),
+                at: self.finished_at.filter(|_| status == Status::Failed).or(self.last_at).unwrap_or(self.now),
+            }),
+        };
+        // What keeps it waiting may have happened to another message.
+        let last_error = match self.breaker_at {
+            Some(at) if own_error.as_ref().is_none_or(|own| own.at < at) => {
+                Some(LastError { code: "upstream-unavailable".to_owned(), status: None, at })
+            }
+            _ => own_error,
+        };
         let request = SigningRequest {
             id: self.id,
             status,
@@ -178,14 +212,7 @@ impl Row {
             queue_position: None,
             estimated_completion_at: None,
             status_url: None,
-            last_error: match (self.failure, self.last_error) {
-                (None, None) => None,
-                (failure, error) => Some(LastError {
-                    code: failure.or(error).unwrap_or_default(),
-                    status: self.last_status.map(http_status),
-                    at: self.finished_at.filter(|_| status == Status::Failed).or(self.last_at).unwrap_or(self.now),
-                }),
-            },
+            last_error,
             webhook: self.has_webhook.then(|| WebhookState {
                 status: match self.webhook_state.as_deref() {
                     Some("succeeded") => WebhookStatus::Delivered,

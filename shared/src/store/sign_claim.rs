@@ -3,7 +3,7 @@
 //! A job may only be worked on with a slot of the budget, and taking the two apart could strand either; so one statement takes both.
 //! It reads like this:
 //!
-//! 1. `gate`, `room`: if the upstream is neither paused nor down, how many slots are free. If the circuit breaker is open and a probe
+//! 1. `gate`, `room`: if the rate is the agreed one, and the upstream neither paused nor down, how many slots are free. If the circuit breaker is open and a probe
 //!    is due, one.
 //! 2. `fresh`, `retries`: the first due jobs of either lane, locked. `skip locked` passes over what another worker is taking at
 //!    this moment. The lock is `for no key update`, not the plain `for update`: a POST that attaches itself to a job holds a key-share
@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use super::upstream::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::message::{Message, MessageDigest};
+use crate::units::Rate;
 
 /// A sign job that this process may work on.
 #[derive(Debug)]
@@ -49,11 +50,11 @@ pub struct SignJob {
 }
 
 impl Store {
-    /// Claims up to `most` sign jobs, each with a slot of the budget, for `lease`.
+    /// Claims up to `most` sign jobs, each with a slot of the budget, for `lease`; none, unless `rate` is the agreed one.
     ///
     /// # Errors
     /// Those of a statement; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
-    pub async fn claim_sign_jobs(&self, most: usize, lease: Duration) -> Result<Claimed<SignJob>> {
+    pub async fn claim_sign_jobs(&self, most: usize, lease: Duration, rate: Rate) -> Result<Claimed<SignJob>> {
         let asked = Instant::now();
         let rows = sqlx::query!(
             r#"-- sign.claim
@@ -61,6 +62,7 @@ impl Store {
                 select window_length, calls, breaker_failures, probe_at is not null as probing
                 from upstream
                 where paused_until <= now() and (probe_at is null or probe_at <= now())
+                    and calls = $4 and window_length = make_interval(secs => $5)
             ),
             room as materialized (
                 select least(count(*), case when probing then 1 else $1::bigint end) as n
@@ -126,9 +128,9 @@ impl Store {
             ),
             spent as (
                 update upstream_slots
-                set free_at = now() + make_interval(secs => $2) + gate.window_length * $3::float8, uses = uses + 1,
+                set free_at = now() + make_interval(secs => $2) + upstream_slots.window_length * $3::float8, uses = uses + 1,
                     lease_token = leased.lease_token
-                from leased, gate
+                from leased
                 where upstream_slots.slot = leased.slot
             ),
             opened as (
@@ -164,6 +166,8 @@ impl Store {
             i64::try_from(most).unwrap_or(i64::MAX),
             seconds(lease),
             CLOCKS_DRIFT,
+            i32::from(rate.calls()),
+            seconds(rate.window()),
         )
         .fetch_all(&self.database)
         .await?;
