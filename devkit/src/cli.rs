@@ -8,9 +8,10 @@ use crate::demo::DemoArgs;
 use crate::error::{Context, Result};
 use crate::prepare::PrepareArgs;
 use crate::receiver::ReceiverArgs;
+use crate::simulate::SimulateArgs;
 use crate::stack::StackArgs;
 use crate::upstream::UpstreamArgs;
-use crate::{demo, postgres, prepare, receiver, stack, upstream};
+use crate::{demo, postgres, prepare, receiver, simulate, stack, upstream};
 
 /// Tools for working on Countersign: a local stack without Docker, a demonstration, and the simulated outside world.
 #[derive(Debug, Parser)]
@@ -36,6 +37,8 @@ enum Command {
     Receiver(ReceiverArgs),
     /// Make the offline data of the queries in .sqlx, with a temporary Postgres and the migrations.
     Prepare(PrepareArgs),
+    /// Compare the scheduling policy with others and with a clairvoyant, by simulation; exit code 1 if a target is missed.
+    Simulate(SimulateArgs),
     /// Run a temporary Postgres until standard input ends or a signal comes; prints its address as JSON.
     #[command(hide = true)]
     Postgres,
@@ -74,6 +77,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Upstream(args) => upstream::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Receiver(args) => receiver::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Prepare(args) => prepare::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Simulate(args) => tokio::task::block_in_place(|| simulate::run(&args)),
             Command::Postgres => postgres::serve::run().await,
         }
     });
