@@ -1,0 +1,151 @@
+//! What Postgres saw: which process took and wrote which job. Each process has a role of its own, so a trigger on `jobs` can tell them
+//! apart, whatever the code under test believes about its leases; and a result written by somebody who had not the lease shows.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+
+use super::world::{PATIENCE, POLL};
+use crate::error::{Context, Error, Result};
+use crate::postgres::Cluster;
+
+/// Claims (a token comes) and results (a token goes), in the transaction that made them.
+const RECORD: &str = "
+    create table chaos_record (
+        job bigint not null, kind job_kind not null, old_token uuid, new_token uuid, state job_state not null, by name not null default session_user
+    );
+    create index on chaos_record (new_token);
+    create function chaos_record() returns trigger language plpgsql as $$
+    begin
+        if old.lease_token is distinct from new.lease_token or old.state <> new.state then
+            insert into chaos_record (job, kind, old_token, new_token, state)
+            values (new.id, new.kind, old.lease_token, new.lease_token, new.state);
+        end if;
+        return null;
+    end $$;
+    create trigger chaos_record after update on jobs for each row execute function chaos_record();
+";
+
+/// Results whose writer is not the one that had claimed the job under the token it had at that moment.
+const UNFENCED: &str = "
+    select count(*) from chaos_record result
+    where new_token is null
+        and not exists (select from chaos_record claim where claim.new_token = result.old_token and claim.by = result.by)
+";
+
+/// The database of a run.
+pub(super) struct Database {
+    pub(super) cluster: Cluster,
+    pub(super) name: &'static str,
+}
+
+/// What the tables say at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tables {
+    pub(super) requests: i64,
+    pub(super) unfinished: i64,
+    pub(super) results: i64,
+    pub(super) unfenced: i64,
+    /// Attempts that no result closed: their process was killed, stood still, or had lost its lease.
+    pub(super) open_attempts: i64,
+    pub(super) succeeded_without_a_successful_attempt: i64,
+}
+
+impl Database {
+    /// A role for one process, and the address that logs in with it.
+    pub(super) async fn url_for(&self, role: &str) -> Result<String> {
+        // Superusers all: whoever makes the schema, everybody can use it.
+        self.run(&format!("create role {role} superuser login")).await?;
+        Ok(format!("postgres://{role}@127.0.0.1:{}/{}", self.cluster.port(), self.name))
+    }
+
+    /// Starts the record; the schema has to be there.
+    pub(super) async fn record(&self) -> Result<()> {
+        self.run(RECORD).await
+    }
+
+    /// The tokens under which the processes of these roles have sign jobs now.
+    pub(super) async fn leases_of(&self, roles: &[String]) -> Result<Vec<String>> {
+        let sql = format!(
+            "select lease_token::text from jobs
+            where kind = 'sign' and lease_token in (select new_token from chaos_record where by in ({}))",
+            quoted(roles)
+        );
+        Ok(self.rows(&sql).await?.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Is any of these tokens still one under which somebody has a job?
+    pub(super) async fn any_live(&self, tokens: &[String]) -> Result<bool> {
+        Ok(self.number(&format!("select count(*) from jobs where lease_token::text in ({})", quoted(tokens))).await? > 0)
+    }
+
+    /// Waits until nobody has a job under any of these tokens any more, and says when that was.
+    pub(super) async fn when_taken_over(self: Arc<Self>, tokens: Vec<String>) -> Result<Instant> {
+        let since = Instant::now();
+        // Postgres may be away meanwhile.
+        while !self.any_live(&tokens).await.is_ok_and(|live| !live) {
+            if since.elapsed() > PATIENCE {
+                return Err(Error::new(format!("after {PATIENCE:?} nobody has taken over what a worker had")));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(Instant::now())
+    }
+
+    /// Signatures so far.
+    pub(super) async fn signatures(&self) -> Result<i64> {
+        self.number("select count(*) from messages where signature is not null").await
+    }
+
+    /// Jobs that have not ended.
+    pub(super) async fn unfinished(&self) -> Result<i64> {
+        self.number("select count(*) from jobs where state = 'pending'").await
+    }
+
+    pub(super) async fn tables(&self) -> Result<Tables> {
+        Ok(Tables {
+            requests: self.number("select count(*) from requests").await?,
+            unfinished: self.unfinished().await?,
+            results: self.number("select count(*) from chaos_record where new_token is null").await?,
+            unfenced: self.number(UNFENCED).await?,
+            open_attempts: self
+                .number("select count(*) from attempts join jobs on id = job_id where kind = 'sign' and outcome is null")
+                .await?,
+            succeeded_without_a_successful_attempt: self
+                .number(
+                    "select count(*) from jobs where state = 'succeeded'
+                        and (select count(*) from attempts where job_id = id and outcome = 'succeeded') <> 1",
+                )
+                .await?,
+        })
+    }
+
+    /// The number that a query gives.
+    pub(super) async fn number(&self, sql: &str) -> Result<i64> {
+        Ok(self.rows(sql).await?.first().map_or(0, |row| row.get(0)))
+    }
+
+    /// Over a connection of its own: the last one may not have survived what happened since.
+    async fn rows(&self, sql: &str) -> Result<Vec<PgRow>> {
+        let mut connection = self.connect().await?;
+        let rows = sqlx::query(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await.context(|| sql.to_owned())?;
+        let _ = connection.close().await;
+        Ok(rows)
+    }
+
+    async fn run(&self, sql: &str) -> Result<()> {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.connect().await?).await.context(|| sql.to_owned())?;
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<PgConnection> {
+        self.cluster.connect(self.name).await
+    }
+}
+
+/// A list of SQL's strings, of which there is always at least one. The texts are ours: roles and tokens.
+fn quoted(texts: &[String]) -> String {
+    texts.iter().fold("''".to_owned(), |list, text| format!("{list}, '{}'", text))
+}
