@@ -70,16 +70,16 @@ pub fn pick(now: Duration, window: Duration, most: usize, fresh: &[Due], retries
 mod tests {
     use super::*;
 
-    const WINDOW: Duration = Duration::from_secs(60);
+    const WINDOW: Duration = Duration::from_mins(1);
     const NOW: Duration = Duration::from_secs(10_000);
 
     fn due(jobs: std::ops::Range<i64>, since: Duration) -> Vec<Due> {
-        jobs.map(|job| Due { at: NOW - since, job }).collect()
+        jobs.map(|job| Due { at: NOW.saturating_sub(since), job }).collect()
     }
 
     /// Free slots, none of which prefers a retry but those given.
     fn slots(count: u32, preferring: u32) -> Vec<Slot> {
-        let slot = |n: u32| Slot { number: n, free_at: Duration::ZERO, uses: u64::from(!(n - 1 < preferring)) + 5 * 7 - u64::from(n % 5) };
+        let slot = |n: u32| Slot { number: n, free_at: Duration::ZERO, uses: u64::from(n > preferring) + 5 * 7 - u64::from(n % 5) };
         (1..=count).map(slot).collect()
     }
 

@@ -215,8 +215,8 @@ impl World {
         until("an api accepts POSTs again", async || accepted.load(Ordering::SeqCst) > before).await
     }
 
-    /// How long after `since` what a fault of this kind touches worked again: after a fault of receivers, a webhook is delivered; after one
-    /// of Postgres, every api accepts a POST; and after all but the former, a message is signed.
+    /// How long after `since` what a fault of this kind touches worked again: after a fault of receivers, a webhook is delivered; after all
+    /// others, a message is signed; and after one of Postgres, every api has accepted a POST too.
     async fn recovered(&self, kind: Kind, since: Instant) -> Result<Duration> {
         if kind.of_receivers().is_some() {
             let delivered = || self.receiver.count(|delivery| delivery.status == Some(204));
@@ -224,16 +224,15 @@ impl World {
             until("a webhook is delivered again", async || delivered() > before).await?;
             return Ok(since.elapsed());
         }
-        if matches!(kind, Kind::PostgresCrashed | Kind::ConnectionsEnded) {
-            for index in 0..self.apis.len() {
-                self.until_accepts(index).await?;
-            }
-        }
-        let mut before = None;
-        until("a message is signed again", async || {
+        let accepted = || self.apis.iter().map(|api| api.target.accepted.load(Ordering::SeqCst)).collect::<Vec<_>>();
+        let accepted_before = accepted();
+        let mut signed_before = None;
+        until("POSTs are accepted and a message is signed again", async || {
             // Postgres may not be back yet.
             let Ok(signatures) = self.database.signatures().await else { return false };
-            signatures > *before.get_or_insert(signatures)
+            let of_postgres = matches!(kind, Kind::PostgresCrashed | Kind::ConnectionsEnded);
+            let accepting = !of_postgres || accepted().iter().zip(&accepted_before).all(|(now, before)| now > before);
+            signatures > *signed_before.get_or_insert(signatures) && accepting
         })
         .await?;
         Ok(since.elapsed())

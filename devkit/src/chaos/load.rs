@@ -120,7 +120,7 @@ impl Load {
             let mut post = self.client.post(format!("{}/crypto/sign", target.address())).header("Content-Type", "application/json");
             post = post.header("X-API-Key", self.key).header("Idempotency-Key", format!("chaos-{number}")).body(body.clone());
             // Half of the callers wait for a signature, half of them don't.
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 post = post.header("Prefer", "respond-async");
             }
             let answer = http::json(post).await;

@@ -87,6 +87,11 @@ pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Resul
     };
     let stop = CancellationToken::new();
     let callers = AbortOnDropHandle::new(tokio::spawn(load.run(stop.clone())));
+    // What never worked can't recover.
+    until("the first messages are signed and told", async || {
+        world.receiver.count(|delivery| delivery.verified) > 0 && world.database.signatures().await.is_ok_and(|signed| signed > 1)
+    })
+    .await?;
 
     let began = Instant::now();
     let mut overcome: Vec<Overcome> = Vec::new();

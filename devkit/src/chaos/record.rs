@@ -147,5 +147,45 @@ impl Database {
 
 /// A list of SQL's strings, of which there is always at least one. The texts are ours: roles and tokens.
 fn quoted(texts: &[String]) -> String {
-    texts.iter().fold("''".to_owned(), |list, text| format!("{list}, '{}'", text))
+    texts.iter().fold("''".to_owned(), |list, text| format!("{list}, '{text}'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::ClusterOptions;
+
+    /// As much of the tables as the record looks at.
+    const TABLES: &str = "
+        create type job_kind as enum ('sign', 'webhook');
+        create type job_state as enum ('pending', 'succeeded', 'failed');
+        create table jobs (id bigint primary key, kind job_kind not null default 'sign', state job_state not null default 'pending', lease_token uuid);
+        create table requests ();
+        create table attempts (job_id bigint, number int, outcome text);
+        insert into jobs (id) values (1), (2);
+    ";
+
+    #[tokio::test]
+    async fn a_result_by_a_process_that_had_not_the_lease_shows() {
+        let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+        cluster.create_database("chaos").await.unwrap();
+        let database = Database { cluster, name: "chaos" };
+        database.run(TABLES).await.unwrap();
+        database.record().await.unwrap();
+        let (one, other) = (database.url_for("one").await.unwrap(), database.url_for("other").await.unwrap());
+        let run = async |url: &str, sql: &'static str| {
+            let mut connection = PgConnection::connect(url).await.unwrap();
+            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        };
+        let unfenced = async || database.tables().await.unwrap().unfenced;
+        run(&one, "update jobs set lease_token = gen_random_uuid()").await;
+        let held = database.leases_of(&["one".to_owned()]).await.unwrap();
+        assert_eq!((held.len(), database.leases_of(&["other".to_owned()]).await.unwrap().len()), (2, 0));
+        run(&one, "update jobs set lease_token = null, state = 'succeeded' where id = 1").await;
+        assert_eq!((unfenced().await, database.any_live(&held).await.unwrap()), (0, true));
+        run(&other, "update jobs set lease_token = null, state = 'succeeded' where id = 2").await;
+        assert_eq!((unfenced().await, database.any_live(&held).await.unwrap()), (1, false));
+        run(&other, "update jobs set state = 'failed' where id = 1").await;
+        assert_eq!(unfenced().await, 2, "a result without any lease");
+    }
 }

@@ -29,7 +29,7 @@ const TIMEOUT: &str = "1s";
 
 /// The longest that anything is waited for. Longer than a lease, a window, and a Postgres that recovers; never waited for in full
 /// unless something is broken.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 pub(super) const POLL: Duration = Duration::from_millis(10);
 
 /// An `api` process.
@@ -147,9 +147,12 @@ impl World {
 
     /// Ends what still runs in good order. What a drop would kill at once gets the chance to finish; nothing depends on it.
     pub(super) async fn stop(mut self) -> Result<()> {
-        let processes = self.apis.iter_mut().map(|api| &mut api.process).chain(self.workers.iter_mut().map(|worker| &mut worker.process));
-        for process in processes {
+        let apis = self.apis.iter_mut().map(|api| &mut api.process);
+        let mut processes: Vec<&mut Process> = apis.chain(self.workers.iter_mut().map(|worker| &mut worker.process)).collect();
+        for process in &processes {
             process.signal(Signal::Term)?;
+        }
+        for process in &mut processes {
             process.wait_exit(PATIENCE).await?;
         }
         Ok(())

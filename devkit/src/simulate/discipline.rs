@@ -14,7 +14,7 @@ use crate::policy::{self, Due, Slot};
 pub enum Discipline {
     /// One queue; what failed goes to its end at once.
     Fifo,
-    /// One queue; what failed goes to its end after a delay. BullMQ's limiter, delayed set and FIFO `wait` list come to this; its
+    /// One queue; what failed goes to its end after a delay. The limiter, delayed set and FIFO `wait` list of `BullMQ` come to this; its
     /// `exponential` backoff is [`Backoff`]'s, from the base without jitter.
     Delayed(Backoff),
     /// Ours: [`policy::pick`] and the delays of `SIGN_RETRY_STRATEGY`.

@@ -127,7 +127,7 @@ impl Simulation<'_> {
         if !self.queue.due_waits(self.now) {
             return;
         }
-        self.run.due_time += next - self.now;
+        self.run.due_time += next.saturating_sub(self.now);
         let window = self.world.rate.window();
         for used in &self.slots {
             let until = used.last_call.map_or(Duration::ZERO, |call| call + window).min(next);
@@ -191,12 +191,12 @@ impl Simulation<'_> {
             let (state, message) = (&mut self.states[number], &self.world.messages[number]);
             let retry = state.attempt > 0;
             self.due[usize::from(retry)] -= 1;
-            let waited = self.now - state.due_at;
+            let waited = self.now.saturating_sub(state.due_at);
             let bound = bound(state.ahead.unwrap_or_default(), retry, self.world.rate.calls(), cycle);
             self.run.longest_wait = self.run.longest_wait.max(waited);
             self.run.largest_part_of_bound = self.run.largest_part_of_bound.max(waited.div_duration_f64(bound));
             state.attempt += 1;
-            (state.competing, state.age) = (competing, self.now - message.arrives);
+            (state.competing, state.age) = (competing, self.now.saturating_sub(message.arrives));
             let first = *state.first_call.get_or_insert(self.now);
             let signed = self.now >= first + message.outage;
             let answered = self.now + self.rng.random_range(self.world.latency.clone());

@@ -29,7 +29,7 @@ pub struct Figures {
 #[must_use]
 pub fn figures(scenario: &Scenario, discipline: Discipline, seeds: u32, rate: Rate) -> Figures {
     let mut figures = Figures::default();
-    let (mut ratios, mut waited, mut signed, mut calls) = (Vec::new(), Duration::ZERO, 0_u32, 0_usize);
+    let (mut ratios, mut waited, mut signed, mut calls) = (Vec::new(), Duration::ZERO, 0_u32, 0_u32);
     let (mut spent, mut due) = (Duration::ZERO, Duration::ZERO);
     for seed in 0..u64::from((seeds / scenario.one_in).max(1)) {
         let world = scenario.world(seed, rate);
@@ -39,10 +39,10 @@ pub fn figures(scenario: &Scenario, discipline: Discipline, seeds: u32, rate: Ra
             ratios.push(end.div_duration_f64(oracle::earliest_end(&world)));
         }
         for (message, end) in world.messages.iter().zip(&run.signed) {
-            waited += end.map_or(Duration::ZERO, |end| end - message.arrives);
+            waited += end.map_or(Duration::ZERO, |end| end.saturating_sub(message.arrives));
             signed += u32::from(end.is_some());
         }
-        calls += run.calls.len();
+        calls += u32::try_from(run.calls.len()).unwrap_or(u32::MAX);
         spent += run.spent_time;
         due += run.due_time;
         figures.longest_wait = figures.longest_wait.max(run.longest_wait);
@@ -51,12 +51,12 @@ pub fn figures(scenario: &Scenario, discipline: Discipline, seeds: u32, rate: Ra
     ratios.sort_by(f64::total_cmp);
     figures.to_oracle = ratios.get((ratios.len() * 95).div_ceil(100).saturating_sub(1)).map(|p95| (mean(&ratios), *p95));
     figures.to_signature = waited / signed.max(1);
-    figures.calls_per_signature = calls as f64 / f64::from(signed.max(1));
+    figures.calls_per_signature = f64::from(calls) / f64::from(signed.max(1));
     // Without waiting there is nothing to miss.
     figures.budget_used = if due.is_zero() { 1.0 } else { spent.div_duration_f64(due * u32::from(rate.calls())) };
     figures
 }
 
 fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
+    values.iter().sum::<f64>() / f64::from(u32::try_from(values.len()).unwrap_or(u32::MAX))
 }

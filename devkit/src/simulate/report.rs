@@ -26,14 +26,14 @@ pub(super) struct Report {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Target {
     what: String,
-    target: f64,
+    goal: f64,
     measured: f64,
     at_least: bool,
 }
 
 impl Target {
     pub(super) fn is_met(&self) -> bool {
-        if self.at_least { self.measured >= self.target } else { self.measured <= self.target }
+        if self.at_least { self.measured >= self.goal } else { self.measured <= self.goal }
     }
 }
 
@@ -45,7 +45,7 @@ impl Report {
         let of = |scenario: &str, figure: fn(&Figures) -> Option<f64>| {
             ours().find(|line| line.scenario == scenario).and_then(|line| figure(&line.figures)).unwrap_or(f64::NAN)
         };
-        let at_most = |what: String, target, measured| Target { what, target, measured, at_least: false };
+        let at_most = |what: String, goal, measured| Target { what, goal, measured, at_least: false };
         let mut targets: Vec<Target> = [AT_ONCE, OVER_A_MINUTE]
             .map(|name| {
                 let mean = of(name, |figures| figures.to_oracle.map(|(mean, _)| mean));
@@ -55,7 +55,7 @@ impl Report {
         let least_used = ours().map(|line| line.figures.budget_used).fold(f64::INFINITY, f64::min);
         targets.push(Target {
             what: "budget used while due work waits, least of all scenarios".to_owned(),
-            target: 0.97,
+            goal: 0.97,
             measured: least_used,
             at_least: true,
         });
@@ -110,7 +110,7 @@ impl fmt::Display for Report {
         for target in self.targets() {
             let sign = if target.at_least { "≥" } else { "≤" };
             let verdict = if target.is_met() { "pass" } else { "fall short" };
-            let cells = [format!("{sign} {:.3}", target.target), format!("{:.3}", target.measured), verdict.to_owned()];
+            let cells = [format!("{sign} {:.3}", target.goal), format!("{:.3}", target.measured), verdict.to_owned()];
             table.add_row(std::iter::once(target.what).chain(cells));
         }
         right(&mut table, 1);
