@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::plan::{Fault, Kind};
+use super::record::Held;
 use super::world::{World, until};
 use crate::error::{Error, Result};
 use crate::postgres::StopMode;
@@ -74,7 +75,7 @@ impl World {
             }
             kind => {
                 let Some(fault) = kind.of_calls() else { return Err(Error::new(format!("nobody knows how to make this fault: {kind}"))) };
-                let since = Duration::from_millis(self.upstream.audit().now_ms);
+                let since = Duration::from_millis(self.upstream.audit_since(Duration::MAX).now_ms);
                 let calls = || self.upstream.audit_since(since).calls;
                 self.upstream.set_faults(Faults::one(fault, When::Always)).await?;
                 // A breaker or a pause that opens before so many calls is as good.
@@ -108,7 +109,7 @@ impl World {
     }
 
     async fn kill_api(&mut self, victim: usize) -> Result<Overcome> {
-        let index = victim % self.apis.len();
+        let index = victim / 2 % self.apis.len();
         let target = Arc::clone(&self.apis[index].target);
         target.disturbed();
         let killed = Instant::now();
@@ -121,7 +122,7 @@ impl World {
     }
 
     async fn stop_api(&mut self, victim: usize) -> Result<Overcome> {
-        let index = victim % self.apis.len();
+        let index = victim / 2 % self.apis.len();
         let api = &self.apis[index];
         let posts = api.target.sent.load(Ordering::SeqCst);
         api.target.disturbed();
@@ -136,7 +137,7 @@ impl World {
 
     async fn kill_worker(&mut self, victim: usize) -> Result<()> {
         let index = self.running_worker(victim);
-        let held = self.until_holds(index).await?;
+        let held = self.until_holds(index, is_odd(victim)).await?;
         let killed = Instant::now();
         self.workers[index].process.kill().await?;
         self.watch(Kind::WorkerKilled, index, held, killed, None);
@@ -144,10 +145,10 @@ impl World {
         Ok(())
     }
 
-    /// Stops a worker that has jobs.
+    /// Stops a worker that has jobs: right after it has claimed them, or in the middle of a call.
     async fn stop_worker(&mut self, victim: usize) -> Result<()> {
         let index = self.running_worker(victim);
-        self.until_holds(index).await?;
+        self.until_holds(index, is_odd(victim)).await?;
         let stopped = Instant::now();
         self.workers[index].process.signal(Signal::Stop)?;
         self.workers[index].frozen = true;
@@ -162,7 +163,7 @@ impl World {
         Ok(())
     }
 
-    fn watch(&mut self, kind: Kind, worker: usize, held: Vec<String>, since: Instant, frozen: Option<usize>) {
+    fn watch(&mut self, kind: Kind, worker: usize, held: Vec<Held>, since: Instant, frozen: Option<usize>) {
         let what = format!("worker {worker}, which had {} sign jobs", held.len());
         let database = Arc::clone(&self.database);
         let done = AbortOnDropHandle::new(tokio::spawn(database.when_taken_over(held)));
@@ -171,14 +172,19 @@ impl World {
 
     fn running_worker(&self, victim: usize) -> usize {
         let running: Vec<usize> = (0..self.workers.len()).filter(|index| !self.workers[*index].frozen).collect();
-        running[victim % running.len()]
+        running[victim / 2 % running.len()]
     }
 
-    async fn until_holds(&self, index: usize) -> Result<Vec<String>> {
+    /// Waits until a worker has a job; with `calling`, until the upstream has got a call for it, and not answered it yet.
+    async fn until_holds(&self, index: usize, calling: bool) -> Result<Vec<Held>> {
+        let since = Duration::from_millis(self.upstream.audit_since(Duration::MAX).now_ms);
         let mut held = Vec::new();
         until("a worker has jobs", async || {
             held = self.database.leases_of(std::slice::from_ref(&self.workers[index].role)).await.unwrap_or_default();
-            !held.is_empty()
+            let calls = self.upstream.audit_since(since).recent;
+            let under_way =
+                |held: &Held| calls.iter().any(|call| call.status.is_none() && call.message_digest.as_ref() == Some(&held.message_digest));
+            if calling { held.iter().any(under_way) } else { !held.is_empty() }
         })
         .await?;
         Ok(held)
@@ -237,4 +243,9 @@ impl World {
         .await?;
         Ok(since.elapsed())
     }
+}
+
+/// The half of all victims that are met in the middle of a call.
+fn is_odd(victim: usize) -> bool {
+    !victim.is_multiple_of(2)
 }

@@ -113,7 +113,7 @@ impl fmt::Display for Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) kind: Kind,
-    /// Decides which process it befalls: the so-manieth, modulo how many there are to choose from.
+    /// Decides which process it befalls, and at which point.
     pub(super) victim: usize,
 }
 

@@ -41,6 +41,15 @@ pub(super) struct Database {
     pub(super) name: &'static str,
 }
 
+/// A sign job that somebody has.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    /// The lease's token.
+    pub(super) token: String,
+    /// Of the message; in hexadecimal, as in the upstream's audit.
+    pub(super) message_digest: String,
+}
+
 /// What the tables say at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tables {
@@ -66,26 +75,27 @@ impl Database {
         self.run(RECORD).await
     }
 
-    /// The tokens under which the processes of these roles have sign jobs now.
-    pub(super) async fn leases_of(&self, roles: &[String]) -> Result<Vec<String>> {
+    /// The sign jobs that the processes of these roles have now.
+    pub(super) async fn leases_of(&self, roles: &[String]) -> Result<Vec<Held>> {
         let sql = format!(
-            "select lease_token::text from jobs
+            "select lease_token::text, encode(message_digest, 'hex') from jobs
             where kind = 'sign' and lease_token in (select new_token from chaos_record where by in ({}))",
             quoted(roles)
         );
-        Ok(self.rows(&sql).await?.iter().map(|row| row.get(0)).collect())
+        Ok(self.rows(&sql).await?.iter().map(|row| Held { token: row.get(0), message_digest: row.get(1) }).collect())
     }
 
-    /// Is any of these tokens still one under which somebody has a job?
-    pub(super) async fn any_live(&self, tokens: &[String]) -> Result<bool> {
-        Ok(self.number(&format!("select count(*) from jobs where lease_token::text in ({})", quoted(tokens))).await? > 0)
+    /// Does somebody still have one of these jobs under the same lease?
+    pub(super) async fn any_live(&self, held: &[Held]) -> Result<bool> {
+        let tokens: Vec<String> = held.iter().map(|held| held.token.clone()).collect();
+        Ok(self.number(&format!("select count(*) from jobs where lease_token::text in ({})", quoted(&tokens))).await? > 0)
     }
 
-    /// Waits until nobody has a job under any of these tokens any more, and says when that was.
-    pub(super) async fn when_taken_over(self: Arc<Self>, tokens: Vec<String>) -> Result<Instant> {
+    /// Waits until nobody has any of these jobs under the same lease any more, and says when that was.
+    pub(super) async fn when_taken_over(self: Arc<Self>, held: Vec<Held>) -> Result<Instant> {
         let since = Instant::now();
         // Postgres may be away meanwhile.
-        while !self.any_live(&tokens).await.is_ok_and(|live| !live) {
+        while !self.any_live(&held).await.is_ok_and(|live| !live) {
             if since.elapsed() > PATIENCE {
                 return Err(Error::new(format!("after {PATIENCE:?} nobody has taken over what a worker had")));
             }
@@ -159,7 +169,7 @@ mod tests {
     const TABLES: &str = "
         create type job_kind as enum ('sign', 'webhook');
         create type job_state as enum ('pending', 'succeeded', 'failed');
-        create table jobs (id bigint primary key, kind job_kind not null default 'sign', state job_state not null default 'pending', lease_token uuid);
+        create table jobs (id bigint primary key, message_digest bytea not null default '', kind job_kind not null default 'sign', state job_state not null default 'pending', lease_token uuid);
         create table requests ();
         create table attempts (job_id bigint, number int, outcome text);
         insert into jobs (id) values (1), (2);
