@@ -2,15 +2,17 @@
 //!
 //! - what is said: [`contract`] (bodies of answers and webhooks), [`message`], [`standard_webhooks`];
 //! - what is kept: [`store`] (every statement of SQL, and the only place that names sqlx);
-//! - what is decided: [`backoff`];
+//! - what is decided: [`backoff`] (when a message is tried again), [`policy`] (which message is tried next);
 //! - how a process runs: [`settings`], [`units`], [`secret`], [`telemetry`], [`operations`] (health and metrics), [`tls`], [`shutdown`],
 //!   [`batch`] (group commit).
 
 pub mod backoff;
 pub mod batch;
 pub mod contract;
+pub mod forecast;
 pub mod message;
 pub mod operations;
+pub mod policy;
 pub mod secret;
 pub mod settings;
 pub mod shutdown;

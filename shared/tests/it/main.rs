@@ -7,6 +7,7 @@
 mod accept;
 mod fixture;
 mod listen;
+mod policy;
 mod retention;
 mod sign;
 mod upstream;
