@@ -80,7 +80,7 @@ impl World {
                 self.upstream.set_faults(Faults::one(fault, When::Always)).await?;
                 // A breaker or a pause that opens before so many calls is as good.
                 until("calls meet the fault", async || calls() >= CALLS_MET || self.upstream_is_shunned().await).await?;
-                (format!("for {} calls", calls()), self.mend_upstream().await?)
+                (format!("calls that met it: {}", calls()), self.mend_upstream().await?)
             }
         };
         let recovered_in = self.recovered(fault.kind, ended).await?;
@@ -140,6 +140,7 @@ impl World {
         let held = self.until_holds(index, is_odd(victim)).await?;
         let killed = Instant::now();
         self.workers[index].process.kill().await?;
+        self.fenced_off += self.workers[index].fenced_off();
         self.watch(Kind::WorkerKilled, index, held, killed, None);
         self.workers[index] = self.spawn_worker().await?;
         Ok(())

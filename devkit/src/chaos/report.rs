@@ -33,6 +33,8 @@ pub struct Report {
     pub(super) excused: usize,
     pub(super) unanswered: Vec<String>,
     pub(super) tables: Tables,
+    /// Results that came too late and changed nothing.
+    pub(super) fenced_off: usize,
     pub(super) calls: u64,
     pub(super) max_in_window: u64,
     pub(super) limit: u64,
@@ -66,6 +68,7 @@ impl Report {
             self.max_in_window > self.limit || self.over_budget > 0,
             format!("{} calls in one window, {} allowed", self.max_in_window, self.limit),
         );
+        check(self.max_in_window < self.limit, "no window was ever full: the budget was not put to the test".to_owned());
         check(self.max_in_flight > 1, format!("{} calls under way at once for one message", self.max_in_flight));
         let late = self.late();
         check(late > 0, format!("{late} POSTs answered after more than {ANSWER_WITHIN:?}"));
@@ -111,6 +114,7 @@ impl fmt::Display for Report {
             ("  answered late / not at all", format!("{} / {}", self.late(), self.unanswered.len())),
             ("  not counted: the process was killed or stood still", self.excused.to_string()),
             ("results written / without the lease", format!("{} / {}", self.tables.results, self.tables.unfenced)),
+            ("results that came too late and changed nothing", self.fenced_off.to_string()),
             ("attempts without an outcome, by kills and lost leases", self.tables.open_attempts.to_string()),
             ("upstream calls / repeated for a message it had signed", format!("{} / {}", self.calls, self.repeated)),
         ];
@@ -184,6 +188,7 @@ mod tests {
             Report { delivered: 1, ..good() },
             Report { unverified: 1, ..good() },
             Report { max_in_window: 11, ..good() },
+            Report { max_in_window: 9, ..good() },
             Report { over_budget: 1, ..good() },
             Report { max_in_flight: 2, ..good() },
             Report { answered_in: vec![ANSWER_WITHIN + Duration::from_millis(1)], ..good() },

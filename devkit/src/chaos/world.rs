@@ -57,8 +57,17 @@ pub(super) struct World {
     /// What others have still to take over from workers that were killed or stopped.
     pub(super) takeovers: Vec<Takeover>,
     pub(super) client: Client,
+    /// Results that workers since killed had brought too late.
+    pub(super) fenced_off: usize,
     /// Processes started so far; makes a role for each.
     started: usize,
+}
+
+impl Worker {
+    /// Results that it brought when the job was somebody else's, and that changed nothing: how often it says so in its log.
+    pub(super) fn fenced_off(&self) -> usize {
+        self.process.log().matches("the lease had run out: nothing was changed").count()
+    }
 }
 
 impl World {
@@ -80,7 +89,7 @@ impl World {
         let database = Arc::new(Database { cluster: Cluster::start(ClusterOptions::default()).await?, name: "chaos" });
         database.cluster.create_database(database.name).await?;
         let (apis, workers, takeovers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut world = Self { apis, workers, takeovers, upstream, receiver, database, client: client()?, started: 0 };
+        let mut world = Self { apis, workers, takeovers, upstream, receiver, database, client: client()?, fenced_off: 0, started: 0 };
         for _ in 0..APIS {
             let (process, address) = world.spawn_api().await?;
             let target = Arc::new(Target::default());
