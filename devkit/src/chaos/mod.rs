@@ -78,6 +78,7 @@ pub(crate) async fn main(args: ChaosArgs) -> Result<ExitCode> {
 pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Result<Report> {
     progress(&format!("seed {seed}: starting Postgres, the upstream, a receiver, {} api, {} worker", world::APIS, world::WORKERS));
     let mut world = World::start(seed).await?;
+    let began = Instant::now();
     let load = Load {
         client: world.client.clone(),
         targets: world.apis.iter().map(|api| Arc::clone(&api.target)).collect(),
@@ -85,6 +86,7 @@ pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Resul
         webhook_url: world.receiver.url("/chaos"),
         seed,
         pace: PACE,
+        began,
     };
     let stop = CancellationToken::new();
     let callers = AbortOnDropHandle::new(tokio::spawn(load.run(stop.clone())));
@@ -94,7 +96,6 @@ pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Resul
     })
     .await?;
 
-    let began = Instant::now();
     let mut overcome: Vec<Overcome> = Vec::new();
     let note = |done: Vec<Overcome>, all: &mut Vec<Overcome>| {
         for Overcome { kind, what, recovered_in } in &done {
@@ -130,7 +131,7 @@ pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Resul
 async fn judge(world: &World, seed: u64, lasted: Duration, seen: Seen, faults: Vec<Overcome>) -> Result<Report> {
     let mut report = Report { seed, lasted, accepted: seen.accepted.len(), faults, ..Report::default() };
     (report.answered_in, report.refused, report.excused) = (seen.answered_in, seen.refused, seen.excused);
-    report.unanswered = seen.unanswered;
+    (report.late, report.unanswered) = (seen.late, seen.unanswered);
     report.answered_in.sort_unstable();
     report.tables = world.database.tables().await?;
 
