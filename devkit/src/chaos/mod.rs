@@ -51,9 +51,9 @@ fn minutes(text: &str) -> Result<f64, String> {
     minutes.ok_or_else(|| "accepted: a number from 0 to 1440".to_owned())
 }
 
-/// Between two POSTs: about what the budget is good for, so that its windows are full whenever a fault has held something up; else
-/// nobody could tell whether it is kept.
-const PACE: Duration = Duration::from_millis(350);
+/// Between two POSTs: about two thirds of what the budget is good for. Its windows are full whenever a fault has held something up (else
+/// nobody could tell whether it is kept), and what was held up is caught up with.
+const PACE: Duration = Duration::from_millis(450);
 
 /// `devkit chaos`: runs until it is over, or a signal comes. The code is 1 when a guarantee was broken.
 pub(crate) async fn main(args: ChaosArgs) -> Result<ExitCode> {

@@ -30,7 +30,7 @@ const TIMEOUT: &str = "1s";
 /// The longest that anything is waited for. Longer than a lease, a window, and a Postgres that recovers; never waited for in full
 /// unless something is broken.
 pub(super) const PATIENCE: Duration = Duration::from_mins(1);
-pub(super) const POLL: Duration = Duration::from_millis(10);
+pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// An `api` process.
 pub(super) struct Api {
@@ -86,8 +86,7 @@ impl World {
         };
         let upstream = Simulator::start(any, options).await?;
         let receiver = Receiver::start(any, ReceiverOptions { secret: Some(SECRET.to_owned()) }).await?;
-        let database = Arc::new(Database { cluster: Cluster::start(ClusterOptions::default()).await?, name: "chaos" });
-        database.cluster.create_database(database.name).await?;
+        let database = Arc::new(Database::create(Cluster::start(ClusterOptions::default()).await?, "chaos").await?);
         let (apis, workers, takeovers) = (Vec::new(), Vec::new(), Vec::new());
         let mut world = Self { apis, workers, takeovers, upstream, receiver, database, client: client()?, fenced_off: 0, started: 0 };
         for _ in 0..APIS {
