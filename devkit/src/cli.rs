@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::bench::BenchArgs;
 use crate::demo::DemoArgs;
 use crate::error::{Context, Result};
 use crate::prepare::PrepareArgs;
 use crate::receiver::ReceiverArgs;
 use crate::stack::StackArgs;
 use crate::upstream::UpstreamArgs;
-use crate::{demo, postgres, prepare, receiver, stack, upstream};
+use crate::{bench, demo, postgres, prepare, receiver, stack, upstream};
 
 /// Tools for working on Countersign: a local stack without Docker, a demonstration, and the simulated outside world.
 #[derive(Debug, Parser)]
@@ -34,6 +35,10 @@ enum Command {
     Upstream(UpstreamArgs),
     /// Run a webhook receiver that verifies and prints every delivery, and misbehaves on request.
     Receiver(ReceiverArgs),
+    /// Measure what this machine does with Countersign, beside what it does with others; see docs/performance.md.
+    ///
+    /// Starts its own Postgres, with every safety on. Prints a table, and writes the results as JSON.
+    Bench(BenchArgs),
     /// Make the offline data of the queries in .sqlx, with a temporary Postgres and the migrations.
     Prepare(PrepareArgs),
     /// Run a temporary Postgres until standard input ends or a signal comes; prints its address as JSON.
@@ -73,6 +78,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Demo(args) => demo::run(args).await,
             Command::Upstream(args) => upstream::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Receiver(args) => receiver::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Bench(args) => bench::run(args).await,
             Command::Prepare(args) => prepare::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Postgres => postgres::serve::run().await,
         }

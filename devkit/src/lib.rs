@@ -4,7 +4,7 @@
 //! - [`upstream`]: the unreliable signing API, simulated over real HTTP, with an audit of every call;
 //! - [`receiver`]: a receiver of webhooks that verifies with an independent library;
 //! - [`processes`]: the real `api` and `worker` as child processes of a test;
-//! - `stack`, `demo`, `prepare`: behind the commands of the same names, see [`cli`].
+//! - `stack`, `demo`, `bench`, `prepare`: behind the commands of the same names, see [`cli`].
 //!
 //! Devkit depends on no other crate of the workspace: `devkit prepare` makes the data without which `shared` does not compile.
 
@@ -16,6 +16,7 @@ macro_rules! say {
     }};
 }
 
+mod bench;
 pub mod cli;
 mod demo;
 mod error;
