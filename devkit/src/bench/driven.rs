@@ -28,8 +28,8 @@ impl Program {
     }
 
     /// The same with one more setting.
-    pub(super) fn set(mut self, name: &str, value: impl ToString) -> Self {
-        self.environment.push((name.to_owned(), value.to_string()));
+    pub(super) fn set(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
         self
     }
 

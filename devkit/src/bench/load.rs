@@ -26,8 +26,8 @@ pub(super) struct Load {
     pub(super) time: Duration,
     /// The request of each number; numbers are never given twice.
     pub(super) request: Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>,
-    /// The only status that is right.
-    pub(super) status: u16,
+    /// What is right.
+    pub(super) statuses: &'static [u16],
 }
 
 /// What came of it.
@@ -47,7 +47,7 @@ const WARM_UP: f64 = 0.2;
 impl Load {
     /// POSTs of distinct messages that want a receipt at once.
     pub(super) fn accept(servers: Vec<SocketAddr>, clients: u16, time: Duration) -> Self {
-        Self { servers, clients, time, request: Arc::new(|n| post(&format!("message {n}"), "respond-async")), status: 202 }
+        Self { servers, clients, time, request: Arc::new(|n| post(&format!("message {n}"), "respond-async")), statuses: &[202] }
     }
 
     /// Sends as fast as the answers come.
@@ -66,7 +66,7 @@ impl Load {
                         return Ok((times, answers));
                     }
                     let request = (load.request)(number.fetch_add(1, Ordering::Relaxed));
-                    connection.ask(&request, load.status).await?;
+                    connection.ask(&request, load.statuses).await?;
                     answers += 1;
                     let now = Instant::now();
                     if sent >= begin && now <= end {
@@ -96,7 +96,7 @@ impl Load {
                         return Ok((times, answers));
                     }
                     tokio::time::sleep_until(begin + after).await;
-                    connection.ask(&(load.request)(first + n), load.status).await?;
+                    connection.ask(&(load.request)(first + n), load.statuses).await?;
                     answers += 1;
                     times.push(begin.elapsed().saturating_sub(after));
                 }
@@ -155,8 +155,8 @@ impl Connection {
         self.stream.write_all(request).await.context(|| "sending a request")
     }
 
-    /// Sends a request and reads the answer, whose status must be this.
-    pub(super) async fn ask(&mut self, request: &[u8], status: u16) -> Result<&[u8]> {
+    /// Sends a request and reads the answer, whose status must be one of these.
+    pub(super) async fn ask(&mut self, request: &[u8], statuses: &[u16]) -> Result<&[u8]> {
         self.send(request).await?;
         self.buffer.clear();
         let (head, length, answered) = loop {
@@ -174,9 +174,9 @@ impl Connection {
                 return Err(Error::new("the server closed the connection"));
             }
         }
-        if answered != status {
+        if !statuses.contains(&answered) {
             let text = String::from_utf8_lossy(&self.buffer[head..]);
-            return Err(Error::new(format!("answered {answered} instead of {status}: {}", text.chars().take(200).collect::<String>())));
+            return Err(Error::new(format!("answered {answered} instead of {statuses:?}: {}", text.chars().take(200).collect::<String>())));
         }
         Ok(&self.buffer[head..])
     }

@@ -42,8 +42,13 @@ impl Setup {
     /// As the report says it.
     pub(super) fn text(self) -> String {
         let batch = self.batch.map(|batch| format!(", batch {batch}")).unwrap_or_default();
-        format!("{} process{}, concurrency {}{batch}", self.processes, if self.processes == 1 { "" } else { "es" }, self.concurrency)
+        format!("{}, concurrency {}{batch}", processes(self.processes), self.concurrency)
     }
+}
+
+/// So many processes, as the report says it.
+pub(super) fn processes(count: usize) -> String {
+    if count == 1 { "1 process".to_owned() } else { format!("{count} processes") }
 }
 
 impl Engine {

@@ -46,7 +46,7 @@ pub(crate) struct BenchArgs {
     /// Minutes of the soak [default: 30; with --quick: 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     minutes: Option<u32>,
-    /// A setting for every api and worker that is measured, such as DATABASE_MAX_CONNECTIONS=20; may be given again.
+    /// A setting for every api and worker that is measured, such as `DATABASE_MAX_CONNECTIONS=20`; may be given again.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = name_and_value)]
     set: Vec<(String, String)>,
     /// Put the table into docs/performance.md too.
@@ -145,7 +145,6 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn as_seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(time.as_secs_f64())
 }

@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_percentile_is_one_of_the_times() {
         let times = Times::of((1..=1000).rev().map(Duration::from_millis).collect());
-        assert_eq!([50.0, 99.0, 100.0].map(|p| times.percentile(p).round()), [500.0, 990.0, 1000.0]);
+        assert_eq!([50.0, 99.0, 100.0].map(|p| format!("{:.0}", times.percentile(p))), ["500", "990", "1000"]);
         assert!(Times::default().percentile(50.0).abs() < 1e-9);
     }
 }

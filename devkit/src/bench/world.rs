@@ -140,12 +140,14 @@ impl World {
         Ok(Service { addr, process })
     }
 
-    /// Builds an example of the worker's package, and returns where it is.
-    pub(super) fn example(&self, name: &str) -> Result<PathBuf> {
+    /// Builds the worker's engine without calls, and returns where it is. Together with all others, as `make bench` has built it just
+    /// before: so cargo picks the same features, and compiles nothing twice.
+    pub(super) fn engine(&self) -> Result<PathBuf> {
         let mut build = std::process::Command::new(workspace::cargo());
-        build.args(["build", "--quiet", "--package", "worker", "--example", name]).args(self.profile.arguments()).current_dir(&self.root);
-        run_build(build, name)?;
-        Ok(self.profile.folder.join("examples").join(name))
+        build.args(["build", "--quiet", "--workspace", "--bins", "--features", "worker/bench"]);
+        build.args(self.profile.arguments()).current_dir(&self.root);
+        run_build(build, "the engine without calls")?;
+        processes::program("engine")
     }
 }
 

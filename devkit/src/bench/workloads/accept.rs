@@ -51,7 +51,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
                 Ok(processes) => (processes, None),
                 Err(error) => (1, Some(error.line())),
             };
-            let settings = format!("appendfsync {}, {processes} process(es)", fsync.word());
+            let settings = peers::processes(processes);
             all.push(Contestant { failure, ..contestant(Who::Fastify(fsync, processes), settings) });
         }
     }
@@ -100,7 +100,7 @@ fn name(who: Who) -> String {
     match who {
         Who::Ours => "ours".to_owned(),
         Who::Pgbench => "pgbench, one row per transaction into a bare table".to_owned(),
-        Who::Fastify(fsync, _) => format!("Fastify + Postgres + BullMQ ({})", fsync.word()),
+        Who::Fastify(fsync, _) => format!("Fastify + Postgres + BullMQ, appendfsync {}", fsync.word()),
     }
 }
 
@@ -136,9 +136,9 @@ async fn fastify(world: &World, fsync: Fsync, processes: usize, time: Duration) 
     let (redis, database, port) = (Redis::start(fsync).await?, world.bare("fastify").await?, free_port()?);
     let program = program
         .set("DATABASE_URL", &database.url)
-        .set("REDIS_PORT", redis.port())
-        .set("PROCESSES", processes)
-        .set("PORT", port)
+        .set("REDIS_PORT", redis.port().to_string())
+        .set("PROCESSES", processes.to_string())
+        .set("PORT", port.to_string())
         .set("API_KEY", API_KEY);
     let service = program.start(&[]).await?;
     let load = Load::accept(vec![(std::net::Ipv4Addr::LOCALHOST, port).into()], world.plan.clients, time);
@@ -158,8 +158,8 @@ async fn best_fastify(world: &World, fsync: Fsync) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut best = (1, 0.0);
     for processes in if cores > 1 { vec![1, cores] } else { vec![1] } {
-        let rate = fastify(world, fsync, processes, world.plan.time / 4).await?;
-        world.progress.note(format!("trial: Fastify, appendfsync {}, {processes} process(es): {rate:.0} per second", fsync.word()));
+        let rate = fastify(world, fsync, processes, world.plan.time / 2).await?;
+        world.progress.note(format!("trial: Fastify, appendfsync {}, {}: {rate:.0} per second", fsync.word(), peers::processes(processes)));
         if rate > best.1 {
             best = (processes, rate);
         }

@@ -1,6 +1,6 @@
 //! The engine: no-op jobs claimed, run and completed durably.
 //!
-//! Ours is driven by the example `engine` of the worker's package: the worker's loop, claim and finisher, with nothing in place of the
+//! Ours is driven by the program `engine` of the worker's package: the worker's loop, claim and finisher, with nothing in place of the
 //! HTTP call, because the peers make none. The real `worker` against an upstream that answers at once is a row of its own.
 
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ struct Contestant {
 
 /// Ours and all peers in turns.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
-    let (plan, example) = (&world.plan, engine(world)?);
+    let (plan, program) = (&world.plan, engine(world)?);
     let mut peers = Vec::new();
     for peer in Engine::ALL.into_iter().filter(|peer| plan.wants(peer.name())) {
         let (setup, failure) = match best(world, peer).await {
@@ -54,7 +54,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let (mut sign, mut webhook, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     for run in 1..=plan.runs {
         let note = |who: &str, rate: f64| world.progress.note(format!("run {run} of {}: {who}: {rate:.0} jobs per second", plan.runs));
-        sign.push(ours(world, &example, 1).await?);
+        sign.push(ours(world, &program, 1).await?);
         note("ours", sign[sign.len() - 1]);
         for peer in peers.iter_mut().filter(|peer| peer.failure.is_none()) {
             let Some(setup) = peer.setup else { continue };
@@ -66,7 +66,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
                 Err(error) => peer.failure = Some(error.line()),
             }
         }
-        webhook.push(ours_webhooks(world, &example).await?);
+        webhook.push(ours_webhooks(world, &program).await?);
         note("ours, webhook jobs", webhook[webhook.len() - 1]);
         whole.push(with_calls(world, 1).await?);
         note("ours, the whole worker", whole[whole.len() - 1]);
@@ -93,22 +93,22 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The example, built.
+/// The engine without calls, built.
 pub(super) fn engine(world: &World) -> Result<Program> {
     world.progress.note("building the engine without calls");
-    Ok(Program::new([world.example("engine")?.to_string_lossy().into_owned()]))
+    Ok(Program::new([world.engine()?.to_string_lossy().into_owned()]))
 }
 
 /// Sign jobs per second, by so many processes, on an empty database.
-pub(super) async fn ours(world: &World, example: &Program, processes: usize) -> Result<f64> {
+pub(super) async fn ours(world: &World, program: &Program, processes: usize) -> Result<f64> {
     let database = world.fresh().await?;
     fill(&database, &world.progress, Rows::Waiting, world.plan.jobs.into(), "engine ").await?;
-    ours_on(world, example, &database, processes).await
+    ours_on(world, program, &database, processes).await
 }
 
 /// Sign jobs per second, by so many processes, until none is left in this database.
-async fn ours_on(world: &World, example: &Program, database: &Database, processes: usize) -> Result<f64> {
-    let program = configured(world, example, database);
+async fn ours_on(world: &World, program: &Program, database: &Database, processes: usize) -> Result<f64> {
+    let program = configured(world, program, database);
     let mut engines = Vec::new();
     for _ in 0..processes {
         engines.push(program.start(&[]).await?);
@@ -119,16 +119,16 @@ async fn ours_on(world: &World, example: &Program, database: &Database, processe
     Ok(rate(world.plan.jobs.into(), time))
 }
 
-/// The example with this database, and with what was set for all.
-pub(super) fn configured(world: &World, example: &Program, database: &Database) -> Program {
-    let program = example.clone().set("DATABASE_URL", &database.url).set("UPSTREAM_RATE", UNLIMITED);
+/// The engine with this database, and with what was set for all.
+pub(super) fn configured(world: &World, program: &Program, database: &Database) -> Program {
+    let program = program.clone().set("DATABASE_URL", &database.url).set("UPSTREAM_RATE", UNLIMITED);
     world.plan.set.iter().fold(program, |program, (name, value)| program.set(name, value))
 }
 
-async fn ours_webhooks(world: &World, example: &Program) -> Result<f64> {
+async fn ours_webhooks(world: &World, program: &Program) -> Result<f64> {
     let database = world.fresh().await?;
     fill(&database, &world.progress, Rows::Undelivered { url: "http://localhost/" }, world.plan.jobs.into(), "engine ").await?;
-    let program = configured(world, example, &database).set("WORKER_QUEUES", "webhook").set("PERMITS", 64);
+    let program = configured(world, program, &database).set("WORKER_QUEUES", "webhook").set("PERMITS", "64");
     let mut engines = vec![program.start(&[]).await?];
     let time = timed(&mut engines, async || database.until_none(PATIENCE, UNDELIVERED).await).await?;
     stop(engines).await?;
@@ -198,7 +198,7 @@ async fn best(world: &World, engine: Engine) -> Result<Setup> {
 
 /// Jobs per second of a peer, everything empty at first.
 async fn measure(world: &World, engine: Engine, setup: Setup, jobs: u32) -> Result<f64> {
-    let (program, count) = (engine.program(world).await?.set("CONCURRENCY", setup.concurrency), jobs.to_string());
+    let (program, count) = (engine.program(world).await?.set("CONCURRENCY", setup.concurrency.to_string()), jobs.to_string());
     let start = async |program: &Program| {
         let mut engines = Vec::new();
         for _ in 0..setup.processes {
@@ -208,7 +208,7 @@ async fn measure(world: &World, engine: Engine, setup: Setup, jobs: u32) -> Resu
     };
     let time = if let Engine::Bullmq(fsync) = engine {
         let redis = Redis::start(fsync).await?;
-        let program = program.set("REDIS_PORT", redis.port());
+        let program = program.set("REDIS_PORT", redis.port().to_string());
         program.run(&["fill", &count]).await?;
         let mut engines = start(&program).await?;
         let time = timed(&mut engines, async || {
@@ -221,8 +221,8 @@ async fn measure(world: &World, engine: Engine, setup: Setup, jobs: u32) -> Resu
         time
     } else {
         let database = world.bare("peer").await?;
-        let batch = setup.batch.unwrap_or_default();
-        let program = program.set("DATABASE_URL", &database.url).set("LOCAL_QUEUE", batch).set("BATCH", batch);
+        let batch = setup.batch.unwrap_or_default().to_string();
+        let program = program.set("DATABASE_URL", &database.url).set("LOCAL_QUEUE", batch.as_str()).set("BATCH", batch.as_str());
         program.run(&["fill", &count]).await?;
         database.settle().await?;
         let mut engines = start(&program).await?;

@@ -38,7 +38,7 @@ const KINDS: [(Kind, &str, &str); 4] = [
 
 /// Every kind, on the grown database and on a new one.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
-    let (plan, example) = (&world.plan, engine(world)?);
+    let (plan, program) = (&world.plan, engine(world)?);
     let grown = world.fresh_named("grown").await?;
     world.progress.note(format!("filling: {} finished and {} waiting requests", plan.finished, plan.waiting));
     fill(&grown, &world.progress, Rows::Finished { days_ago: 1 }, plan.finished, "grown ").await?;
@@ -51,8 +51,8 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         for run in 1..=plan.runs {
             let label = format!("{name} {run} ");
             let empty = world.fresh_named("empty").await?;
-            on_empty.push(measure(world, &example, &empty, kind, &label, true).await?);
-            on_grown.push(measure(world, &example, &grown, kind, &label, false).await?);
+            on_empty.push(measure(world, &program, &empty, kind, &label, true).await?);
+            on_grown.push(measure(world, &program, &grown, kind, &label, false).await?);
             let (empty, grown) = (on_empty[on_empty.len() - 1], on_grown[on_grown.len() - 1]);
             world.progress.note(format!("run {run}: {name}: {grown:.0} per second, on an empty database {empty:.0}"));
         }
@@ -66,7 +66,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-async fn measure(world: &World, example: &Program, database: &Database, kind: Kind, label: &str, is_empty: bool) -> Result<f64> {
+async fn measure(world: &World, program: &Program, database: &Database, kind: Kind, label: &str, is_empty: bool) -> Result<f64> {
     let jobs = u64::from(world.plan.jobs);
     match kind {
         Kind::Engine => {
@@ -74,7 +74,7 @@ async fn measure(world: &World, example: &Program, database: &Database, kind: Ki
             if is_empty {
                 fill(database, &world.progress, Rows::Waiting, jobs + jobs / 10, label).await?;
             }
-            claim_and_finish(world, example, database).await
+            claim_and_finish(world, program, database).await
         }
         Kind::Accept => Ok(accept::ours_on(world, database, 1, world.plan.time).await?.rate),
         Kind::Get => {
@@ -92,9 +92,9 @@ async fn measure(world: &World, example: &Program, database: &Database, kind: Ki
 }
 
 /// Jobs per second. Every claim uses a slot, and slots count their uses: cheaper to read than millions of rows are to count.
-async fn claim_and_finish(world: &World, example: &Program, database: &Database) -> Result<f64> {
+async fn claim_and_finish(world: &World, program: &Program, database: &Database) -> Result<f64> {
     const USES: &str = "select coalesce(sum(uses), 0)::bigint from upstream_slots";
-    let mut engines = vec![configured(world, example, database).start(&[]).await?];
+    let mut engines = vec![configured(world, program, database).start(&[]).await?];
     let mut connection = database.connect().await?;
     let jobs = u64::from(world.plan.jobs).min(world.plan.waiting / u64::from(world.plan.runs + 1)).max(100);
     let before = database.number(&mut connection, USES).await?;
@@ -126,7 +126,7 @@ async fn read(world: &World, database: &Database) -> Result<f64> {
     let requests: Vec<Vec<u8>> = ids.iter().map(|id| get(&format!("/crypto/sign/{id}"))).collect();
     let request = move |n: u64| requests[usize::try_from(n).unwrap_or_default() % requests.len()].clone();
     let load =
-        Load { servers: vec![api.addr], clients: world.plan.clients, time: world.plan.time, request: Arc::new(request), status: 200 };
+        Load { servers: vec![api.addr], clients: world.plan.clients, time: world.plan.time, request: Arc::new(request), statuses: &[200] };
     Ok(load.run().await?.rate)
 }
 

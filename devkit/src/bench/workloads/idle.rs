@@ -11,7 +11,7 @@ use super::Workload;
 use crate::bench::report::{Row, Target};
 use crate::bench::sink::Sink;
 use crate::bench::stats::Runs;
-use crate::bench::world::World;
+use crate::bench::world::{Database, Service, World};
 use crate::error::{Context, Error, Result};
 
 const PER_CENT_OF_A_CORE: f64 = 1.0;
@@ -22,7 +22,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let (rest, watched) = if world.plan.quick { (2, 4) } else { (10, 30) };
     let (rest, watched) = (Duration::from_secs(rest), Duration::from_secs(watched));
     let (cluster, url) = world.another_cluster(&[("log_statement", "all")]).await?;
-    let database = crate::bench::world::Database { url };
+    let database = Database { url };
     let upstream = Sink::start(Duration::ZERO).await?;
     let upstream_url = upstream.url();
     let api = world.api(&database).await?;
@@ -36,7 +36,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         let text = log()?;
         let new = &text[before.2..];
         let seconds = watched.as_secs_f64();
-        let (of_api, of_worker) = ((api.cpu()? - before.0).as_secs_f64() / seconds, (worker.cpu()? - before.1).as_secs_f64() / seconds);
+        let (of_api, of_worker) = (used(&api, before.0)? / seconds, used(&worker, before.1)? / seconds);
         let count = count(new);
         #[expect(clippy::cast_precision_loss, reason = "a count of lines")]
         let per_second = count as f64 / seconds;
@@ -53,6 +53,11 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         row("api and worker together, processor", "% of a core", Target::Below(PER_CENT_OF_A_CORE), cores)?,
         row("api and worker together, statements", "per second", Target::Below(STATEMENTS_PER_SECOND), statements)?,
     ])
+}
+
+/// Seconds of the processor since it had used so much.
+fn used(service: &Service, before: Duration) -> Result<f64> {
+    Ok(service.cpu()?.saturating_sub(before).as_secs_f64())
 }
 
 /// Statements in a piece of the log: prepared ones are executed, others are said.

@@ -41,7 +41,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
                     Connection::open(addr).await?
                 };
                 // Answered 202 when the time is up, long after the measurement.
-                connection.ask(&post(&format!("memory {n}"), "wait=60"), 202).await.map(|_| ())
+                connection.ask(&post(&format!("memory {n}"), "wait=60"), &[202]).await.map(|_| ())
             });
         }
         let mut connection = database.connect().await?;

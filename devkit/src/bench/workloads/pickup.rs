@@ -39,7 +39,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let (mut p50, mut p99) = (Vec::new(), Vec::new());
     for run in 1..=world.plan.runs {
         for n in 0..count {
-            connection.ask(&post(&format!("pickup-{run}-{n}"), "respond-async"), 202).await?;
+            connection.ask(&post(&format!("pickup-{run}-{n}"), "respond-async"), &[200, 202]).await?;
             let pause = rand::rng().random_range(PAUSE_MS);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }

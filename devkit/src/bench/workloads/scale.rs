@@ -13,12 +13,12 @@ const SHARE: f64 = 0.95;
 
 /// Accepting and working off, in turns.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
-    let example = engine::engine(world)?;
+    let program = engine::engine(world)?;
     let (mut accepts, mut engines): ([Vec<f64>; 3], [Vec<f64>; 3]) = Default::default();
     for run in 1..=world.plan.runs {
         for (place, processes) in PROCESSES.into_iter().enumerate() {
             accepts[place].push(accept::ours(world, processes, world.plan.time).await?.rate);
-            engines[place].push(engine::ours(world, &example, processes).await?);
+            engines[place].push(engine::ours(world, &program, processes).await?);
             let (accept, engine) = (accepts[place][accepts[place].len() - 1], engines[place][engines[place].len() - 1]);
             world.progress.note(format!("run {run}: {processes} of each: {accept:.0} requests and {engine:.0} jobs per second"));
         }

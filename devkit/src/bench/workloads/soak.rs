@@ -39,7 +39,9 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let api = world.api(&database).await?;
     let settings = [("UPSTREAM_URL", upstream_url.as_str()), ("UPSTREAM_API_KEY", "upstream-key"), ("UPSTREAM_RATE", UNLIMITED)];
     let worker = world.worker(&database, &settings).await?;
-    let mut load = Load::accept(vec![api.addr], world.plan.clients, world.plan.time);
+    let accept = Load::accept(vec![api.addr], world.plan.clients, world.plan.time);
+    // With a worker that fast, some are signed before they are answered.
+    let mut load = Load { statuses: &[200, 202], ..accept };
     let peak = load.run().await?;
     // What was accepted and signed in the same time: the slower of the two is the peak of the whole.
     let signed = f64::from(u32::try_from(upstream.calls()).unwrap_or(u32::MAX)) / (world.plan.time.as_secs_f64() * 1.2);

@@ -34,10 +34,10 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         let (mut ours, mut direct) = (Vec::new(), Vec::new());
         for n in 0..count {
             let started = Instant::now();
-            connection.ask(&post(&format!("sync-{run}-{n}"), ""), 200).await?;
+            connection.ask(&post(&format!("sync-{run}-{n}"), ""), &[200]).await?;
             ours.push(started.elapsed());
             let started = Instant::now();
-            Connection::open(upstream.addr()).await?.ask(&get(&format!("/crypto/sign?message=sync-{run}-{n}")), 200).await?;
+            Connection::open(upstream.addr()).await?.ask(&get(&format!("/crypto/sign?message=sync-{run}-{n}")), &[200]).await?;
             direct.push(started.elapsed());
             tokio::time::sleep(PAUSE).await;
         }

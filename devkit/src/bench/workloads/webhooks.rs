@@ -70,7 +70,7 @@ async fn ceiling(world: &World) -> Result<f64> {
     let head = "POST /hook HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes();
     let request = Arc::new(move |_| request.clone());
-    Ok(Load { servers: vec![receiver.addr()], clients: CONCURRENCY, time: world.plan.time, request, status: 200 }.run().await?.rate)
+    Ok(Load { servers: vec![receiver.addr()], clients: CONCURRENCY, time: world.plan.time, request, statuses: &[200] }.run().await?.rate)
 }
 
 /// Deliveries per second, from the arrival of the first one to the last durable outcome; and the worker's most memory, in MB.
