@@ -39,6 +39,8 @@ pub(super) struct Outcome {
     pub(super) times: Times,
     /// Right answers since the first request, also outside the measured time.
     pub(super) answers: u64,
+    /// Other answers. Only a paced run gets any: they end the others.
+    pub(super) refused: u64,
 }
 
 /// Not measured: connections are made, pools filled, plans cached.
@@ -78,7 +80,8 @@ impl Load {
         gather(clients, self.time).await
     }
 
-    /// Sends so many per second, evenly; a request that is late because others are slow counts from when it was due.
+    /// Sends so many per second, evenly; a request that is late because others are slow counts from when it was due. Other answers than
+    /// the right ones are counted.
     pub(super) async fn run_paced(&self, per_second: f64, first: u64) -> Result<Outcome> {
         let begin = Instant::now();
         let number = Arc::new(AtomicU64::new(0));
@@ -96,8 +99,8 @@ impl Load {
                         return Ok((times, answers));
                     }
                     tokio::time::sleep_until(begin + after).await;
-                    connection.ask(&(load.request)(first + n), load.statuses).await?;
-                    answers += 1;
+                    let (status, _) = connection.exchange(&(load.request)(first + n)).await?;
+                    answers += u64::from(load.statuses.contains(&status));
                     times.push(begin.elapsed().saturating_sub(after));
                 }
             });
@@ -116,7 +119,8 @@ async fn gather(mut clients: JoinSet<Result<(Vec<Duration>, u64)>>, time: Durati
     if all.is_empty() {
         return Err(Error::new("nothing was answered in the time that was measured"));
     }
-    Ok(Outcome { rate: rate(all.len() as u64, time), times: Times::of(all), answers: sum })
+    let refused = (all.len() as u64).saturating_sub(sum);
+    Ok(Outcome { rate: rate(all.len() as u64, time), times: Times::of(all), answers: sum, refused })
 }
 
 /// `POST /crypto/sign`.
@@ -157,6 +161,16 @@ impl Connection {
 
     /// Sends a request and reads the answer, whose status must be one of these.
     pub(super) async fn ask(&mut self, request: &[u8], statuses: &[u16]) -> Result<&[u8]> {
+        let (status, body) = self.exchange(request).await?;
+        if statuses.contains(&status) {
+            return Ok(body);
+        }
+        let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
+        Err(Error::new(format!("answered {status} instead of {statuses:?}: {text}")))
+    }
+
+    /// Sends a request and reads the answer: its status and its body.
+    async fn exchange(&mut self, request: &[u8]) -> Result<(u16, &[u8])> {
         self.send(request).await?;
         self.buffer.clear();
         let (head, length, answered) = loop {
@@ -174,11 +188,7 @@ impl Connection {
                 return Err(Error::new("the server closed the connection"));
             }
         }
-        if !statuses.contains(&answered) {
-            let text = String::from_utf8_lossy(&self.buffer[head..]);
-            return Err(Error::new(format!("answered {answered} instead of {statuses:?}: {}", text.chars().take(200).collect::<String>())));
-        }
-        Ok(&self.buffer[head..])
+        Ok((answered, &self.buffer[head..]))
     }
 }
 

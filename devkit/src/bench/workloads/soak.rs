@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 
 use super::Workload;
 use super::engine::{PATIENCE, UNSIGNED};
-use crate::bench::load::Load;
+use crate::bench::load::{Load, Outcome};
 use crate::bench::report::{Row, Target};
 use crate::bench::sink::Sink;
 use crate::bench::stats::Runs;
@@ -26,6 +26,7 @@ struct Minute {
     horizon_held: bool,
     p50_ms: f64,
     p99_ms: f64,
+    refused: u64,
     waiting: i64,
     dead_tuples: i64,
     bytes: i64,
@@ -57,11 +58,13 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
             world.progress.note("from here on a transaction holds the vacuum horizon");
         }
         let outcome = load.run_paced(pace, (u64::from(minute) + 1) << 32).await?;
-        let (p50_ms, p99_ms) = (outcome.times.percentile(50.0), outcome.times.percentile(99.0));
-        let seen = look(&database, &mut connection, holder.is_some(), p50_ms, p99_ms).await?;
+        let seen = look(&database, &mut connection, holder.is_some(), &outcome).await?;
         world.progress.note(format!(
-            "minute {}: p50 {p50_ms:.2} ms, p99 {p99_ms:.2} ms, {} waiting, {} dead tuples, {} MB",
+            "minute {}: p50 {:.2} ms, p99 {:.2} ms, {} refused, {} waiting, {} dead tuples, {} MB",
             minute + 1,
+            seen.p50_ms,
+            seen.p99_ms,
+            seen.refused,
             seen.waiting,
             seen.dead_tuples,
             seen.bytes / 1_000_000
@@ -83,7 +86,11 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     if quarter == 0 {
         return Err(Error::new("a soak has at least four minutes"));
     }
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let refused = Runs::one(minutes.iter().map(|minute| minute.refused).sum::<u64>() as f64);
+    let refused = Row::bound(Workload::Soak, "requests that were refused, of all minutes", "requests", Target::AtMost(0.0), refused);
     Ok(vec![
+        refused.with(detail.clone()),
         row("p50 of accepting", |minute| minute.p50_ms),
         row("p99 of accepting", |minute| minute.p99_ms),
         row("bytes per request", |minute| minute.bytes_per_request),
@@ -98,7 +105,7 @@ async fn hold_horizon(database: &Database) -> Result<PgConnection> {
     Ok(connection)
 }
 
-async fn look(database: &Database, connection: &mut PgConnection, horizon_held: bool, p50_ms: f64, p99_ms: f64) -> Result<Minute> {
+async fn look(database: &Database, connection: &mut PgConnection, horizon_held: bool, outcome: &Outcome) -> Result<Minute> {
     let mut number = async |query: &str| database.number(connection, query).await;
     let waiting = number("select count(*) from jobs where kind = 'sign' and state = 'pending'").await?;
     let dead_tuples = number("select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables").await?;
@@ -106,5 +113,6 @@ async fn look(database: &Database, connection: &mut PgConnection, horizon_held: 
     let requests = number("select greatest(count(*), 1) from requests").await?;
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let bytes_per_request = bytes as f64 / requests as f64;
-    Ok(Minute { horizon_held, p50_ms, p99_ms, waiting, dead_tuples, bytes, bytes_per_request })
+    let (p50_ms, p99_ms) = (outcome.times.percentile(50.0), outcome.times.percentile(99.0));
+    Ok(Minute { horizon_held, p50_ms, p99_ms, refused: outcome.refused, waiting, dead_tuples, bytes, bytes_per_request })
 }
