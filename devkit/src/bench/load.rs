@@ -170,7 +170,7 @@ impl Connection {
     }
 
     /// Sends a request and reads the answer: its status and its body.
-    async fn exchange(&mut self, request: &[u8]) -> Result<(u16, &[u8])> {
+    pub(super) async fn exchange(&mut self, request: &[u8]) -> Result<(u16, &[u8])> {
         self.send(request).await?;
         self.buffer.clear();
         let (head, length, answered) = loop {
