@@ -50,11 +50,15 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         }
         let (mut connection, mut stored) = (database.connect().await?, 0);
         let waiting = until(STORED_WITHIN, async || {
-            stored = database.number(&mut connection, "select count(*) from requests").await?;
+            stored = database.number(&mut connection, "select count(*) from messages").await?;
             Ok(stored >= callers)
         });
         let refused = || refused.load(Ordering::Relaxed);
-        waiting.await.map_err(|_| Error::new(format!("only {stored} of {callers} callers wait; {} answers were 503", refused())))?;
+        if waiting.await.is_err() {
+            let (megabytes, _) = api.memory()?;
+            let text = format!("only {stored} of {callers} callers wait, with {megabytes:.0} MB; {} answers were 503", refused());
+            return Err(Error::new(text));
+        }
         // What was needed to take them in is given back, or not: both are of interest.
         tokio::time::sleep(Duration::from_secs(2)).await;
         if let Some(ended) = held.try_join_next() {
