@@ -1,7 +1,7 @@
 # Countersign's commands; `make` alone lists them. POSIX shell, and GNU make 3.81, which is what macOS has.
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo simulate chaos test check prepare postgres clean
+.PHONY: help up down demo simulate chaos test bench check prepare postgres clean
 .PHONY: up-compose up-local down-compose down-local demo-compose demo-local rust programs
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
@@ -40,9 +40,14 @@ chaos: programs ## Break whatever can break, under load (SEED=N: those faults, M
 test: programs ## Run every test
 	$(CARGO) test --workspace
 
+# Built as devkit itself builds them, so that nothing is compiled twice.
+bench: postgres rust ## Measure, beside others, on this machine (ONLY="accept engine": just these; BENCH=--quick: a smoke test)
+	$(CARGO) build --release --workspace --bins --features worker/bench
+	@"$(CARGO_TARGET_DIR)/release/devkit" bench $(ONLY) $(BENCH)
+
 check: postgres rust ## Run what CI runs: format, lints, the committed data of the queries, every test
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	@$(MAKE) programs
 	$(DEVKIT) prepare --check
 	@$(MAKE) test

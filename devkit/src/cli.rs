@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::bench::BenchArgs;
 use crate::chaos::ChaosArgs;
 use crate::demo::DemoArgs;
 use crate::error::{Context, Result};
@@ -12,7 +13,7 @@ use crate::receiver::ReceiverArgs;
 use crate::simulate::SimulateArgs;
 use crate::stack::StackArgs;
 use crate::upstream::UpstreamArgs;
-use crate::{chaos, demo, postgres, prepare, receiver, simulate, stack, upstream};
+use crate::{bench, chaos, demo, postgres, prepare, receiver, simulate, stack, upstream};
 
 /// Tools for working on Countersign: a local stack without Docker, a demonstration, and the simulated outside world.
 #[derive(Debug, Parser)]
@@ -36,6 +37,10 @@ enum Command {
     Upstream(UpstreamArgs),
     /// Run a webhook receiver that verifies and prints every delivery, and misbehaves on request.
     Receiver(ReceiverArgs),
+    /// Measure what this machine does with Countersign, beside what it does with others; see docs/performance.md.
+    ///
+    /// Starts its own Postgres, with every safety on. Prints a table, and writes the results as JSON.
+    Bench(BenchArgs),
     /// Make the offline data of the queries in .sqlx, with a temporary Postgres and the migrations.
     Prepare(PrepareArgs),
     /// Compare the scheduling policy with others and with a clairvoyant, by simulation; exit code 1 if a target is missed.
@@ -80,6 +85,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Demo(args) => demo::run(args).await,
             Command::Upstream(args) => upstream::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Receiver(args) => receiver::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Bench(args) => bench::run(args).await,
             Command::Prepare(args) => prepare::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Simulate(args) => tokio::task::block_in_place(|| simulate::run(&args)),
             Command::Chaos(args) => chaos::main(args).await,

@@ -5,7 +5,7 @@
 //! - [`receiver`]: a receiver of webhooks that verifies with an independent library;
 //! - [`processes`]: the real `api` and `worker` as child processes of a test;
 //! - [`chaos`]: several of them under load, while whatever can break does;
-//! - `stack`, `demo`, `prepare`, `simulate`: behind the commands of the same names, see [`cli`].
+//! - `stack`, `demo`, `bench`, `prepare`, `simulate`: behind the commands of the same names, see [`cli`].
 //!
 //! Devkit depends on no other crate of the workspace: `devkit prepare` makes the data without which `shared` does not compile.
 
@@ -20,6 +20,7 @@ macro_rules! say {
 /// Delays between tries, by the same source as in `shared`, so that the simulation runs what production runs.
 #[path = "../../shared/src/backoff.rs"]
 pub mod backoff;
+mod bench;
 pub mod chaos;
 pub mod cli;
 mod demo;

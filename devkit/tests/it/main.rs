@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may too")]
 
+mod bench;
 mod postgres;
 mod processes;
 mod receiver;

@@ -1,0 +1,127 @@
+//! A program that waits to be told to begin: it prints `ready`, begins when a line comes on standard input, and ends when that ends.
+//!
+//! So what it takes to start a program, connect, and compile is in no figure, ours or a peer's.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinHandle;
+
+use crate::error::{Context, Error, Result};
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    /// The program and its first arguments.
+    pub(super) command: Vec<String>,
+    /// Its settings.
+    pub(super) environment: Vec<(String, String)>,
+}
+
+impl Program {
+    /// A program with arguments.
+    pub(super) fn new(command: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { command: command.into_iter().map(Into::into).collect(), environment: Vec::new() }
+    }
+
+    /// The same with one more setting.
+    pub(super) fn set(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]).args(arguments).env_clear();
+        for name in ["PATH", "HOME", "TMPDIR"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.env("NODE_ENV", "production").stderr(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
+    /// Runs it to its end, which must be a good one.
+    pub(super) async fn run(&self, arguments: &[&str]) -> Result<()> {
+        let output = self.command(arguments).stdin(Stdio::null()).output().await.context(|| format!("running {}", self.name()))?;
+        if output.status.success() { Ok(()) } else { Err(self.failed(&String::from_utf8_lossy(&output.stderr))) }
+    }
+
+    /// Starts it, and returns when it is ready.
+    pub(super) async fn start(&self, arguments: &[&str]) -> Result<Driven> {
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().context(|| format!("starting {}", self.name()))?;
+        let stdin = child.stdin.take().expect("it was asked for as a pipe");
+        let mut stdout = BufReader::new(child.stdout.take().expect("it was asked for as a pipe")).lines();
+        let mut stderr = child.stderr.take().expect("it was asked for as a pipe");
+        let errors = tokio::spawn(async move {
+            let mut text = Vec::new();
+            // What can't be read is not there.
+            let _ = stderr.read_to_end(&mut text).await;
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let ready = async {
+            while let Some(line) = stdout.next_line().await.context(|| "reading what it prints")? {
+                if line == "ready" {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        let is_ready: Result<bool> =
+            tokio::time::timeout(READY_WITHIN, ready).await.unwrap_or_else(|_| Err(Error::new("not ready in time")));
+        if !is_ready? {
+            return Err(self.failed(&errors.await.unwrap_or_default()));
+        }
+        // Nothing more is said there, but nobody must fail to say it.
+        let drain = tokio::spawn(async move { while let Ok(Some(_)) = stdout.next_line().await {} });
+        Ok(Driven { child, stdin, tasks: vec![drain], errors })
+    }
+
+    fn name(&self) -> String {
+        let name = |text: &String| Path::new(text).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.command.iter().map(name).collect::<Vec<_>>().join(" ")
+    }
+
+    fn failed(&self, stderr: &str) -> Error {
+        let line = stderr.lines().find(|line| line.contains("rror")).or_else(|| stderr.lines().last()).unwrap_or("it said nothing");
+        Error::new(format!("{} failed: {}", self.name(), line.trim()))
+    }
+}
+
+const READY_WITHIN: Duration = Duration::from_mins(1);
+const STOPPED_WITHIN: Duration = Duration::from_secs(15);
+
+/// A program that is ready, or runs. Dropping it kills it.
+#[derive(Debug)]
+pub(super) struct Driven {
+    child: Child,
+    stdin: ChildStdin,
+    tasks: Vec<JoinHandle<()>>,
+    errors: JoinHandle<String>,
+}
+
+impl Driven {
+    /// Begins.
+    pub(super) async fn go(&mut self) -> Result<()> {
+        self.stdin.write_all(b"go\n").await.context(|| "telling a program to begin")?;
+        self.stdin.flush().await.context(|| "telling a program to begin")
+    }
+
+    /// Ends it; what it complained about, if it did.
+    pub(super) async fn stop(mut self) -> Result<String> {
+        drop(self.stdin);
+        if tokio::time::timeout(STOPPED_WITHIN, self.child.wait()).await.is_err() {
+            self.child.kill().await.context(|| "ending a program")?;
+        }
+        for task in self.tasks {
+            task.abort();
+        }
+        // It ends with the program, unless a child of it lives on.
+        Ok(tokio::time::timeout(Duration::from_secs(1), self.errors).await.ok().and_then(std::result::Result::ok).unwrap_or_default())
+    }
+}

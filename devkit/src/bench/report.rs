@@ -1,0 +1,345 @@
+//! The rows, their verdicts, and the three forms they are given in: a table, JSON, and the document's table.
+
+use std::fmt::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{ContentArrangement, Table};
+use serde::Serialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::machine::Machine;
+use super::plan::Plan;
+use super::stats::Runs;
+use super::workloads::Workload;
+use crate::error::{Context, Error, Result};
+
+/// One comparison: what we did, against a peer or a bound.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) workload: Workload,
+    /// What was measured, with what is needed to understand it.
+    pub(super) what: String,
+    /// Of the figures, such as `requests/s`.
+    pub(super) unit: &'static str,
+    pub(super) target: Target,
+    pub(super) ours: Runs,
+    pub(super) peer: Option<Peer>,
+    /// More figures, for whoever reads the JSON.
+    pub(super) detail: Value,
+}
+
+/// Whom a row compares with.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Peer {
+    pub(super) name: String,
+    /// With which settings it was the fastest.
+    pub(super) settings: String,
+    pub(super) figures: Figures,
+}
+
+/// What a peer did.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Figures {
+    Measured(Runs),
+    /// And why not.
+    NotRun(String),
+}
+
+/// When a row passes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Target {
+    /// Ours is at least so many times the peer's.
+    Times(f64),
+    /// Ours is at most this.
+    AtMost(f64),
+    /// Ours is below this.
+    Below(f64),
+    /// Whatever it is: it says what something costs.
+    Told,
+}
+
+/// How a row ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Verdict {
+    Pass,
+    Short,
+    NotRun,
+    Told,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Short => "FALLS SHORT",
+            Self::NotRun => "not run",
+            Self::Told => "",
+        }
+    }
+}
+
+impl Row {
+    /// A row without a peer.
+    pub(super) fn bound(workload: Workload, what: impl Into<String>, unit: &'static str, target: Target, ours: Runs) -> Self {
+        Self { workload, what: what.into(), unit, target, ours, peer: None, detail: Value::Null }
+    }
+
+    /// The same row beside a peer.
+    pub(super) fn beside(self, name: impl Into<String>, settings: impl Into<String>, figures: Figures) -> Self {
+        Self { peer: Some(Peer { name: name.into(), settings: settings.into(), figures }), ..self }
+    }
+
+    /// The same row with more figures.
+    pub(super) fn with(self, detail: Value) -> Self {
+        Self { detail, ..self }
+    }
+
+    fn theirs(&self) -> Option<&Runs> {
+        match self.peer.as_ref().map(|peer| &peer.figures) {
+            Some(Figures::Measured(runs)) => Some(runs),
+            _ => None,
+        }
+    }
+
+    /// Ours by theirs, of the medians.
+    pub(super) fn ratio(&self) -> Option<f64> {
+        self.theirs().map(|theirs| self.ours.median() / theirs.median())
+    }
+
+    /// How it ended.
+    pub(super) fn verdict(&self) -> Verdict {
+        let judge = |passes| if passes { Verdict::Pass } else { Verdict::Short };
+        match (self.target, self.ratio()) {
+            (Target::Told, _) if self.peer.is_some() && self.ratio().is_none() => Verdict::NotRun,
+            (Target::Told, _) => Verdict::Told,
+            (Target::AtMost(most), _) => judge(self.ours.median() <= most),
+            (Target::Below(bound), _) => judge(self.ours.median() < bound),
+            (Target::Times(least), Some(ratio)) => judge(ratio >= least),
+            (Target::Times(_), None) => Verdict::NotRun,
+        }
+    }
+
+    fn target_text(&self) -> String {
+        match self.target {
+            Target::Times(least) => format!("≥ {least} ×"),
+            Target::AtMost(most) => format!("≤ {} {}", figure(most), self.unit),
+            Target::Below(bound) => format!("< {} {}", figure(bound), self.unit),
+            Target::Told => String::new(),
+        }
+    }
+
+    /// Work, target, ours, the peer, its figure, ratio, verdict.
+    fn cells(&self) -> [String; 7] {
+        let peer = self.peer.as_ref();
+        let name = peer.map(|peer| if peer.settings.is_empty() { peer.name.clone() } else { format!("{} ({})", peer.name, peer.settings) });
+        let theirs = match peer.map(|peer| &peer.figures) {
+            Some(Figures::Measured(runs)) => spread(runs),
+            Some(Figures::NotRun(reason)) => format!("not run: {reason}"),
+            None => String::new(),
+        };
+        [
+            format!("{}: {}", self.workload.name(), self.what),
+            self.target_text(),
+            format!("{} {}", spread(&self.ours), self.unit),
+            name.unwrap_or_default(),
+            theirs,
+            self.ratio().map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
+            self.verdict().word().to_owned(),
+        ]
+    }
+}
+
+const HEADER: [&str; 7] = ["work", "target", "ours", "peer", "the peer's", "ratio", "verdict"];
+
+/// The median with the smallest and the largest, where there are several.
+fn spread(runs: &Runs) -> String {
+    let [median, min, max] = [runs.median(), runs.min(), runs.max()].map(figure);
+    if min == max { median } else { format!("{median} [{min} – {max}]") }
+}
+
+/// A number as a reader wants it: no more digits than it deserves, thousands apart.
+fn figure(number: f64) -> String {
+    let text = if number >= 100.0 {
+        format!("{number:.0}")
+    } else if number >= 10.0 {
+        format!("{number:.1}")
+    } else {
+        format!("{number:.2}")
+    };
+    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let mut grouped = String::new();
+    for (place, digit) in whole.chars().enumerate() {
+        if place > 0 && (whole.len() - place).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    // `5`, where `5.00` was set as a bound.
+    let rest = if rest.chars().all(|digit| matches!(digit, '.' | '0')) { "" } else { rest };
+    grouped + rest
+}
+
+/// Everything that one invocation found out.
+#[derive(Debug)]
+pub(super) struct Report {
+    machine: Machine,
+    plan: Plan,
+    started_at: OffsetDateTime,
+    rows: Vec<Row>,
+    failures: Vec<(Workload, String)>,
+}
+
+impl Report {
+    /// Nothing found yet.
+    pub(super) fn new(machine: Machine, plan: &Plan) -> Self {
+        Self { machine, plan: plan.clone(), started_at: OffsetDateTime::now_utc(), rows: Vec::new(), failures: Vec::new() }
+    }
+
+    /// More rows.
+    pub(super) fn add(&mut self, rows: Vec<Row>) {
+        self.rows.extend(rows);
+    }
+
+    /// A workload that could not be measured.
+    pub(super) fn fail(&mut self, workload: Workload, error: &Error) {
+        eprintln!("{}: {}", workload.name(), error.line());
+        self.failures.push((workload, error.line()));
+    }
+
+    /// Could something not be measured?
+    pub(super) fn failed(&self) -> bool {
+        !self.failures.is_empty()
+    }
+
+    /// Is it of no use but to see that the harness works?
+    fn caveat(&self) -> Option<&'static str> {
+        match (self.machine.is_release, self.plan.quick) {
+            (false, _) => Some("DEBUG BUILD: a smoke test; the figures mean nothing"),
+            (true, true) => Some("QUICK: a smoke test; the figures mean nothing"),
+            _ => None,
+        }
+    }
+
+    fn json(&self) -> Value {
+        let rows = self.rows.iter().map(|row| {
+            let mut value = serde_json::to_value(row).expect("rows have string keys only");
+            value["ratio"] = json!(row.ratio());
+            value["verdict"] = json!(row.verdict());
+            value
+        });
+        json!({
+            "startedAt": self.started_at.format(&Rfc3339).unwrap_or_default(),
+            "caveat": self.caveat(),
+            "machine": self.machine,
+            "plan": self.plan,
+            "rows": rows.collect::<Vec<_>>(),
+            "failures": self.failures.iter().map(|(workload, error)| json!({"workload": workload, "error": error})).collect::<Vec<_>>(),
+        })
+    }
+
+    /// Writes the results as JSON; those in the default place also under a name that stays.
+    pub(super) fn write(&self, root: &Path, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(&self.json()).expect("rows have string keys only");
+        let write = |path: &Path| {
+            let folder = path.parent().unwrap_or(root);
+            std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, &text)).context(|| format!("writing {}", path.display()))
+        };
+        write(path)?;
+        match path.file_name() {
+            Some(name) if name == "latest.json" => write(&path.with_file_name(format!("{}.json", self.started_at.unix_timestamp()))),
+            _ => Ok(()),
+        }
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = String::new();
+        if let Some(caveat) = self.caveat() {
+            let _ = writeln!(text, "**{caveat}.**\n");
+        }
+        let _ = writeln!(text, "{}\n", self.machine.to_string().trim_end().replace('\n', "  \n"));
+        let line = |cells: [String; 7]| format!("| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
+        let _ = writeln!(text, "{}\n{}", line(HEADER.map(str::to_owned)), line([const { String::new() }; 7].map(|_| "---".to_owned())));
+        for row in &self.rows {
+            let _ = writeln!(text, "{}", line(row.cells()));
+        }
+        for (workload, error) in &self.failures {
+            let _ = writeln!(text, "\n{} could not be measured: {error}", workload.name());
+        }
+        text
+    }
+
+    /// Puts the table between the two marks of the document.
+    pub(super) fn fill_document(&self, root: &Path) -> Result<PathBuf> {
+        let path = root.join(DOCUMENT);
+        let text = std::fs::read_to_string(&path).context(|| format!("reading {}", path.display()))?;
+        let new = between_marks(&text, &self.markdown()).ok_or_else(|| Error::new(format!("{} has no `{BEGIN}`", path.display())))?;
+        std::fs::write(&path, new).context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+const DOCUMENT: &str = "docs/performance.md";
+const BEGIN: &str = "<!-- bench: begin -->\n";
+const END: &str = "<!-- bench: end -->";
+
+fn between_marks(text: &str, table: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(caveat) = self.caveat() {
+            writeln!(f, "{caveat}")?;
+        }
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_header(HEADER);
+        for row in &self.rows {
+            table.add_row(row.cells());
+        }
+        write!(f, "{table}")?;
+        self.failures.iter().try_for_each(|(workload, error)| write!(f, "\n{} could not be measured: {error}", workload.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(target: Target, ours: f64) -> Row {
+        Row::bound(Workload::Accept, "test", "requests/s", target, Runs::one(ours))
+    }
+
+    #[test]
+    fn a_row_passes_falls_short_or_was_not_run() {
+        let beside = |ours, theirs| row(Target::Times(1.5), ours).beside("p", "", Figures::Measured(Runs::one(theirs))).verdict();
+        assert_eq!((beside(150.0, 100.0), beside(149.0, 100.0)), (Verdict::Pass, Verdict::Short));
+        let not_run = row(Target::Times(1.5), 1.0).beside("p", "", Figures::NotRun("no node".into()));
+        assert_eq!(not_run.verdict(), Verdict::NotRun);
+        assert!(not_run.cells()[4].contains("no node"));
+        assert_eq!((row(Target::AtMost(3.0), 3.0).verdict(), row(Target::Below(3.0), 3.0).verdict()), (Verdict::Pass, Verdict::Short));
+        assert_eq!(row(Target::Told, 1.0).verdict(), Verdict::Told);
+    }
+
+    #[test]
+    fn figures_have_no_more_digits_than_they_deserve() {
+        assert_eq!([1_234_567.8, 99.94, 5.0, 0.123, 12_345.0].map(figure), ["1,234,568", "99.9", "5", "0.12", "12,345"]);
+        assert_eq!(spread(&Runs::of(vec![1.0, 2.0, 3.0]).unwrap()), "2 [1 – 3]");
+    }
+
+    #[test]
+    fn the_documents_table_is_replaced_and_nothing_else() {
+        let text = format!("a\n{BEGIN}old\n{END}\nb\n");
+        assert_eq!(between_marks(&text, "new").unwrap(), format!("a\n{BEGIN}\nnew\n{END}\nb\n"));
+        assert_eq!(between_marks("a", "new"), None);
+    }
+}

@@ -1,0 +1,168 @@
+//! Accepting: POST to a durable 202, with the API, Postgres and the load generator on the same cores.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::Workload;
+use crate::bench::driven::Program;
+use crate::bench::load::{Load, Outcome};
+use crate::bench::peers;
+use crate::bench::pgbench;
+use crate::bench::plan::PeerName;
+use crate::bench::redis::{Fsync, Redis};
+use crate::bench::report::{Figures, Row, Target};
+use crate::bench::stats::Runs;
+use crate::bench::world::{API_KEY, Database, World};
+use crate::error::{Error, Result};
+use crate::postgres::free_port;
+
+/// Of the throughput of the stack on Fastify.
+const TIMES_FASTIFY: f64 = 5.0;
+/// Of pgbench's rate of inserts.
+const TIMES_PGBENCH: f64 = 1.0;
+
+/// What takes part, and what it did so far.
+struct Contestant {
+    who: Who,
+    settings: String,
+    rates: Vec<f64>,
+    failure: Option<String>,
+}
+
+#[derive(Clone, Copy)]
+enum Who {
+    Ours,
+    Pgbench,
+    Fastify(Fsync, usize),
+}
+
+/// All of them in turns.
+pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
+    let plan = &world.plan;
+    let contestant = |who, settings: String| Contestant { who, settings, rates: Vec::new(), failure: None };
+    let mut all = vec![contestant(Who::Ours, String::new())];
+    if plan.wants(PeerName::Pgbench) {
+        all.push(contestant(Who::Pgbench, format!("{} clients, prepared", plan.clients)));
+    }
+    if plan.wants(PeerName::Fastify) {
+        for fsync in Fsync::ALL {
+            let (processes, failure) = match best_fastify(world, fsync).await {
+                Ok(processes) => (processes, None),
+                Err(error) => (1, Some(error.line())),
+            };
+            let settings = peers::processes(processes);
+            all.push(Contestant { failure, ..contestant(Who::Fastify(fsync, processes), settings) });
+        }
+    }
+    let mut last = Outcome::default();
+    for run in 1..=plan.runs {
+        for contestant in all.iter_mut().filter(|contestant| contestant.failure.is_none()) {
+            let measured = match contestant.who {
+                Who::Ours => {
+                    last = ours(world, 1, plan.time).await?;
+                    Ok(last.rate)
+                }
+                Who::Pgbench => pgbench::inserts(world, plan.clients, plan.time).await,
+                Who::Fastify(fsync, processes) => fastify(world, fsync, processes, plan.time).await,
+            };
+            match measured {
+                Ok(rate) => {
+                    world.progress.note(format!("run {run} of {}: {}: {rate:.0} per second", plan.runs, name(contestant.who)));
+                    contestant.rates.push(rate);
+                }
+                Err(error) => contestant.failure = Some(error.line()),
+            }
+        }
+    }
+    let mut contestants = all.into_iter();
+    let ours = contestants.next().and_then(|ours| Runs::of(ours.rates)).ok_or_else(|| Error::new("nothing was measured"))?;
+    let detail = json!({ "p50Ms": last.times.percentile(50.0), "p99Ms": last.times.percentile(99.0), "answersInTheLastRun": last.answers });
+    let what = format!("POST to a durable 202, {} clients", plan.clients);
+    let row = |target| Row::bound(Workload::Accept, what.clone(), "requests/s", target, ours.clone()).with(detail.clone());
+    let rows: Vec<Row> = contestants
+        .map(|contestant| {
+            let target = match contestant.who {
+                Who::Fastify(..) => Target::Times(TIMES_FASTIFY),
+                _ => Target::Times(TIMES_PGBENCH),
+            };
+            let figures = match (contestant.failure, Runs::of(contestant.rates)) {
+                (None, Some(rates)) => Figures::Measured(rates),
+                (reason, _) => Figures::NotRun(reason.unwrap_or_default()),
+            };
+            row(target).beside(name(contestant.who), contestant.settings, figures)
+        })
+        .collect();
+    Ok(if rows.is_empty() { vec![row(Target::Told)] } else { rows })
+}
+
+fn name(who: Who) -> String {
+    match who {
+        Who::Ours => "ours".to_owned(),
+        Who::Pgbench => "pgbench, one row per transaction into a bare table".to_owned(),
+        Who::Fastify(fsync, _) => format!("Fastify + Postgres + BullMQ, appendfsync {}", fsync.word()),
+    }
+}
+
+/// The rate of so many apis on an empty database.
+pub(super) async fn ours(world: &World, processes: usize, time: Duration) -> Result<Outcome> {
+    let database = world.fresh().await?;
+    ours_on(world, &database, processes, time).await
+}
+
+/// The rate of so many apis on this database. Fails if a request that was answered is not in it.
+pub(super) async fn ours_on(world: &World, database: &Database, processes: usize, time: Duration) -> Result<Outcome> {
+    let mut apis = Vec::new();
+    for _ in 0..processes {
+        apis.push(world.api(database).await?);
+    }
+    let before = stored(database).await?;
+    let load = Load::accept(apis.iter().map(|api| api.addr).collect(), world.plan.clients, time);
+    let outcome = load.run().await?;
+    let stored = stored(database).await? - before;
+    if stored.unsigned_abs() < outcome.answers {
+        return Err(Error::new(format!("{} requests were accepted and {stored} are stored", outcome.answers)));
+    }
+    Ok(outcome)
+}
+
+async fn stored(database: &Database) -> Result<i64> {
+    database.number(&mut database.connect().await?, "select count(*) from requests").await
+}
+
+/// The rate of the stack on Fastify, everything empty.
+async fn fastify(world: &World, fsync: Fsync, processes: usize, time: Duration) -> Result<f64> {
+    let program: Program = peers::node(world, "fastify.js").await?;
+    let (redis, database, port) = (Redis::start(fsync).await?, world.bare("fastify").await?, free_port()?);
+    let program = program
+        .set("DATABASE_URL", &database.url)
+        .set("REDIS_PORT", redis.port().to_string())
+        .set("PROCESSES", processes.to_string())
+        .set("PORT", port.to_string())
+        .set("API_KEY", API_KEY);
+    let service = program.start(&[]).await?;
+    let load = Load::accept(vec![(std::net::Ipv4Addr::LOCALHOST, port).into()], world.plan.clients, time);
+    let outcome = load.run().await?;
+    let stored = stored(&database).await?;
+    // Every accepted request is a job as well.
+    let jobs = redis.command(&["LLEN", "bull:sign:wait"]).await?;
+    service.stop().await?;
+    if stored.unsigned_abs() < outcome.answers || jobs.unsigned_abs() < outcome.answers {
+        return Err(Error::new(format!("{} requests were accepted, {stored} are stored and {jobs} are jobs", outcome.answers)));
+    }
+    Ok(outcome.rate)
+}
+
+/// How many processes make it fastest, tried for a moment each.
+async fn best_fastify(world: &World, fsync: Fsync) -> Result<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut best = (1, 0.0);
+    for processes in if cores > 1 { vec![1, cores] } else { vec![1] } {
+        let rate = fastify(world, fsync, processes, world.plan.time / 2).await?;
+        world.progress.note(format!("trial: Fastify, appendfsync {}, {}: {rate:.0} per second", fsync.word(), peers::processes(processes)));
+        if rate > best.1 {
+            best = (processes, rate);
+        }
+    }
+    Ok(best.0)
+}

@@ -1,0 +1,82 @@
+//! Pick-up: from the commit of the insert to the start of the upstream call, while nothing else happens.
+//!
+//! Both times are of this machine's clock. The end is when the upstream has read the head of the call. The beginning is what Postgres
+//! notes as the time of the commit (`track_commit_timestamp`): taken before the commit is forced to the disk, so the disk is in the
+//! figure too, and nothing of it is flattered.
+
+use std::collections::HashMap;
+use std::time::{Duration, UNIX_EPOCH};
+
+use rand::RngExt;
+use serde_json::json;
+
+use super::Workload;
+use crate::bench::load::{Connection, post};
+use crate::bench::report::{Row, Target};
+use crate::bench::sink::Sink;
+use crate::bench::stats::{Runs, Times};
+use crate::bench::world::{Database, World, until};
+use crate::error::{Context, Error, Result};
+
+const P50_MS: f64 = 3.0;
+const P99_MS: f64 = 15.0;
+/// Long after everything has come to rest.
+const PAUSE_MS: std::ops::Range<u64> = 30..60;
+const CALLS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Some hundred messages in each run, one at a time.
+pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
+    let count: u64 = if world.plan.quick { 40 } else { 400 };
+    let (cluster, url) = world.another_cluster(&[("track_commit_timestamp", "on")]).await?;
+    let database = Database { url };
+    let upstream = Sink::start(Duration::ZERO).await?;
+    upstream.keep_arrivals();
+    let upstream_url = upstream.url();
+    let api = world.api(&database).await?;
+    let settings = [("UPSTREAM_URL", upstream_url.as_str()), ("UPSTREAM_API_KEY", "upstream-key"), ("UPSTREAM_RATE", "1000/1s")];
+    let _worker = world.worker(&database, &settings).await?;
+    let mut connection = Connection::open(api.addr).await?;
+    let (mut p50, mut p99) = (Vec::new(), Vec::new());
+    for run in 1..=world.plan.runs {
+        for n in 0..count {
+            connection.ask(&post(&format!("pickup-{run}-{n}"), "respond-async"), &[200, 202]).await?;
+            let pause = rand::rng().random_range(PAUSE_MS);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        until(CALLS_WITHIN, async || Ok(upstream.calls() >= count * u64::from(run))).await.context(|| "the upstream was not called")?;
+        let times = latencies(&database, &upstream, &format!("pickup-{run}-")).await?;
+        if times.count() as u64 != count {
+            return Err(Error::new(format!("{count} messages were posted, and the times of {} are known", times.count())));
+        }
+        world.progress.note(format!("run {run}: p50 {:.2} ms, p99 {:.2} ms", times.percentile(50.0), times.percentile(99.0)));
+        p50.push(times.percentile(50.0));
+        p99.push(times.percentile(99.0));
+    }
+    drop(cluster);
+    let row = |what: &str, most, figures| {
+        let runs = Runs::of(figures).ok_or_else(|| Error::new("nothing was measured"))?;
+        let what = format!("commit of the insert to the upstream call, idle, {what}");
+        Ok(Row::bound(Workload::PickUp, what, "ms", Target::AtMost(most), runs).with(json!({ "messagesInARun": count })))
+    };
+    Ok(vec![row("p50", P50_MS, p50)?, row("p99", P99_MS, p99)?])
+}
+
+/// From commit to call, of each message that begins so.
+async fn latencies(database: &Database, upstream: &Sink, prefix: &str) -> Result<Times> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "select convert_from(m.body, 'UTF8'), (extract(epoch from pg_xact_commit_timestamp(r.xmin)) * 1e6)::bigint
+        from requests r join jobs j on j.id = r.sign_job_id join messages m on m.digest = j.message_digest",
+    )
+    .fetch_all(&mut database.connect().await?)
+    .await
+    .context(|| "reading when each request was committed")?;
+    let commits: HashMap<String, u64> = rows.into_iter().map(|(message, micros)| (message, micros.unsigned_abs())).collect();
+    let calls = upstream.arrivals();
+    let times = calls.iter().filter_map(|(uri, at)| {
+        let (_, message) = uri.split_once("message=")?;
+        let commit = UNIX_EPOCH + Duration::from_micros(*commits.get(message).filter(|_| message.starts_with(prefix))?);
+        // The clock is stepped back once in years; then this is zero.
+        Some(at.duration_since(commit).unwrap_or_default())
+    });
+    Ok(Times::of(times.collect()))
+}

@@ -1,0 +1,45 @@
+//! Scaling out: one, two and four processes on one Postgres. On a machine whose cores are busy with one, more can't be faster; they must
+//! not be slower.
+
+use super::{Workload, accept, engine};
+use crate::bench::report::{Figures, Row, Target};
+use crate::bench::stats::Runs;
+use crate::bench::world::World;
+use crate::error::{Error, Result};
+
+const PROCESSES: [usize; 3] = [1, 2, 4];
+/// Of the rate of one process: less than that is more than the spread of the measurement.
+const SHARE: f64 = 0.95;
+
+/// Accepting and working off, in turns.
+pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
+    let program = engine::engine(world)?;
+    let (mut accepts, mut engines): ([Vec<f64>; 3], [Vec<f64>; 3]) = Default::default();
+    for run in 1..=world.plan.runs {
+        for (place, processes) in PROCESSES.into_iter().enumerate() {
+            accepts[place].push(accept::ours(world, processes, world.plan.time).await?.rate);
+            engines[place].push(engine::ours(world, &program, processes).await?);
+            let (accept, engine) = (accepts[place][accepts[place].len() - 1], engines[place][engines[place].len() - 1]);
+            world.progress.note(format!("run {run}: {processes} of each: {accept:.0} requests and {engine:.0} jobs per second"));
+        }
+    }
+    let mut rows = rows("api", "requests/s", accepts)?;
+    rows.extend(self::rows("worker", "jobs/s", engines)?);
+    Ok(rows)
+}
+
+fn rows(program: &str, unit: &'static str, rates: [Vec<f64>; 3]) -> Result<Vec<Row>> {
+    let runs: Option<Vec<Runs>> = rates.into_iter().map(Runs::of).collect();
+    let runs = runs.ok_or_else(|| Error::new("nothing was measured"))?;
+    let row = |place: usize| {
+        let row = Row::bound(
+            Workload::Scale,
+            format!("{} {program} processes", PROCESSES[place]),
+            unit,
+            Target::Times(SHARE),
+            runs[place].clone(),
+        );
+        row.beside(format!("one {program}"), "", Figures::Measured(runs[0].clone()))
+    };
+    Ok((1..PROCESSES.len()).map(row).collect())
+}

@@ -1,0 +1,93 @@
+//! Webhooks: deliveries per second to receivers that answer at once, in 10 ms and in 100 ms.
+//!
+//! The first is compared with what the same receiver takes from a plain load generator, the others with what so many deliveries at a time
+//! can be at most.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::Workload;
+use super::engine::{PATIENCE, UNDELIVERED};
+use crate::bench::fill::{Rows, fill};
+use crate::bench::load::Load;
+use crate::bench::report::{Figures, Row, Target};
+use crate::bench::sink::Sink;
+use crate::bench::stats::{Runs, rate};
+use crate::bench::world::World;
+use crate::error::{Error, Result};
+
+/// The default of the worker.
+const CONCURRENCY: u16 = 64;
+const SHARE_OF_CEILING: f64 = 0.5;
+const SHARE_OF_CONCURRENCY: f64 = 0.9;
+const LATENCIES_MS: [u16; 3] = [0, 10, 100];
+
+/// Every latency in turns.
+pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
+    let mut rates: [Vec<f64>; 3] = Default::default();
+    let (mut ceilings, mut memory) = (Vec::new(), Vec::new());
+    for run in 1..=world.plan.runs {
+        ceilings.push(ceiling(world).await?);
+        world.progress.note(format!("run {run}: the receiver's ceiling: {:.0} per second", ceilings[ceilings.len() - 1]));
+        for (rates, latency) in rates.iter_mut().zip(LATENCIES_MS) {
+            let (rate, peak) = deliver(world, latency).await?;
+            world.progress.note(format!("run {run}: {latency} ms: {rate:.0} deliveries per second, {peak:.0} MB"));
+            rates.push(rate);
+            memory.push(peak);
+        }
+    }
+    let missing = || Error::new("nothing was measured");
+    let mut rows = Vec::new();
+    for (rates, latency) in rates.into_iter().zip(LATENCIES_MS) {
+        let (target, name, theirs) = if latency == 0 {
+            (SHARE_OF_CEILING, "the receiver under a plain load generator", Runs::of(ceilings.clone()).ok_or_else(missing)?)
+        } else {
+            (SHARE_OF_CONCURRENCY, "WEBHOOK_CONCURRENCY × 1/latency", Runs::one(possible(latency)))
+        };
+        let what = format!("deliveries to a receiver that takes {latency} ms");
+        let row = Row::bound(Workload::Webhooks, what, "deliveries/s", Target::Times(target), Runs::of(rates).ok_or_else(missing)?);
+        rows.push(
+            row.beside(name, format!("{CONCURRENCY} at a time"), Figures::Measured(theirs)).with(json!({ "concurrency": CONCURRENCY })),
+        );
+    }
+    let memory = Runs::of(memory).ok_or_else(missing)?;
+    rows.push(Row::bound(Workload::Webhooks, "worker, the most memory it ever used", "MB", Target::Told, memory));
+    Ok(rows)
+}
+
+/// Deliveries per second, were nothing but the receiver's time to be waited for.
+fn possible(latency_ms: u16) -> f64 {
+    f64::from(CONCURRENCY) * 1000.0 / f64::from(latency_ms)
+}
+
+/// What the receiver takes from so many clients that do nothing but send.
+async fn ceiling(world: &World) -> Result<f64> {
+    let receiver = Sink::start(Duration::ZERO).await?;
+    // As long as the body of a webhook.
+    let body = "x".repeat(420);
+    let head = "POST /hook HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes();
+    let request = Arc::new(move |_| request.clone());
+    Ok(Load { servers: vec![receiver.addr()], clients: CONCURRENCY, time: world.plan.time, request, statuses: &[200] }.run().await?.rate)
+}
+
+/// Deliveries per second, from the arrival of the first one to the last durable outcome; and the worker's most memory, in MB.
+async fn deliver(world: &World, latency_ms: u16) -> Result<(f64, f64)> {
+    let receiver = Sink::start(Duration::from_millis(latency_ms.into())).await?;
+    let count = if latency_ms == 0 { f64::from(world.plan.jobs) } else { possible(latency_ms) * world.plan.time.as_secs_f64() };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive count far below 2^52")]
+    let count = count.min(f64::from(world.plan.jobs)).max(100.0) as u64;
+    let (database, url) = (world.fresh().await?, format!("{}/hook", receiver.url()));
+    fill(&database, &world.progress, Rows::Undelivered { url: &url }, count, "webhook ").await?;
+    let concurrency = CONCURRENCY.to_string();
+    let settings = [("WORKER_QUEUES", "webhook"), ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"), ("WEBHOOK_CONCURRENCY", concurrency.as_str())];
+    let worker = world.worker(&database, &settings).await?;
+    database.until_none(PATIENCE, UNDELIVERED).await?;
+    let time = receiver.first().map(|first| first.elapsed()).ok_or_else(|| Error::new("nothing was delivered"))?;
+    if receiver.calls() != count {
+        return Err(Error::new(format!("{count} webhooks were delivered in {} deliveries", receiver.calls())));
+    }
+    Ok((rate(count, time), worker.memory()?.1))
+}

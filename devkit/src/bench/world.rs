@@ -1,0 +1,281 @@
+//! The Postgres, its databases, and the programs under test.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::machine::kib;
+use super::plan::Plan;
+use crate::error::{Context, Error, Result};
+use crate::http;
+use crate::postgres::{Cluster, ClusterOptions, Durability, free_port};
+use crate::processes::{self, Process};
+use crate::workspace::{self, Profile};
+
+/// The key that every api under test has from the start.
+pub(super) const API_KEY: &str = "cs_bench";
+/// Its webhook secret.
+pub(super) const WEBHOOK_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+/// The budget of calls where it shall not limit: so many slots that a job that is done at once never waits for one, and no more, because
+/// every claim looks for free ones.
+pub(super) const UNLIMITED: &str = "4096/100ms";
+
+/// How long a program may take until it is ready.
+const READY_WITHIN: Duration = Duration::from_mins(1);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// An empty database with our schema, of which the others are copies.
+const TEMPLATE: &str = "countersign_template";
+const DATABASE: &str = "countersign";
+
+/// Says how far everything is, on standard error.
+#[derive(Debug)]
+pub(super) struct Progress {
+    started: Instant,
+}
+
+impl Progress {
+    /// A new part begins.
+    pub(super) fn section(&self, name: &str) {
+        eprintln!("{} {name}", self.clock());
+    }
+
+    /// Something was done, or begins.
+    pub(super) fn note(&self, text: impl AsRef<str>) {
+        eprintln!("{}   {}", self.clock(), text.as_ref());
+    }
+
+    fn clock(&self) -> String {
+        let seconds = self.started.elapsed().as_secs();
+        format!("[{:02}:{:02}]", seconds / 60, seconds % 60)
+    }
+}
+
+/// Everything that workloads share.
+pub(super) struct World {
+    pub(super) plan: Plan,
+    pub(super) root: PathBuf,
+    pub(super) profile: Profile,
+    pub(super) cluster: Cluster,
+    pub(super) progress: Progress,
+}
+
+impl World {
+    /// Builds the programs and starts Postgres.
+    pub(super) async fn start(plan: Plan) -> Result<Self> {
+        let progress = Progress { started: Instant::now() };
+        progress.section("building api and worker, starting Postgres");
+        tokio::task::block_in_place(processes::build)?;
+        let cluster = start_cluster(&plan, &[]).await?;
+        let world = Self { plan, root: workspace::root()?, profile: Profile::of_this_process()?, cluster, progress };
+        world.make_template(&world.cluster).await?;
+        Ok(world)
+    }
+
+    /// Another server, with more settings; it has an empty database with our schema, whose address is returned.
+    pub(super) async fn another_cluster(&self, settings: &[(&str, &str)]) -> Result<(Cluster, String)> {
+        let cluster = start_cluster(&self.plan, settings).await?;
+        self.make_template(&cluster).await?;
+        let url = cluster.url(TEMPLATE);
+        Ok((cluster, url))
+    }
+
+    async fn make_template(&self, cluster: &Cluster) -> Result<()> {
+        cluster.create_database(TEMPLATE).await?;
+        let folder = self.root.join("migrations");
+        let migrator = Migrator::new(folder.as_path()).await.context(|| format!("reading {}", folder.display()))?;
+        let mut connection = cluster.connect(TEMPLATE).await?;
+        migrator.run(&mut connection).await.context(|| "applying the migrations")?;
+        connection.close().await.context(|| "applying the migrations")
+    }
+
+    /// An empty database with our schema in place of the one before, and what the one before left behind is out of the way.
+    pub(super) async fn fresh(&self) -> Result<Database> {
+        self.fresh_named(DATABASE).await
+    }
+
+    /// The same under another name, for workloads that need two.
+    pub(super) async fn fresh_named(&self, name: &str) -> Result<Database> {
+        self.cluster.drop_database(name).await?;
+        self.cluster.create_database_from(name, TEMPLATE).await?;
+        let database = Database { url: self.cluster.url(name) };
+        database.settle().await?;
+        Ok(database)
+    }
+
+    /// An empty database without anything.
+    pub(super) async fn bare(&self, name: &str) -> Result<Database> {
+        self.cluster.drop_database(name).await?;
+        self.cluster.create_database(name).await?;
+        let database = Database { url: self.cluster.url(name) };
+        database.settle().await?;
+        Ok(database)
+    }
+
+    /// Starts an api, and returns when it is ready.
+    pub(super) async fn api(&self, database: &Database) -> Result<Service> {
+        let fixed = [("BOOTSTRAP_API_KEY", API_KEY), ("BOOTSTRAP_WEBHOOK_SECRET", WEBHOOK_SECRET), ("MAX_WAITERS", "10000")];
+        self.service("api", "API_LISTEN", database, &fixed).await
+    }
+
+    /// Starts a worker, and returns when it is ready.
+    pub(super) async fn worker(&self, database: &Database, settings: &[(&str, &str)]) -> Result<Service> {
+        self.service("worker", "WORKER_LISTEN", database, settings).await
+    }
+
+    async fn service(&self, name: &str, listen: &str, database: &Database, settings: &[(&str, &str)]) -> Result<Service> {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let address = addr.to_string();
+        let fixed = [("DATABASE_URL", database.url.as_str()), (listen, address.as_str())];
+        let own = fixed.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let process = Process::spawn(&processes::program(name)?, [""; 0], own.chain(self.plan.set.iter().cloned()))?;
+        let (client, url) = (http::client(Duration::from_secs(2))?, format!("http://{address}/health/ready"));
+        until(READY_WITHIN, async || Ok(http::is_ready(&client, &url).await))
+            .await
+            .context(|| format!("{name} is not ready; its log: {}", process.log()))?;
+        Ok(Service { addr, process })
+    }
+
+    /// Builds the worker's engine without calls, and returns where it is. Together with all others, as `make bench` has built it just
+    /// before: so cargo picks the same features, and compiles nothing twice.
+    pub(super) fn engine(&self) -> Result<PathBuf> {
+        let mut build = std::process::Command::new(workspace::cargo());
+        build.args(["build", "--quiet", "--workspace", "--bins", "--features", "worker/bench"]);
+        build.args(self.profile.arguments()).current_dir(&self.root);
+        run_build(build, "the engine without calls")?;
+        processes::program("engine")
+    }
+}
+
+/// Runs a build, which is silent when all goes well.
+pub(super) fn run_build(mut build: std::process::Command, what: &str) -> Result<()> {
+    // What cargo tells the program it runs about that program's package would make build scripts of dependencies run again.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "OUT_DIR" {
+            build.env_remove(&name);
+        }
+    }
+    let output = tokio::task::block_in_place(|| build.stdin(Stdio::null()).output()).context(|| format!("building {what}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let error = text.lines().find(|line| line.to_lowercase().starts_with("error") || line.starts_with("npm error"));
+    Err(Error::new(format!("building {what} failed: {}", error.unwrap_or("it did not say why"))))
+}
+
+/// A server with every safety on, and with memory and log enough not to be the limit by mere default.
+async fn start_cluster(plan: &Plan, more: &[(&str, &str)]) -> Result<Cluster> {
+    let safety = [("fsync", "on"), ("synchronous_commit", "on"), ("full_page_writes", "on")];
+    let sizes = [("shared_buffers", plan.shared_buffers.as_str()), ("max_wal_size", "4GB")];
+    let settings = safety.iter().chain(&sizes).chain(more).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Cluster::start(ClusterOptions { durability: Durability::Full, max_connections: 400, settings, ..ClusterOptions::default() }).await
+}
+
+/// A database of the server.
+#[derive(Clone, Debug)]
+pub(super) struct Database {
+    pub(super) url: String,
+}
+
+impl Database {
+    /// A connection of the harness.
+    pub(super) async fn connect(&self) -> Result<PgConnection> {
+        PgConnection::connect(&self.url).await.context(|| "connecting to Postgres")
+    }
+
+    /// Statistics as they would be after a while, and nothing left to write: so that every measurement begins alike.
+    pub(super) async fn settle(&self) -> Result<()> {
+        let mut connection = self.connect().await?;
+        self.statement(&mut connection, "vacuum analyze").await?;
+        self.statement(&mut connection, "checkpoint").await
+    }
+
+    /// Runs a statement of the harness's own.
+    pub(super) async fn statement(&self, connection: &mut PgConnection, statement: &str) -> Result<()> {
+        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(connection).await.context(|| statement.to_owned())?;
+        Ok(())
+    }
+
+    /// The number that a query of the harness's own gives.
+    pub(super) async fn number(&self, connection: &mut PgConnection, query: &str) -> Result<i64> {
+        sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(connection).await.context(|| query.to_owned())
+    }
+
+    /// Waits until the query, which asks whether something is left, says no. Looks every few milliseconds.
+    pub(super) async fn until_none(&self, bound: Duration, query: &str) -> Result<()> {
+        let mut connection = self.connect().await?;
+        let query = format!("select case when exists ({query}) then 1::bigint else 0 end");
+        let deadline = Instant::now() + bound;
+        while self.number(&mut connection, &query).await? != 0 {
+            if Instant::now() > deadline {
+                return Err(Error::new(format!("not done within {bound:.0?}")));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+}
+
+/// An api or a worker.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) addr: SocketAddr,
+    pub(super) process: Process,
+}
+
+impl Service {
+    /// Memory in use, in MB: now, and at most so far.
+    pub(super) fn memory(&self) -> Result<(f64, f64)> {
+        let status = self.kernel_file("status")?;
+        let megabytes = |name| kib(&status, name).map(|kib| kib * 1024.0 / 1e6).ok_or_else(|| Error::new(format!("no {name}")));
+        Ok((megabytes("VmRSS")?, megabytes("VmHWM")?))
+    }
+
+    /// Time of the processor that it has used so far.
+    pub(super) fn cpu(&self) -> Result<Duration> {
+        processor_time(&self.kernel_file("stat")?).ok_or_else(|| Error::new("/proc/PID/stat is not understood"))
+    }
+
+    fn kernel_file(&self, name: &str) -> Result<String> {
+        let pid = self.process.pid().ok_or_else(|| Error::new("the process has ended"))?;
+        let path = Path::new("/proc").join(pid.to_string()).join(name);
+        std::fs::read_to_string(&path).context(|| format!("reading {}; this needs Linux", path.display()))
+    }
+}
+
+/// Fields 14 and 15, in hundredths of a second, which is what Linux shows on every architecture.
+fn processor_time(stat: &str) -> Option<Duration> {
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(Duration::from_millis((next()? + next()?) * 10))
+}
+
+/// Waits until the condition holds.
+pub(super) async fn until(bound: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + bound;
+    while !condition().await? {
+        if Instant::now() > deadline {
+            return Err(Error::new(format!("not within {bound:.0?}")));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_that_of_the_program_and_of_the_kernel_for_it() {
+        let stat = "12 (a ) b) S 1 12 12 0 -1 4194304 88 0 0 0 150 7 0 0 20 0 1 0 4242 2752512 190\n";
+        assert_eq!(processor_time(stat), Some(Duration::from_millis(1570)));
+        assert_eq!(processor_time("nonsense"), None);
+    }
+}

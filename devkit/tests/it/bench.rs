@@ -1,0 +1,63 @@
+//! The benchmarks' harness, on the smallest of its measurements: what it prints and writes, not what it measures.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+fn bench(arguments: &[&str], path: Option<&Path>) -> (bool, String, Value) {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("results.json");
+    // The harness looks for `api` and `worker` beside itself, so they are built as this test is.
+    devkit::processes::build().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_devkit"));
+    command.args(["bench", "--quick", "--time", "300ms", "--output"]).arg(&output).args(arguments).stdin(Stdio::null());
+    if let Some(path) = path {
+        command.env("PATH", path);
+    }
+    let run = command.output().unwrap();
+    let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+    let results = std::fs::read(&output).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    (run.status.success(), text, results)
+}
+
+#[test]
+fn a_quick_benchmark_prints_its_rows_and_writes_them_with_the_machine_and_every_safety_on() {
+    let small = ["--peers", "none", "--clients", "8", "--jobs", "200"];
+    let (success, text, results) = bench(&[&["accept", "webhooks"], &small[..]].concat(), None);
+    assert!(success, "{text}");
+    assert!(
+        text.contains("accept: POST to a durable 202, 8 clients") && text.contains("webhooks: deliveries to a receiver that takes 100 ms"),
+        "{text}"
+    );
+    assert!(text.contains("the figures mean nothing"), "{text}");
+
+    let rows = results["rows"].as_array().unwrap();
+    assert_eq!(
+        rows.iter().map(|row| row["workload"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["accept", "webhooks", "webhooks", "webhooks", "webhooks"]
+    );
+    assert!(rows.iter().all(|row| row["ours"]["median"].as_f64().unwrap() > 0.0), "{results:#}");
+    assert!(rows[1..4].iter().all(|row| row["ratio"].as_f64().unwrap() > 0.0), "{results:#}");
+    assert_eq!(results["plan"]["clients"], 8);
+    assert!(results["machine"]["cores"].as_u64().unwrap() > 0);
+    let settings = results["machine"]["postgresSettings"].as_array().unwrap();
+    for name in ["fsync", "synchronous_commit", "full_page_writes"] {
+        assert!(settings.contains(&serde_json::json!([name, "on"])), "{results:#}");
+    }
+}
+
+#[test]
+fn a_peer_that_is_not_there_is_reported_with_the_reason() {
+    // No Node in an empty folder; the services and Postgres are found without a PATH.
+    let empty = tempfile::tempdir().unwrap();
+    let (success, text, results) = bench(&["accept", "--peers", "fastify", "--clients", "4"], Some(empty.path()));
+    assert!(success && text.contains("not run: no Node"), "{text}");
+    let rows = results["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert_eq!(row["verdict"], "not_run");
+        let reason = row["peer"]["figures"]["not_run"].as_str().unwrap();
+        assert!(reason.contains("Node"), "{reason}");
+    }
+}

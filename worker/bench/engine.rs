@@ -1,0 +1,130 @@
+//! The engine without the calls: the worker's own loop, claim and finisher around a job that does nothing.
+//!
+//! For the benchmarks: the queues it is compared with run jobs that do nothing, so this is the row that compares like with like. It
+//! prints `ready`, begins when a line comes on standard input, and ends when standard input does. All but the HTTP call is what
+//! `worker` runs, with its settings: the same statements, the same groups, the slots of the budget taken and given back.
+
+use std::io::BufRead;
+use std::sync::Arc;
+
+use clap::Parser;
+use shared::settings::DatabaseSettings;
+use shared::store::sign_claim::SignJob;
+use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::upstream::WorkerId;
+use shared::store::webhook_jobs::{Delivery, WebhookFinish, WebhookJob};
+use shared::store::{Audience, Claimed, Hint, JobKind, Store, StoreError};
+use shared::units::Rate;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use worker::driver::{self, Pace, Queue};
+use worker::finisher::{Finisher, Shared};
+use worker::settings::Queues;
+
+#[derive(Parser, Debug)]
+struct Settings {
+    /// `sign` or `webhook`.
+    #[arg(long, env, default_value = "sign")]
+    worker_queues: Queues,
+    /// Jobs at the same time; the worker's own bound on sign jobs by default.
+    #[arg(long, env, default_value_t = 256)]
+    permits: usize,
+    /// The budget of calls; each takes a slot.
+    #[arg(long, env, default_value = "4096/100ms")]
+    upstream_rate: Rate,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+/// As long as that of a worker with the default timeouts.
+const LEASE: std::time::Duration = std::time::Duration::from_secs(40);
+const POLL: std::time::Duration = std::time::Duration::from_secs(1);
+
+struct Sign {
+    store: Store,
+    rate: Rate,
+    finisher: Shared<SignFinish>,
+}
+
+impl Queue for Sign {
+    type Job = SignJob;
+    const NAME: &'static str = "sign";
+
+    async fn claim(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
+        self.store.claim_sign_jobs(most, LEASE, self.rate).await
+    }
+
+    async fn work(&self, job: SignJob, _give_up: CancellationToken) {
+        let finish = SignFinish {
+            digest: job.message.digest(),
+            lease: job.lease,
+            ending: Ending::Signed("c2lnbmF0dXJl".to_owned()),
+            called: true,
+            status: Some(200),
+            error: None,
+            upstream: UpstreamNews::None,
+        };
+        self.finisher.finish(finish).await;
+    }
+}
+
+struct Webhook {
+    store: Store,
+    finisher: Shared<WebhookFinish>,
+}
+
+impl Queue for Webhook {
+    type Job = WebhookJob;
+    const NAME: &'static str = "webhook";
+
+    async fn claim(&self, most: usize) -> Result<Claimed<WebhookJob>, StoreError> {
+        self.store.claim_webhook_jobs(most, LEASE).await
+    }
+
+    async fn work(&self, job: WebhookJob, _give_up: CancellationToken) {
+        self.finisher.finish(WebhookFinish { lease: job.lease, ending: Delivery::Delivered, status: Some(200), error: None }).await;
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let settings: Settings = Settings::parse();
+    shared::tls::use_ring();
+    let store = Store::connect_lazily(&settings.database)?;
+    store.join_workers(WorkerId::generate(), settings.upstream_rate).await?;
+    println!("ready");
+    let mut line = String::new();
+    if std::io::stdin().lock().read_line(&mut line)? == 0 {
+        return Ok(());
+    }
+    let (stop, wake) = (CancellationToken::new(), Arc::new(Notify::new()));
+    let pace = Pace { permits: settings.permits, poll: POLL, grace: LEASE };
+    let kind = if settings.worker_queues.webhook { JobKind::Webhook } else { JobKind::Sign };
+    let driver = match kind {
+        JobKind::Sign => {
+            let queue = Sign { store: store.clone(), rate: settings.upstream_rate, finisher: Arc::new(Finisher::new(store.clone())) };
+            tokio::spawn(driver::run(Arc::new(queue), pace, Arc::clone(&wake), stop.clone()))
+        }
+        JobKind::Webhook => {
+            let queue = Webhook { store: store.clone(), finisher: Arc::new(Finisher::new(store.clone())) };
+            tokio::spawn(driver::run(Arc::new(queue), pace, Arc::clone(&wake), stop.clone()))
+        }
+    };
+    let listener = {
+        let (store, stop) = (store.clone(), stop.clone());
+        tokio::spawn(async move {
+            let tell = |hint| {
+                if matches!(hint, Hint::Everything) || matches!(hint, Hint::Jobs(told) if told == kind) {
+                    wake.notify_one();
+                }
+            };
+            store.listen(Audience::Worker, stop, tell).await;
+        })
+    };
+    tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())).await??;
+    stop.cancel();
+    driver.await?;
+    listener.await?;
+    store.close().await;
+    Ok(())
+}
