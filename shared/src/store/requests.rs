@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -102,22 +101,6 @@ impl Store {
         .fetch_all(&self.database)
         .await?;
         Ok(rows.into_iter().map(|row| (row.id, Place { position: count(row.position), expected_at: row.expected_at })).collect())
-    }
-
-    /// Where the outcomes of these requests are sent: address, and headers that the caller wants sent along.
-    ///
-    /// # Errors
-    /// Those of a statement.
-    pub(super) async fn webhook_headers(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, HashMap<String, String>>> {
-        let rows = sqlx::query!(
-            r#"-- requests.webhook_headers
-            select id, webhook_headers as "headers!: Json<HashMap<String, String>>"
-            from requests where id = any($1) and webhook_headers is not null"#,
-            ids,
-        )
-        .fetch_all(&self.database)
-        .await?;
-        Ok(rows.into_iter().map(|row| (row.id, row.headers.0)).collect())
     }
 }
 
