@@ -15,7 +15,7 @@ pub enum StartError {
     #[error(transparent)]
     Telemetry(#[from] telemetry::TelemetryError),
     /// An address that is no address, a schema that does not fit, or an encryption key that is missing.
-    #[error("{}: {0}", .0.variable())]
+    #[error("{}: {}", .0.variable(), .0)]
     Store(#[from] StoreError),
     /// No client for HTTP.
     #[error("can't set up an HTTP client: {0}")]

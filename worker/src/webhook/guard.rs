@@ -115,7 +115,7 @@ mod tests {
         let allowed = any::<[u8; 2]>().prop_map(|[c, d]| IpAddr::from([127, 2, c, d]));
         let addresses = proptest::collection::vec(prop_oneof![3 => denied, 1 => allowed], 0..6);
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 64, ..ProptestConfig::default() });
-        let (port, mut connected) = runtime.block_on(async {
+        let (port, connected) = runtime.block_on(async {
             let (seen, connected) = tokio::sync::mpsc::unbounded_channel();
             let v6 = TcpListener::bind("[::]:0").await.unwrap();
             let port = v6.local_addr().unwrap().port();
@@ -132,6 +132,7 @@ mod tests {
             (port, connected)
         });
         let guard = guard("127.2.0.0/16");
+        let connected = std::cell::RefCell::new(connected);
         let outcome = runner.run(&addresses, |addresses| {
             let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5));
             let client = client.dns_resolver(GuardedResolver::new(guard.clone(), Fixed(addresses.clone()))).build().unwrap();
@@ -139,8 +140,8 @@ mod tests {
             // The listener hangs up; that the request fails says nothing.
             let sent = runtime.block_on(client.post(format!("http://receiver.example:{port}/")).send());
             prop_assert!(sent.is_err());
-            let first = if any_allowed { runtime.block_on(connected.recv()) } else { None };
-            for address in first.into_iter().chain(std::iter::from_fn(|| connected.try_recv().ok())) {
+            let first = if any_allowed { runtime.block_on(connected.borrow_mut().recv()) } else { None };
+            for address in first.into_iter().chain(std::iter::from_fn(|| connected.borrow_mut().try_recv().ok())) {
                 prop_assert!(guard.allows(address) && addresses.contains(&address), "connected to {address}, given {addresses:?}");
             }
             Ok(())
