@@ -6,7 +6,6 @@ use shared::secret::Secret;
 use shared::store::Finished;
 use shared::store::accept::WebhookTarget;
 use shared::store::deliveries::Replay;
-use shared::store::sign_finish::Ending;
 use shared::store::webhook_claim::{ClaimedWebhooks, ReceiverId, Wanted, WebhookJob};
 use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
 use uuid::Uuid;

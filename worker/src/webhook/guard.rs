@@ -114,7 +114,8 @@ mod tests {
         ];
         let allowed = any::<[u8; 2]>().prop_map(|[c, d]| IpAddr::from([127, 2, c, d]));
         let addresses = proptest::collection::vec(prop_oneof![3 => denied, 1 => allowed], 0..6);
-        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 64, ..ProptestConfig::default() });
+        let mut runner =
+            proptest::test_runner::TestRunner::new(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() });
         let (port, connected) = runtime.block_on(async {
             let (seen, connected) = tokio::sync::mpsc::unbounded_channel();
             let v6 = TcpListener::bind("[::]:0").await.unwrap();
@@ -133,6 +134,8 @@ mod tests {
         });
         let guard = guard("127.2.0.0/16");
         let connected = std::cell::RefCell::new(connected);
+        // The client looks for a runtime when it is built.
+        let _entered = runtime.enter();
         let outcome = runner.run(&addresses, |addresses| {
             let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5));
             let client = client.dns_resolver(GuardedResolver::new(guard.clone(), Fixed(addresses.clone()))).build().unwrap();
