@@ -187,7 +187,14 @@ fn is_public(address: IpAddr) -> bool {
 #[derive(Clone, Debug)]
 enum Own {
     Given(Arc<[IpAddr]>),
-    Interfaces(Arc<Mutex<Option<(Instant, Vec<IpAddr>)>>>),
+    Interfaces(Arc<Mutex<Option<Interfaces>>>),
+}
+
+/// The addresses of the interfaces, and when they were read.
+#[derive(Debug)]
+struct Interfaces {
+    read_at: Instant,
+    addresses: Vec<IpAddr>,
 }
 
 /// Addresses come and go; what was read is believed for so long.
@@ -199,10 +206,10 @@ impl Own {
             Self::Given(own) => own.contains(&address),
             Self::Interfaces(read) => {
                 let mut read = read.lock().unwrap_or_else(PoisonError::into_inner);
-                if read.as_ref().is_none_or(|(at, _)| at.elapsed() > BELIEVED_FOR) {
-                    *read = Some((Instant::now(), interfaces()));
+                if read.as_ref().is_none_or(|known| known.read_at.elapsed() > BELIEVED_FOR) {
+                    *read = Some(Interfaces { read_at: Instant::now(), addresses: interfaces() });
                 }
-                read.as_ref().is_some_and(|(_, own)| own.contains(&address))
+                read.as_ref().is_some_and(|known| known.addresses.contains(&address))
             }
         }
     }

@@ -91,7 +91,7 @@ impl DeliveriesApi {
         Data(store): Data<&Store>,
     ) -> Result<Again, Fails<OnReplay>> {
         let owner = owner(&key)?;
-        match store.replay(id.0, owner).await.map_err(unavailable)? {
+        match store.replay(id.0, owner).await.map_err(|error| unavailable(&error))? {
             Replay::Sending => Ok(Again::Sending(Json(read(store, id.0, owner).await?))),
             Replay::NotFinal => Err(Fails(ApiError::NotFinal, PhantomData)),
             Replay::NoWebhook => Err(Fails(ApiError::NoWebhook, PhantomData)),
@@ -106,10 +106,10 @@ fn owner(key: &Authorized) -> Result<Option<KeyId>, ApiError> {
 }
 
 async fn read(store: &Store, id: Uuid, owner: Option<KeyId>) -> Result<Deliveries, ApiError> {
-    store.deliveries(id, owner).await.map_err(unavailable)?.ok_or(ApiError::UnknownRequest)
+    store.deliveries(id, owner).await.map_err(|error| unavailable(&error))?.ok_or(ApiError::UnknownRequest)
 }
 
-fn unavailable(error: StoreError) -> ApiError {
-    tracing::warn!(%error, cause = ?std::error::Error::source(&error), "can't read or change deliveries");
+fn unavailable(error: &StoreError) -> ApiError {
+    tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't read or change deliveries");
     ApiError::Unavailable
 }
