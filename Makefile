@@ -1,7 +1,7 @@
 # Countersign's commands; `make` alone lists them. POSIX shell, and GNU make 3.81, which is what macOS has.
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo test check prepare postgres clean
+.PHONY: help up down demo simulate chaos test check prepare postgres clean
 .PHONY: up-compose up-local down-compose down-local demo-compose demo-local rust programs
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
@@ -29,6 +29,13 @@ down: ## Stop the stack, however it was started; its data stays
 
 demo: ## Post the challenge's burst of 60 to the stack (REAL_TIME=1 or SPEED=N: restart it at that speed first)
 	@if $(compose_runs); then $(MAKE) demo-compose; else $(MAKE) demo-local; fi
+
+# Not `programs`: it needs neither Postgres nor the services.
+simulate: rust ## Compare the scheduling policy with others and with a clairvoyant, by simulation; fails if a target is missed
+	@$(CARGO) run --quiet --package devkit -- simulate
+
+chaos: programs ## Break whatever can break, under load (SEED=N: those faults, MINUTES=N: so long); fails if a guarantee is broken
+	@$(DEVKIT) chaos
 
 test: programs ## Run every test
 	$(CARGO) test --workspace

@@ -4,7 +4,6 @@
 //! never believed: the row is read again. Should no notification come, the row is read once more when the time is up, and every
 //! [`LOOK_EVERY`] before that; where none can come at all, more often.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use shared::batch::{BatchError, Batcher};
@@ -18,10 +17,17 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::queue::Queue;
 use crate::waiters::{Waiter, Waiters};
 
-/// Most POSTs that are stored in one transaction.
+/// Most POSTs that are stored in one transaction, and most requests that are read by one statement.
 const LARGEST_GROUP: usize = 256;
+
+/// Groups that are stored, or read, at the same time.
+const AT_ONCE: usize = 2;
+
+/// Most reads that wait for their turn: one for each caller that may wait, and those that ask.
+const MOST_READS: usize = 65_536;
 
 /// Most POSTs that wait to be stored; more are refused, because they would not be answered in time.
 const MOST_WAITING: usize = 4096;
@@ -50,6 +56,9 @@ pub enum NotStored {
     /// Postgres is not available, or not fast enough.
     #[error("the request could not be stored")]
     Unavailable,
+    /// There are as many unfinished requests as there may be.
+    #[error("too many requests are unfinished")]
+    Full,
     /// The idempotency key was used with another payload.
     #[error("the idempotency key was used with another payload")]
     Mismatch,
@@ -58,32 +67,55 @@ pub enum NotStored {
     Refused,
 }
 
+/// Why a request could not be read: Postgres is not available, or not fast enough.
+pub type ReadError = BatchError<StoreError>;
+
+/// How much is taken on.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Most callers that wait at a time; more are answered at once.
+    pub waiters: usize,
+    /// Most unfinished requests; more are refused.
+    pub pending: u64,
+}
+
 /// Stores, waits, reads. Clones share everything.
 #[derive(Clone)]
 pub struct Answers {
     store: Store,
     waiters: Waiters,
     accepts: Batcher<NewRequest, Result<Accepted, NotStored>, StoreError>,
-    most_waiters: usize,
+    reads: Batcher<Uuid, Option<RequestState>, StoreError>,
+    queue: Queue,
+    bounds: Bounds,
     stop: CancellationToken,
 }
 
 impl Answers {
-    /// Starts the task that stores. At most `most_waiters` callers wait at a time; more are answered at once. Once `stop` is cancelled
-    /// nobody waits any more: who does is answered with the state as it is.
+    /// Starts the task that stores. Once `stop` is cancelled nobody waits any more: who does is answered with the state as it is.
     #[must_use]
-    pub fn new(store: Store, waiters: Waiters, most_waiters: usize, stop: CancellationToken) -> Self {
+    pub fn new(store: Store, waiters: Waiters, bounds: Bounds, stop: CancellationToken) -> Self {
         let accepting = store.clone();
-        let accepts = Batcher::spawn(LARGEST_GROUP, MOST_WAITING, move |requests: Vec<NewRequest>| {
+        let accepts = Batcher::spawn(LARGEST_GROUP, MOST_WAITING, AT_ONCE, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
             // A group whose callers have all been told 503 must not go on in the dark, and must not keep the next one waiting.
             async move {
-                let stored = tokio::time::timeout(STORE_WITHIN, store_all(&store, &requests)).await;
+                let stored = tokio::time::timeout(STORE_WITHIN, store_all(&store, &requests, bounds.pending)).await;
                 let stored = stored.unwrap_or_else(|_| Err(StoreError::timed_out()));
                 stored.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests"))
             }
         });
-        Self { store, waiters, accepts, most_waiters, stop }
+        let reading = store.clone();
+        let reads = Batcher::spawn(LARGEST_GROUP, MOST_READS, AT_ONCE, move |ids: Vec<Uuid>| {
+            let store = reading.clone();
+            async move {
+                let read = tokio::time::timeout(READ_WITHIN, store.requests(&ids)).await;
+                let states = read.unwrap_or_else(|_| Err(StoreError::timed_out()))?;
+                Ok(ids.iter().map(|id| states.get(id).cloned()).collect())
+            }
+        });
+        let queue = Queue::new(store.clone());
+        Self { store, waiters, accepts, reads, queue, bounds, stop }
     }
 
     /// Stores `request` and waits for its outcome until `wait` after `arrived`; answers its state at that time.
@@ -98,6 +130,7 @@ impl Answers {
         let (id, created_at, settled) = match stored {
             Ok(Ok(Ok(Accepted::Stored { id, created_at, settled }))) => (id, created_at, settled),
             Ok(Ok(Ok(Accepted::Mismatch))) => return Err(NotStored::Mismatch),
+            Ok(Ok(Ok(Accepted::Full))) => return Err(NotStored::Full),
             Ok(Ok(Err(reason))) => return Err(reason),
             Ok(Err(BatchError::Full | BatchError::Stopped | BatchError::Failed(_))) | Err(_) => return Err(NotStored::Unavailable),
         };
@@ -111,7 +144,7 @@ impl Answers {
     ///
     /// # Errors
     /// If Postgres is not available.
-    pub async fn get(&self, id: Uuid, owner: Option<KeyId>, wait: Duration) -> Result<Option<SigningRequest>, StoreError> {
+    pub async fn get(&self, id: Uuid, owner: Option<KeyId>, wait: Duration) -> Result<Option<SigningRequest>, ReadError> {
         let deadline = Instant::now() + wait;
         let Some(first) = self.read(id, READ_WITHIN).await?.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else {
             return Ok(None);
@@ -126,12 +159,12 @@ impl Answers {
 
     /// How long a caller that is registered may wait: not at all, if there are too many.
     fn affordable(&self, wait: Duration) -> Duration {
-        if self.waiters.count() > self.most_waiters { Duration::ZERO } else { wait }
+        if self.waiters.count() > self.bounds.waiters { Duration::ZERO } else { wait }
     }
 
     /// Reads until the state is final or the deadline has come; reads at least once. `fresh`: nothing can have changed before the
     /// first wake-up, so the first read can wait for it.
-    async fn wait(&self, id: Uuid, waiter: &mut Waiter, deadline: Instant, mut fresh: bool) -> Result<Option<RequestState>, StoreError> {
+    async fn wait(&self, id: Uuid, waiter: &mut Waiter, deadline: Instant, mut fresh: bool) -> Result<Option<RequestState>, ReadError> {
         let mut deaf = LOOK_DEAF.0;
         loop {
             let over = Instant::now() >= deadline || self.stop.is_cancelled();
@@ -154,30 +187,31 @@ impl Answers {
         }
     }
 
-    async fn read(&self, id: Uuid, within: Duration) -> Result<Option<RequestState>, StoreError> {
+    /// The state of one request, read together with those that others ask for at this moment.
+    async fn read(&self, id: Uuid, within: Duration) -> Result<Option<RequestState>, ReadError> {
         let read = async {
-            let mut states: HashMap<Uuid, RequestState> = self.store.requests(&[id]).await?;
-            let Some(mut state) = states.remove(&id) else { return Ok(None) };
-            if state.request.status == Status::Pending {
-                let place = self.store.queue_places(&[id]).await?.remove(&id);
+            let Some(mut state) = self.reads.submit(id).await? else { return Ok(None) };
+            if let Some(waiting) = state.waiting {
+                // Without a place, the answer is as true as with one.
+                let place = self.queue.forecast(state.request.created_at).await.ok().map(|forecast| forecast.place(waiting));
                 state.request.queue_position = place.map(|place| place.position);
                 state.request.estimated_completion_at = place.map(|place| place.expected_at);
                 state.request.status_url = Some(status_url(id));
             }
             Ok(Some(state))
         };
-        tokio::time::timeout(within, read).await.unwrap_or_else(|_| Err(StoreError::timed_out()))
+        tokio::time::timeout(within, read).await.unwrap_or(Err(ReadError::Stopped))
     }
 }
 
 /// Stores `requests` together. Should Postgres refuse the group, or somebody hold one of its messages, each is stored alone, so that one
 /// spoils no other.
-async fn store_all(store: &Store, requests: &[NewRequest]) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
-    match store.accept(requests).await {
+async fn store_all(store: &Store, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+    match store.accept(requests, most_pending).await {
         Ok(accepted) => Ok(accepted.into_iter().map(Ok).collect()),
         Err(StoreError::Refused(_) | StoreError::Contended(_)) => {
             let alone = requests.iter().map(|request| async move {
-                match store.accept(std::slice::from_ref(request)).await {
+                match store.accept(std::slice::from_ref(request), most_pending).await {
                     Ok(mut accepted) => accepted.pop().ok_or(NotStored::Refused),
                     Err(StoreError::Refused(error)) => {
                         tracing::error!(%error, "a request was refused");

@@ -8,10 +8,12 @@
 //! | [`http`] | routes, bodies, headers, problems |
 //! | [`answers`] | stores a request and waits for its outcome |
 //! | [`waiters`] | who waits for which message |
+//! | [`queue`] | the last look at the queue, for places and estimates |
 
 pub mod answers;
 pub mod http;
 pub mod keys;
+pub mod queue;
 pub mod run;
 pub mod settings;
 pub mod waiters;

@@ -11,7 +11,7 @@ use shared::{operations, shutdown, telemetry, tls};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::answers::Answers;
+use crate::answers::{Answers, Bounds};
 use crate::http::auth::Keys;
 use crate::http::{self, Limits, Parts};
 use crate::settings::Settings;
@@ -64,20 +64,22 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
 
     let tasks = TaskTracker::new();
     let (waiters, keys) = (Waiters::default(), Keys::new(store.clone()));
-    let answers = Answers::new(store.clone(), waiters.clone(), settings.max_waiters as usize, stop.clone());
+    let bounds = Bounds { waiters: settings.max_waiters as usize, pending: settings.max_pending };
+    let answers = Answers::new(store.clone(), waiters.clone(), bounds, stop.clone());
     let limits =
         Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
     let own_metrics = settings.metrics_listen.0;
     let prepared = operations::Prepared::default();
     let health = operations::health(store.clone(), prepared.clone());
-    let guard = Guard::new(&settings.addresses);
-    let routes = http::routes(Parts { answers, store: store.clone(), keys: keys.clone(), limits, guard }, health, own_metrics.is_none());
+    let metrics = own_metrics.is_none().then(|| operations::metrics_endpoint(store.clone()));
+    let parts = Parts { answers, store: store.clone(), keys: keys.clone(), limits, guard: Guard::new(&settings.addresses) };
+    let routes = http::routes(parts, health, metrics);
     // Longer than the longest answer: who sends nothing for so long is gone, or means harm.
     let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(settings.max_wait + IDLE);
     tasks.spawn(server.run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
     if let Some(address) = own_metrics {
         let acceptor = bind("METRICS_LISTEN", address).await?;
-        let routes = operations::metrics_endpoint();
+        let routes = operations::metrics_endpoint(store.clone());
         tasks.spawn(poem::Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
     }
     let listening = {

@@ -90,6 +90,9 @@ pub struct Settings {
     /// Most callers that wait at a time; more are answered with a receipt at once.
     #[arg(long, env, default_value_t = 10_000)]
     pub max_waiters: u32,
+    /// Most unfinished requests; more are refused until some are finished.
+    #[arg(long, env, default_value_t = 1_000_000)]
+    pub max_pending: u64,
     /// The longest message, in bytes of UTF-8.
     #[arg(long, env, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub message_max_bytes: u32,

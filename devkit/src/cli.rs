@@ -4,13 +4,15 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::chaos::ChaosArgs;
 use crate::demo::DemoArgs;
 use crate::error::{Context, Result};
 use crate::prepare::PrepareArgs;
 use crate::receiver::ReceiverArgs;
+use crate::simulate::SimulateArgs;
 use crate::stack::StackArgs;
 use crate::upstream::UpstreamArgs;
-use crate::{demo, postgres, prepare, receiver, stack, upstream};
+use crate::{chaos, demo, postgres, prepare, receiver, simulate, stack, upstream};
 
 /// Tools for working on Countersign: a local stack without Docker, a demonstration, and the simulated outside world.
 #[derive(Debug, Parser)]
@@ -36,6 +38,11 @@ enum Command {
     Receiver(ReceiverArgs),
     /// Make the offline data of the queries in .sqlx, with a temporary Postgres and the migrations.
     Prepare(PrepareArgs),
+    /// Compare the scheduling policy with others and with a clairvoyant, by simulation; exit code 1 if a target is missed.
+    Simulate(SimulateArgs),
+    /// Run several api and worker under load while they are killed and stopped, Postgres crashes and the upstream fails; exit code 1 if a
+    /// guarantee is broken.
+    Chaos(ChaosArgs),
     /// Run a temporary Postgres until standard input ends or a signal comes; prints its address as JSON.
     #[command(hide = true)]
     Postgres,
@@ -74,6 +81,8 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Upstream(args) => upstream::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Receiver(args) => receiver::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Prepare(args) => prepare::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Simulate(args) => tokio::task::block_in_place(|| simulate::run(&args)),
+            Command::Chaos(args) => chaos::main(args).await,
             Command::Postgres => postgres::serve::run().await,
         }
     });

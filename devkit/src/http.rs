@@ -2,16 +2,21 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, RequestBuilder, StatusCode};
+use reqwest::{Client, ClientBuilder, RequestBuilder, StatusCode};
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
 
 /// The client; `timeout` is for a whole request.
 pub(crate) fn client(timeout: Duration) -> Result<Client> {
+    client_that(timeout, |builder| builder)
+}
+
+/// The client, with more said about it.
+pub(crate) fn client_that(timeout: Duration, more: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Result<Client> {
     // reqwest wants a provider even where no request is encrypted; it fails only when there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder().timeout(timeout).no_proxy().build().context(|| "making an HTTP client")
+    more(Client::builder().timeout(timeout).no_proxy()).build().context(|| "making an HTTP client")
 }
 
 /// Sends a request and reads the answer as JSON; null when it is none.

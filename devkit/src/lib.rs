@@ -4,7 +4,8 @@
 //! - [`upstream`]: the unreliable signing API, simulated over real HTTP, with an audit of every call;
 //! - [`receiver`]: a receiver of webhooks that verifies with an independent library;
 //! - [`processes`]: the real `api` and `worker` as child processes of a test;
-//! - `stack`, `demo`, `prepare`: behind the commands of the same names, see [`cli`].
+//! - [`chaos`]: several of them under load, while whatever can break does;
+//! - `stack`, `demo`, `prepare`, `simulate`: behind the commands of the same names, see [`cli`].
 //!
 //! Devkit depends on no other crate of the workspace: `devkit prepare` makes the data without which `shared` does not compile.
 
@@ -16,16 +17,24 @@ macro_rules! say {
     }};
 }
 
+/// Delays between tries, by the same source as in `shared`, so that the simulation runs what production runs.
+#[path = "../../shared/src/backoff.rs"]
+pub mod backoff;
+pub mod chaos;
 pub mod cli;
 mod demo;
 mod error;
 mod hex;
 mod http;
+/// What to try next, by the same source as in `shared`, so that the simulation runs what production runs.
+#[path = "../../shared/src/policy.rs"]
+pub mod policy;
 pub mod postgres;
 mod prepare;
 pub mod processes;
 pub mod receiver;
 mod signals;
+mod simulate;
 mod stack;
 /// Durations and rates, by the same source as in `shared`, so that one variable means one thing everywhere.
 #[path = "../../shared/src/units.rs"]

@@ -80,6 +80,12 @@ pub struct Failure {
 /// `adaptive` waits at least this share of a message's age: what has failed for hours can wait for minutes.
 const SHARE_OF_AGE: u32 = 50;
 
+/// `adaptive` lets at least so many calls pass after a message's first failure. While a burst is still arriving few messages compete, and
+/// a turn among the few would spend calls on what failed a moment ago that the next arrivals need. The simulation (`make simulate`) puts
+/// 60 messages over a minute at 1.135 of the earliest possible end with this, at 1.156 without; anything from 2 to 30 does about as
+/// well, and less keeps a lone message waiting less.
+const FEWEST_TURNS_AT_FIRST: u32 = 5;
+
 impl Backoff {
     /// Delays of `strategy` between `base` and `max`.
     ///
@@ -98,6 +104,7 @@ impl Backoff {
     /// Asking sooner would take a call from somebody else to ask about a message that failed a moment ago; asking later would leave
     /// calls unused. With few messages left the turn is short, and spare calls are spent as they come; only a message that has been
     /// failing for long is asked for less and less often, so that an outage of hours neither burns its attempts nor hides its end.
+    /// After a first failure the turn is one among at least five.
     pub fn delay(&self, failure: Failure, rng: &mut impl Rng) -> Duration {
         let nominal = match self.strategy {
             Strategy::Fixed => self.base,
@@ -105,7 +112,10 @@ impl Backoff {
                 let doublings = failure.attempt.saturating_sub(1).min(31);
                 self.base.saturating_mul(1 << doublings)
             }
-            Strategy::Adaptive => failure.interval.saturating_mul(failure.competing).max(failure.age / SHARE_OF_AGE),
+            Strategy::Adaptive => {
+                let turns = if failure.attempt <= 1 { failure.competing.max(FEWEST_TURNS_AT_FIRST) } else { failure.competing };
+                failure.interval.saturating_mul(turns).max(failure.age / SHARE_OF_AGE)
+            }
         };
         self.jitter.apply(nominal.clamp(self.base, self.max), rng)
     }
@@ -149,6 +159,13 @@ mod tests {
         assert_eq!(backoff.delay(failure(9, 1), rng), Duration::from_secs(6));
         assert_eq!(backoff.delay(failure(1, 30), rng), Duration::from_mins(3));
         assert_eq!(backoff.delay(failure(1, 1_000_000), rng), Duration::from_mins(10));
+    }
+
+    #[test]
+    fn adaptive_lets_five_calls_pass_after_a_first_failure_even_if_few_compete() {
+        let backoff = backoff(Strategy::Adaptive, 0.0);
+        let rng = &mut SmallRng::seed_from_u64(1);
+        assert_eq!([1, 2].map(|attempt| backoff.delay(failure(attempt, 2), rng).as_secs()), [30, 12]);
     }
 
     #[test]

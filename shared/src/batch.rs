@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 /// Why an item was not done.
 #[derive(Debug, thiserror::Error)]
@@ -41,38 +41,48 @@ where
     O: Send + 'static,
     E: Send + Sync + 'static,
 {
-    /// Starts the task that calls `run` with up to `largest` items at a time; it ends when the last clone is dropped. At most
-    /// `waiting` items queue in front of it. `run` returns one result per item, in order.
-    pub fn spawn<F, Fut>(largest: usize, waiting: usize, run: F) -> Self
+    /// Starts the tasks that call `run` with up to `largest` items at a time, up to `at_once` of them at the same time; they end when
+    /// the last clone is dropped. At most `waiting` items queue in front of them. `run` returns one result per item, in order.
+    pub fn spawn<F, Fut>(largest: usize, waiting: usize, at_once: usize, run: F) -> Self
     where
-        F: Fn(Vec<I>) -> Fut + Send + 'static,
+        F: Fn(Vec<I>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Vec<O>, E>> + Send + 'static,
     {
-        let (queue, mut arrivals) = mpsc::channel::<Ticket<I, O, E>>(waiting);
-        tokio::spawn(async move {
-            let mut tickets = Vec::with_capacity(largest);
-            while arrivals.recv_many(&mut tickets, largest).await > 0 {
-                // A caller that has given up is answered already: its item must not be done behind its back.
-                let (items, answers): (Vec<I>, Vec<_>) = tickets.drain(..).filter(|(_, answer)| !answer.is_closed()).unzip();
-                if items.is_empty() {
-                    continue;
-                }
-                match run(items).await {
-                    Ok(results) => {
-                        for (answer, result) in answers.into_iter().zip(results) {
-                            let _ = answer.send(Ok(result));
-                        }
+        let (queue, arrivals) = mpsc::channel::<Ticket<I, O, E>>(waiting);
+        let arrivals = Arc::new(Mutex::new(arrivals));
+        for _ in 0..at_once {
+            tokio::spawn(Self::work(Arc::clone(&arrivals), largest, run.clone()));
+        }
+        Self { queue }
+    }
+
+    async fn work<F, Fut>(arrivals: Arc<Mutex<mpsc::Receiver<Ticket<I, O, E>>>>, largest: usize, run: F)
+    where
+        F: Fn(Vec<I>) -> Fut,
+        Fut: Future<Output = Result<Vec<O>, E>>,
+    {
+        let mut tickets = Vec::with_capacity(largest);
+        // Whoever holds the lock waits for arrivals, and takes all that are there; the others are at work, or next.
+        while arrivals.lock().await.recv_many(&mut tickets, largest).await > 0 {
+            // A caller that has given up is answered already: its item must not be done behind its back.
+            let (items, answers): (Vec<I>, Vec<_>) = tickets.drain(..).filter(|(_, answer)| !answer.is_closed()).unzip();
+            if items.is_empty() {
+                continue;
+            }
+            match run(items).await {
+                Ok(results) => {
+                    for (answer, result) in answers.into_iter().zip(results) {
+                        let _ = answer.send(Ok(result));
                     }
-                    Err(error) => {
-                        let error = Arc::new(error);
-                        for answer in answers {
-                            let _ = answer.send(Err(BatchError::Failed(Arc::clone(&error))));
-                        }
+                }
+                Err(error) => {
+                    let error = Arc::new(error);
+                    for answer in answers {
+                        let _ = answer.send(Err(BatchError::Failed(Arc::clone(&error))));
                     }
                 }
             }
-        });
-        Self { queue }
+        }
     }
 
     /// Queues one item and waits for its result. An item whose caller stops waiting before its batch begins is not done.
@@ -91,19 +101,19 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::Mutex as Lock;
 
     use tokio::sync::Semaphore;
 
     use super::*;
 
-    type Seen = Arc<Mutex<Vec<Vec<u32>>>>;
+    type Seen = Arc<Lock<Vec<Vec<u32>>>>;
 
     /// A batcher that doubles, records its batches, and runs each one only when the gate gives it a permit.
     fn doubler(largest: usize, waiting: usize) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
         let (gate, seen) = (Arc::new(Semaphore::new(0)), Seen::default());
         let (g, s) = (Arc::clone(&gate), Arc::clone(&seen));
-        let batcher = Batcher::spawn(largest, waiting, move |items: Vec<u32>| {
+        let batcher = Batcher::spawn(largest, waiting, 1, move |items: Vec<u32>| {
             let (g, s) = (Arc::clone(&g), Arc::clone(&s));
             async move {
                 s.lock().unwrap().push(items.clone());

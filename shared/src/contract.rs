@@ -56,7 +56,9 @@ pub struct SigningRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Object)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 pub struct LastError {
-    /// Stable class: `status`, `timeout`, `connection`, `reset`, `body`, `upstream-refused`, `attempts-exhausted`, `deadline-exceeded`.
+    /// Stable class: `status`, `timeout`, `connection`, `reset`, `body`; `outcome-unknown`: the call was cut by a crash of ours;
+    /// `upstream-unavailable`: the upstream works for nobody at present; and for a request that failed `upstream-refused`,
+    /// `attempts-exhausted` or `deadline-exceeded`.
     pub code: String,
     /// The HTTP status that the upstream answered, if it answered.
     pub status: Option<u16>,

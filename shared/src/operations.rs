@@ -2,18 +2,23 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use poem::http::StatusCode;
 use poem::web::{Data, Json};
 use poem::{EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
 use serde_json::json;
+use tokio::sync::Mutex;
 
+use crate::store::upstream::UpstreamState;
 use crate::store::{Store, StoreError};
 
 /// How long readiness waits for Postgres before it says no.
 const READY_WITHIN: Duration = Duration::from_secs(1);
+
+/// The figures from Postgres are read at most this often.
+const READ_GAUGES_EVERY: Duration = Duration::from_secs(1);
 
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -56,7 +61,7 @@ fn recorder() -> PrometheusHandle {
 
 /// `GET /health/live`, `GET /health/ready` and `GET /metrics`.
 pub fn routes(store: Store, prepared: Prepared) -> impl IntoEndpoint {
-    health(store, prepared).at("/metrics", get(figures).data(recorder()))
+    health(store.clone(), prepared).nest("/", metrics_endpoint(store))
 }
 
 /// `GET /health/live` and `GET /health/ready`.
@@ -65,8 +70,8 @@ pub fn health(store: Store, prepared: Prepared) -> Route {
 }
 
 /// `GET /metrics`.
-pub fn metrics_endpoint() -> Route {
-    Route::new().at("/metrics", get(figures).data(recorder()))
+pub fn metrics_endpoint(store: Store) -> Route {
+    Route::new().at("/metrics", get(figures).data(recorder()).data(Arc::new(Gauges { store, read: Mutex::default() })))
 }
 
 #[handler]
@@ -76,9 +81,15 @@ fn live() -> Json<serde_json::Value> {
 
 #[handler]
 async fn ready(Data(store): Data<&Store>, Data(prepared): Data<&Prepared>) -> Response {
-    let (status, body) = match tokio::time::timeout(READY_WITHIN, store.check_schema()).await {
-        Ok(Ok(())) if prepared.0.load(Ordering::Acquire) => (StatusCode::OK, json!({ "status": "ready" })),
-        Ok(Ok(())) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "starting" })),
+    let asked = async {
+        store.check_schema().await?;
+        store.upstream().await
+    };
+    let (status, body) = match tokio::time::timeout(READY_WITHIN, asked).await {
+        Ok(Ok(upstream)) if prepared.0.load(Ordering::Acquire) => {
+            (StatusCode::OK, json!({ "status": "ready", "upstream": upstream.as_ref().map(upstream_json) }))
+        }
+        Ok(Ok(_)) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "starting" })),
         Ok(Err(StoreError::SchemaBehind | StoreError::Schema(_))) => {
             (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "schema out of date" }))
         }
@@ -87,8 +98,54 @@ async fn ready(Data(store): Data<&Store>, Data(prepared): Data<&Prepared>) -> Re
     Json(body).with_status(status).into_response()
 }
 
+/// The upstream, for operators. A process whose upstream is down is ready all the same: what it accepts is signed later.
+fn upstream_json(upstream: &UpstreamState) -> serde_json::Value {
+    json!({
+        "rate": upstream.rate.to_string(),
+        "pausedForSeconds": upstream.paused_for.as_secs_f64(),
+        "breaker": match &upstream.breaker {
+            None => json!({ "state": "closed" }),
+            Some(open) => json!({
+                "state": "open",
+                "reason": open.reason,
+                "failures": open.failures,
+                "probeInSeconds": open.probe_in.as_secs_f64(),
+            }),
+        },
+    })
+}
+
+/// What is read from Postgres when the figures are asked for, and when it was read last: whoever asks must not be able to load it.
+struct Gauges {
+    store: Store,
+    read: Mutex<Option<Instant>>,
+}
+
+impl Gauges {
+    async fn refresh(&self) {
+        let mut read = self.read.lock().await;
+        if read.is_some_and(|at| at.elapsed() < READ_GAUGES_EVERY) {
+            return;
+        }
+        let asked = async { Ok::<_, StoreError>((self.store.upstream().await?, self.store.pending_requests().await?)) };
+        let answer = tokio::time::timeout(READY_WITHIN, asked).await;
+        *read = Some(Instant::now());
+        metrics::gauge!("countersign_postgres_up").set(u8::from(matches!(answer, Ok(Ok(_)))));
+        if let Ok(Ok((upstream, pending))) = answer {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+            metrics::gauge!("countersign_requests_pending").set(pending as f64);
+            if let Some(upstream) = upstream {
+                metrics::gauge!("countersign_upstream_paused_seconds").set(upstream.paused_for.as_secs_f64());
+                metrics::gauge!("countersign_upstream_breaker_open").set(u8::from(upstream.breaker.is_some()));
+                metrics::gauge!("countersign_upstream_breaker_failures").set(upstream.breaker.map_or(0, |open| open.failures));
+            }
+        }
+    }
+}
+
 #[handler]
-fn figures(Data(recorder): Data<&PrometheusHandle>) -> Response {
+async fn figures(Data(recorder): Data<&PrometheusHandle>, Data(gauges): Data<&Arc<Gauges>>) -> Response {
+    gauges.refresh().await;
     recorder.run_upkeep();
     Response::builder().content_type("text/plain; version=0.0.4; charset=utf-8").body(recorder.render())
 }

@@ -1,14 +1,15 @@
-//! Why the worker could not start: one line each.
+//! Why the worker could not start, or go on: one line each.
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 
 use shared::store::StoreError;
 use shared::telemetry;
 
-/// Why the worker could not start.
+/// Why the worker could not start, or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Settings that do not fit together.
+    /// Settings that do not fit together, or not to those of the other workers.
     #[error("{0}")]
     Settings(String),
     /// The log or the exporter.
@@ -26,4 +27,12 @@ pub enum StartError {
     /// No signal handlers.
     #[error("can't listen to signals: {0}")]
     Signals(#[source] std::io::Error),
+}
+
+impl StartError {
+    /// What the process answers to who started it: 2 for a wrong setting, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        if matches!(self, Self::Settings(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
+    }
 }

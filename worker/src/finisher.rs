@@ -57,7 +57,7 @@ impl<O: Outcome> Finisher<O> {
     /// Starts the task that writes.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        let batches = Batcher::spawn(LARGEST, WAITING, move |outcomes: Vec<O>| {
+        let batches = Batcher::spawn(LARGEST, WAITING, 1, move |outcomes: Vec<O>| {
             let store = store.clone();
             async move { Ok(write_all(&store, outcomes).await) }
         });

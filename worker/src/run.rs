@@ -15,6 +15,7 @@ use crate::error::StartError;
 use crate::finisher::Finisher;
 use crate::maintenance::{self, Ages};
 use crate::settings::Settings;
+use crate::sign::membership::Membership;
 use crate::sign::outcome::Policy;
 use crate::sign::queue::SignQueue;
 use crate::sign::upstream::Upstream;
@@ -31,7 +32,8 @@ const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
 /// Runs until SIGTERM or SIGINT, then finishes what is in flight.
 ///
 /// # Errors
-/// If it can't start. Once it runs, nothing ends it but a signal: while Postgres is away, it waits.
+/// If it can't start. Once it runs, nothing ends it but a signal, or workers with another rate that took its place while it was taken
+/// for dead; while Postgres is away, it waits.
 pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-worker")?;
@@ -57,30 +59,38 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
         Some(Duration::from_secs(1)),
     ));
     prepare(&settings, &store, &stop).await?;
+    // Who does not call the upstream has no say in the rate.
+    let rate = settings.upstream.upstream_rate;
+    let membership = if settings.worker_queues.sign { Membership::join(&store, rate, &stop).await? } else { None };
     start_queues(&settings, &store, upstream, policy, &tasks, &stop)?;
     prepared.done();
 
+    let kept = if let Some(membership) = membership.clone() {
+        membership.keep(stop.clone()).await
+    } else {
+        stop.cancelled().await;
+        Ok(())
+    };
+    stop.cancel();
     tasks.close();
     tasks.wait().await;
+    if let Some(membership) = membership {
+        membership.leave().await;
+    }
     store.close().await;
     tracing::info!("worker stopped");
     telemetry.finish().await;
-    Ok(())
+    kept
 }
 
-/// Brings the schema up to date and agrees on the rate; waits for Postgres as long as it takes.
+/// Brings the schema up to date; waits for Postgres as long as it takes.
 async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<(), StartError> {
     let attempt = async || {
         if settings.database.migrate_on_start {
             store.migrate().await?;
         }
         store.check_schema().await?;
-        store.agree_on_encryption().await?;
-        // Who does not call the upstream has no say in the rate.
-        if settings.worker_queues.sign {
-            store.agree_on_rate(settings.upstream.upstream_rate).await?;
-        }
-        Ok(())
+        store.agree_on_encryption().await
     };
     store.when_available(stop, attempt).await?;
     Ok(())
@@ -106,6 +116,7 @@ fn start_queues(
         let queue = SignQueue {
             store: store.clone(),
             upstream,
+            rate: settings.upstream.upstream_rate,
             retryable: settings.upstream.upstream_retryable_statuses.clone(),
             policy,
             finisher,

@@ -73,14 +73,14 @@ pub fn spec() -> String {
 }
 
 /// All routes; `health` are those of [`shared::operations`].
-pub fn routes(parts: Parts, health: Route, with_metrics: bool) -> impl Endpoint {
+pub fn routes(parts: Parts, health: Route, metrics: Option<Route>) -> impl Endpoint {
     let service = service();
     let spec = service.spec();
     let openapi = poem::endpoint::make_sync(move |_| Response::builder().content_type("application/json").body(spec.clone()));
     let mut routes =
         Route::new().nest_no_strip("/health", health).nest("/docs", service.swagger_ui()).at("/openapi.json", poem::get(openapi));
-    if with_metrics {
-        routes = routes.nest_no_strip("/metrics", shared::operations::metrics_endpoint());
+    if let Some(metrics) = metrics {
+        routes = routes.nest_no_strip("/metrics", metrics);
     }
     let Parts { answers, store, keys, limits, guard } = parts;
     routes.nest("/", service).data(answers).data(store).data(keys).data(limits).data(guard).with(observe::Observe)

@@ -73,6 +73,8 @@ pub enum ApiError {
     NoWebhook,
     /// Postgres is not available.
     Unavailable,
+    /// Too many requests are unfinished.
+    Full,
     /// A defect of ours.
     Internal,
 }
@@ -133,6 +135,10 @@ impl ApiError {
                 let detail = text("the request could not be stored; nothing was accepted for certain. Try again, with an idempotency key");
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
             }
+            Self::Full => {
+                let detail = text("too many requests are waiting for their signature; try again when some have it");
+                (StatusCode::SERVICE_UNAVAILABLE, "too-many-pending", "The service takes on no more at present", detail)
+            }
             Self::Internal => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong here", text("the log of the service says more"))
             }
@@ -150,6 +156,7 @@ impl From<NotStored> for ApiError {
     fn from(reason: NotStored) -> Self {
         match reason {
             NotStored::Unavailable => Self::Unavailable,
+            NotStored::Full => Self::Full,
             NotStored::Mismatch => Self::Mismatch,
             NotStored::Refused => Self::Internal,
         }
@@ -181,6 +188,10 @@ impl IntoResponse for ApiError {
         match &self {
             Self::Unavailable => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            // A place becomes free as fast as the upstream signs.
+            Self::Full => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
             }
             Self::Unauthorized => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("ApiKey header=\"X-API-Key\""));

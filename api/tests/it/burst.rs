@@ -1,11 +1,14 @@
 //! The challenge's burst, at sixty times its speed, through real processes that are killed on the way.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use devkit::processes::Signal;
 use devkit::upstream::SimulatorOptions;
 use futures_util::future::join_all;
 use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::world::{Options, PATIENCE, World, answer, env, until};
 
@@ -52,7 +55,7 @@ async fn all_signed_and_delivered(world: &World, ids: &[String]) {
     let states = join_all(ids.iter().map(|id| world.settled(id))).await;
     assert!(states.iter().all(|state| state["status"] == "signed"), "{states:?}");
     until("every webhook is delivered", async || {
-        let told: std::collections::HashSet<String> = world
+        let told: HashSet<String> = world
             .receiver
             .deliveries()
             .iter()
@@ -93,4 +96,40 @@ async fn killed_and_restarted_in_the_middle_of_a_burst_nothing_is_lost_and_the_b
     world.restart_api().await;
     world.restart_worker().await;
     all_signed_and_delivered(&world, &ids).await;
+}
+
+#[tokio::test]
+async fn estimates_over_a_burst_are_right_within_a_quarter_at_the_median() {
+    let world = World::with(challenge()).await;
+    let ids = post_burst(&world).await;
+    // What is said of each request again and again while it waits, and when it was said.
+    let mut said: Vec<(String, OffsetDateTime, OffsetDateTime)> = Vec::new();
+    let mut signed: HashMap<String, OffsetDateTime> = HashMap::new();
+    let time = |value: &serde_json::Value| OffsetDateTime::parse(value.as_str().unwrap(), &Rfc3339).unwrap();
+    until("all are signed", async || {
+        for id in &ids {
+            if !signed.contains_key(id) {
+                let state = answer(world.get(id).await).await.body;
+                match state["status"].as_str() {
+                    Some("signed") => _ = signed.insert(id.clone(), time(&state["signedAt"])),
+                    _ => said.push((id.clone(), OffsetDateTime::now_utc(), time(&state["estimatedCompletionAt"]))),
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        signed.len() == ids.len()
+    })
+    .await;
+    let interval = 0.1;
+    let mut errors: Vec<f64> = said
+        .iter()
+        .map(|(id, at, expected)| {
+            let waited = (signed[id] - *at).as_seconds_f64().max(interval);
+            (signed[id] - *expected).as_seconds_f64().abs() / waited
+        })
+        .collect();
+    errors.sort_by(f64::total_cmp);
+    let median = errors[errors.len() / 2];
+    println!("{} estimates, median error {:.1} %", errors.len(), median * 100.0);
+    assert!(errors.len() > MESSAGES && median <= 0.25, "{median}");
 }

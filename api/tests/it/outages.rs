@@ -81,9 +81,43 @@ async fn an_upstream_that_is_gone_burns_no_attempts_and_its_return_is_noticed() 
     until("the breaker has opened", async || world.number("select breaker_failures::bigint from upstream").await > 0).await;
     let state = answer(world.get(&pending.id()).await).await.body;
     assert_eq!((state["attempts"].as_u64(), state["lastError"]["code"].as_str()), (Some(0), Some("connection")));
+    let ready = answer(world.client.get(format!("{}/health/ready", world.url)).send().await.unwrap()).await;
+    assert_eq!((ready.status.as_u16(), ready.body["upstream"]["breaker"]["state"].as_str()), (200, Some("open")), "{ready:?}");
+    assert_eq!(ready.body["upstream"]["breaker"]["reason"], "connection");
+    let figures = async || world.client.get(format!("{}/metrics", world.url)).send().await.unwrap().text().await.unwrap();
+    assert!(figures().await.contains("\ncountersign_upstream_breaker_open 1\n"));
     world.no_faults().await;
     let state = world.settled(&pending.id()).await;
     assert_eq!((state["status"].as_str(), state["attempts"].as_u64()), (Some("signed"), Some(1)));
+    until("the figures say so", async || figures().await.contains("\ncountersign_upstream_breaker_open 0\n")).await;
+}
+
+#[tokio::test]
+async fn a_second_sigterm_ends_a_process_at_once() {
+    let mut world = World::new().await;
+    world.fault(FaultKind::Hang, When::Always).await;
+    let waits = tokio::spawn(world.post(&json!({ "message": "waits" })).header("Prefer", "wait=60").send());
+    until("the call has arrived", async || world.upstream.audit().sign_calls == 1).await;
+    world.worker.signal(Signal::Term).unwrap();
+    world.worker.wait_for_log("stopping", PATIENCE).await.unwrap();
+    world.worker.signal(Signal::Term).unwrap();
+    assert_eq!(world.worker.wait_exit(PATIENCE).await.unwrap().code(), Some(130), "{}", world.worker.log());
+    waits.abort();
+}
+
+#[tokio::test]
+async fn above_the_most_unfinished_requests_a_post_is_refused_with_503_and_says_when_to_come_again() {
+    let world = World::with(Options { api: env(&[("MAX_PENDING", "2")]), ..Options::default() }).await;
+    assert_eq!(world.sign("signed before").await.status, 200);
+    world.fault(FaultKind::Hang, When::Always).await;
+    let post = async |message: &str| {
+        answer(world.post(&json!({ "message": message })).header("Prefer", "respond-async").send().await.unwrap()).await
+    };
+    assert_eq!((post("one").await.status, post("two").await.status), (202.try_into().unwrap(), 202.try_into().unwrap()));
+    let refused = post("three").await;
+    refused.is_problem(503, "too-many-pending");
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
+    assert_eq!(post("signed before").await.status, 200, "what is signed already needs no place");
 }
 
 #[tokio::test]

@@ -127,6 +127,11 @@ impl Receiver {
         })
     }
 
+    /// How many deliveries are such.
+    pub(crate) fn count(&self, which: impl Fn(&Delivery) -> bool) -> usize {
+        self.service.state().deliveries.iter().filter(|delivery| which(delivery)).count()
+    }
+
     /// Changes with every delivery.
     pub(crate) fn watch(&self) -> watch::Receiver<()> {
         self.service.changed.subscribe()

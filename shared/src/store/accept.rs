@@ -75,25 +75,29 @@ pub enum Accepted {
     },
     /// The idempotency key was used with another payload. Nothing was stored.
     Mismatch,
+    /// There are as many unfinished requests as there may be. Nothing was stored.
+    Full,
 }
 
 impl Store {
     /// Stores `requests` together, durably, and tells the workers once if there is something new to do. One result per request, in order.
+    /// No more than `most_pending` are unfinished at a time; groups that are stored at the same moment do not see each other, and may
+    /// exceed it by their size.
     ///
     /// # Errors
     /// Those of a statement; then nothing was stored, or (if the connection broke during the commit) all was.
-    pub async fn accept(&self, requests: &[NewRequest]) -> Result<Vec<Accepted>> {
+    pub async fn accept(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Accepted>> {
         // Two groups that race for one idempotency key can make the second one's new job pointless. It shows as a request that was
         // not inserted; rolled back and read again, the first one's rows are visible.
         for _ in 0..3 {
-            if let Some(accepted) = self.try_accept(requests).await? {
+            if let Some(accepted) = self.try_accept(requests, most_pending).await? {
                 return Ok(accepted);
             }
         }
         Err(StoreError::Unavailable(sqlx::Error::Protocol("lost three races for one idempotency key".into())))
     }
 
-    async fn try_accept(&self, requests: &[NewRequest]) -> Result<Option<Vec<Accepted>>> {
+    async fn try_accept(&self, requests: &[NewRequest], most_pending: u64) -> Result<Option<Vec<Accepted>>> {
         let columns = Columns::of(requests, &self.keyring);
         let mut transaction = self.database.begin().await?;
 
@@ -114,13 +118,14 @@ impl Store {
             r#"-- accept.requests
             with posted as materialized (
                 select *, case when client_id is null then id::text else key::text || client_id end as same_as
-                from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bytea[], $6::text[], $7::jsonb[], $8::text[], $10::bytea[], $11::text[])
+                from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bytea[], $6::text[], $7::jsonb[], $8::text[],
+                    $11::bytea[], $12::text[])
                     with ordinality as p (id, key, digest, client_id, payload, url, headers, traceparent, sealed, sealed_with, ord)
             ),
             earlier as materialized (
                 select p.ord, r.id, r.created_at, r.sign_job_id,
                     r.payload_digest = p.payload or exists (
-                        select from unnest($12::bigint[], $13::bytea[]) as o (ord, payload) where o.ord = p.ord and o.payload = r.payload_digest
+                        select from unnest($13::bigint[], $14::bytea[]) as o (ord, payload) where o.ord = p.ord and o.payload = r.payload_digest
                     ) as same
                 from posted p join requests r on r.api_key_id = p.key and r.client_request_id = p.client_id
             ),
@@ -133,10 +138,15 @@ impl Store {
                 where not exists (select from earlier e where e.ord = p.ord)
                 order by p.same_as, p.ord
             ),
+            -- What is signed already is finished at once; of the others, as many as there is room for.
+            admitted as materialized (
+                select * from (select *, row_number() over (partition by signed order by ord) as place from wanted) w
+                where signed or place <= $10::bigint - (select sum(requests) from pending_requests)
+            ),
             opened as (
                 insert into jobs (kind, message_digest, traceparent)
                 select distinct on (digest) 'sign', digest, traceparent
-                from wanted
+                from admitted
                 where not signed and live_job is null
                 order by digest, ord
                 returning id, message_digest
@@ -147,7 +157,7 @@ impl Store {
                     sealed_webhook_headers, webhook_headers_key_id)
                 select w.id, w.key, coalesce(w.signed_by, w.live_job, o.id), w.client_id, w.payload, w.url, w.headers, w.traceparent,
                     w.sealed, w.sealed_with
-                from wanted w left join opened o on o.message_digest = w.digest
+                from admitted w left join opened o on o.message_digest = w.digest
                 on conflict (api_key_id, client_request_id) where client_request_id is not null do nothing
                 returning id, created_at
             ),
@@ -155,9 +165,14 @@ impl Store {
             outbox as (
                 insert into jobs (kind, request_id, traceparent)
                 select 'webhook', w.id, w.traceparent
-                from wanted w join stored s on s.id = w.id
+                from admitted w join stored s on s.id = w.id
                 where w.signed and w.url is not null
                 returning id
+            ),
+            counted as (
+                update pending_requests
+                set requests = requests + (select count(*) from stored s join admitted a on a.id = s.id where not a.signed)
+                where shard = pg_backend_pid() % 16 and exists (select from admitted where not signed)
             ),
             told as (
                 select case when exists (select from opened) then pg_notify($9, 'sign') end,
@@ -168,7 +183,8 @@ impl Store {
                 coalesce(s.created_at, e.created_at) as created_at,
                 coalesce(e.same, w.payload = p.payload) as same,
                 coalesce(w.signed, j.state <> 'pending') as settled,
-                (select count(*) from wanted) = (select count(*) from stored) as "whole!",
+                (select count(*) from admitted) = (select count(*) from stored) as "whole!",
+                w.id is not null and not exists (select from admitted a where a.id = w.id) as "full!",
                 (select count(*) from told) as "told!"
             from posted p
             left join earlier e on e.ord = p.ord
@@ -185,6 +201,7 @@ impl Store {
             &columns.headers as &[Option<serde_json::Value>],
             &columns.traceparents as &[Option<String>],
             listen::JOBS,
+            i64::try_from(most_pending).unwrap_or(i64::MAX),
             &columns.sealed as &[Option<Vec<u8>>],
             &columns.sealed_with as &[Option<String>],
             &columns.older_of,
@@ -199,10 +216,16 @@ impl Store {
         }
         let accepted = rows
             .into_iter()
-            .map(|row| match (row.id, row.created_at, row.same, row.settled) {
-                (Some(id), Some(created_at), Some(true), Some(settled)) => Ok(Accepted::Stored { id, created_at, settled }),
-                (_, _, Some(false), _) => Ok(Accepted::Mismatch),
-                _ => Err(StoreError::Corrupt("request")),
+            .map(|row| {
+                if row.full {
+                    Ok(Accepted::Full)
+                } else {
+                    match (row.id, row.created_at, row.same, row.settled) {
+                        (Some(id), Some(created_at), Some(true), Some(settled)) => Ok(Accepted::Stored { id, created_at, settled }),
+                        (_, _, Some(false), _) => Ok(Accepted::Mismatch),
+                        _ => Err(StoreError::Corrupt("request")),
+                    }
+                }
             })
             .collect::<Result<Vec<_>>>()?;
         forget_unused(&mut transaction, new, requests, &accepted).await?;
@@ -211,15 +234,16 @@ impl Store {
     }
 }
 
-/// Takes back the new messages that no request uses, because each request that brought one was a mismatch.
+/// Takes back the new messages that no request uses, because none that brought one was stored.
 async fn forget_unused(transaction: &mut Transaction, new: Vec<Vec<u8>>, requests: &[NewRequest], accepted: &[Accepted]) -> Result<()> {
-    if !accepted.contains(&Accepted::Mismatch) {
+    let is_stored = |accepted: &Accepted| matches!(accepted, Accepted::Stored { .. });
+    if accepted.iter().all(is_stored) {
         return Ok(());
     }
     let used: HashSet<[u8; 32]> = requests
         .iter()
         .zip(accepted)
-        .filter(|(_, accepted)| **accepted != Accepted::Mismatch)
+        .filter(|(_, accepted)| is_stored(accepted))
         .map(|(request, _)| *request.message.digest().as_bytes())
         .collect();
     let unused: Vec<Vec<u8>> =

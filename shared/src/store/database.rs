@@ -14,7 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_stream::try_stream;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, select_ok};
 use futures_util::stream::{BoxStream, TryStreamExt};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
@@ -29,8 +29,8 @@ const ACQUIRE_WITHIN: Duration = Duration::from_secs(1);
 /// Where there are several hosts: how long a connection to the last good one may take before the others are asked.
 const ELSEWHERE_AFTER: Duration = Duration::from_millis(250);
 
-/// How long one host may take to say what it is.
-const ASK_WITHIN: Duration = Duration::from_secs(1);
+/// How long the hosts may take to say what they are.
+const ASK_WITHIN: Duration = Duration::from_secs(3);
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -134,7 +134,7 @@ impl Database {
         }
     }
 
-    /// Asks the hosts in turn until one takes writes, and uses that one from now on; unless somebody did so since there were `looks`.
+    /// Asks all hosts, and uses the first that says it takes writes from now on; unless somebody did so since there were `looks`.
     async fn look(&self, looks: u64) -> Result<Sessions, sqlx::Error> {
         let _one_at_a_time = self.found.looking.lock().await;
         if self.found.looks.load(Ordering::Acquire) != looks
@@ -142,20 +142,16 @@ impl Database {
         {
             return Ok(sessions);
         }
-        let mut last = sqlx::Error::PoolTimedOut;
-        for host in self.hosts.iter() {
-            match tokio::time::timeout(ASK_WITHIN, ask(host)).await {
-                Ok(Ok((sessions, options))) => {
-                    self.pool.set_connect_options(options);
-                    *self.found.sessions.write().unwrap_or_else(PoisonError::into_inner) = Some(sessions);
-                    self.found.looks.fetch_add(1, Ordering::AcqRel);
-                    return Ok(sessions);
-                }
-                Ok(Err(error)) => last = error,
-                Err(_) => {}
-            }
-        }
-        Err(last)
+        let asked = self.hosts.iter().map(|host| Box::pin(ask(host)));
+        let (found, _) = match tokio::time::timeout(ASK_WITHIN, select_ok(asked)).await {
+            Ok(first) => first?,
+            Err(_) => return Err(sqlx::Error::PoolTimedOut),
+        };
+        let (sessions, options) = found;
+        self.pool.set_connect_options(options);
+        *self.found.sessions.write().unwrap_or_else(PoisonError::into_inner) = Some(sessions);
+        self.found.looks.fetch_add(1, Ordering::AcqRel);
+        Ok(sessions)
     }
 }
 

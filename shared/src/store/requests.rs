@@ -1,6 +1,7 @@
 //! The state of requests, as their callers and receivers see it.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -8,18 +9,24 @@ use uuid::Uuid;
 use super::keys::KeyId;
 use super::{Result, Store, StoreError, count};
 use crate::contract::{LastError, SigningRequest, Status, WebhookState, WebhookStatus};
+use crate::forecast::{Forecast, Lane, Waiting};
 
 /// A request's state, and whose it is.
 #[derive(Clone, Debug)]
 pub struct RequestState {
     /// The key that posted it.
     pub owner: KeyId,
-    /// What the caller sees.
+    /// What the caller sees, but for the place in the queue.
     pub request: SigningRequest,
+    /// For a pending request: how its message waits, to be looked up in a [`Forecast`].
+    pub waiting: Option<Waiting>,
 }
 
-/// How far the queue is counted; a position beyond is given as this. Counting further would cost more than the number is worth.
-const FARTHEST_POSITION: i64 = 10_000;
+/// How far each lane of the queue is looked into. Farther, a look would cost more than the place is worth.
+const FARTHEST_PLACE: i64 = 10_000;
+
+/// So many of the first places of a lane are known exactly; of those behind, every so many.
+const EXACT_PLACES: i64 = 256;
 
 impl Store {
     /// The states of the requests with these ids, in any order; unknown ids are missing.
@@ -39,20 +46,27 @@ impl Store {
                 w.state::text as "webhook_state?", w.attempt - w.excused as "webhook_attempts?",
                 case when w.state = 'pending' then greatest(w.next_run_at, now()) end as "webhook_next_at?",
                 told.status as "webhook_status?", told.started_at as "webhook_at?",
+                u.breaker_at as "breaker_at?",
+                j.lane, j.id as job_id, j.next_run_at as due_at, j.lease_token is not null and j.next_run_at > now() as "in_flight!",
                 now() as "now!"
             from requests r
             join jobs j on j.id = r.sign_job_id
             join messages m on m.digest = j.message_digest
             left join lateral (
-                select a.error, a.status, a.finished_at
+                select a.status,
+                    -- Open, and nobody works on it any more: the worker died, or could not write.
+                    case when a.finished_at is null then 'outcome-unknown' else a.error end as error,
+                    coalesce(a.finished_at, case when a.number = j.attempt then j.next_run_at else a.started_at end) as finished_at
                 from attempts a
-                where a.job_id = j.id and a.error is not null
+                where a.job_id = j.id
+                    and (a.error is not null or a.finished_at is null and (a.number < j.attempt or j.next_run_at <= now()))
                 order by a.number desc limit 1
             ) last on true
             left join jobs w on w.request_id = r.id and w.kind = 'webhook'
             left join lateral (
                 select a.status, a.started_at from attempts a where a.job_id = w.id order by a.number desc limit 1
             ) told on true
+            left join upstream u on j.state = 'pending' and u.probe_at is not null
             where r.id = any($1)"#,
             ids,
         )
@@ -61,56 +75,69 @@ impl Store {
         rows.into_iter().map(|row| Ok((row.id, row.into_state()?))).collect()
     }
 
-    /// For pending requests: their place in the queue, counted from 1, and when a signature is expected if every call before it
-    /// uses one share of the budget.
+    /// A look at the queue of sign jobs.
     ///
     /// # Errors
     /// Those of a statement.
-    pub async fn queue_places(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Place>> {
+    pub async fn forecast(&self) -> Result<Forecast> {
         let rows = sqlx::query!(
-            r#"-- requests.queue_places
-            select
-                r.id,
-                least(ahead.fresh + ahead.retries, $2) as "position!",
-                greatest(
-                    case when j.lease_token is null then j.next_run_at else now() end,
-                    now() + coalesce(u.window_length / u.calls, interval '6 s') * least(ahead.fresh + ahead.retries, $2)::int
-                ) as "expected_at!"
-            from requests r
-            join jobs j on j.id = r.sign_job_id
-            left join upstream u on true
-            cross join lateral (
-                select
-                    (select count(*) from (
-                        select from jobs f
-                        where f.kind = 'sign' and f.state = 'pending' and f.lane = 0
-                            and (j.lane = 1 or (f.next_run_at, f.id) <= (j.next_run_at, j.id))
-                        limit $2
-                    ) f) as fresh,
-                    (select count(*) from (
-                        select from jobs t
-                        where t.kind = 'sign' and t.state = 'pending' and t.lane = 1 and j.lane = 1
-                            and (t.next_run_at, t.id) <= (j.next_run_at, j.id)
-                        limit $2
-                    ) t) as retries
-            ) ahead
-            where r.id = any($1) and j.state = 'pending'"#,
-            ids,
-            FARTHEST_POSITION,
+            r#"-- requests.forecast
+            with fresh as (
+                select next_run_at, id, row_number() over (order by next_run_at, id) as place from jobs
+                where kind = 'sign' and state = 'pending' and lane = 0
+                order by next_run_at, id limit $1
+            ),
+            retries as (
+                select next_run_at, id, row_number() over (order by next_run_at, id) as place from jobs
+                where kind = 'sign' and state = 'pending' and lane = 1
+                order by next_run_at, id limit $1
+            )
+            select 0 as "lane!", next_run_at as "at!", id as "id!", place as "place!" from fresh
+            where place <= $2 or place % $2 = 0 or place = (select max(place) from fresh)
+            union all
+            select 1, next_run_at, id, place from retries
+            where place <= $2 or place % $2 = 0 or place = (select max(place) from retries)
+            union all
+            -- A slot that is being used is free a window after the answer, which mostly comes soon.
+            select 2, greatest(now(), case when lease_token is null then free_at else least(free_at, now() + window_length) end), slot, slot
+            from upstream_slots where not retired
+            union all
+            select 3, now(), 0, 0
+            union all
+            select 4, greatest(now(), paused_until, probe_at), (extract(epoch from window_length) * 1e6)::bigint, 0 from upstream
+            order by 1, 4"#,
+            FARTHEST_PLACE,
+            EXACT_PLACES,
         )
         .fetch_all(&self.database)
         .await?;
-        Ok(rows.into_iter().map(|row| (row.id, Place { position: count(row.position), expected_at: row.expected_at })).collect())
+        let lane =
+            |lane| Lane { marks: rows.iter().filter(|row| row.lane == lane).map(|row| ((row.at, row.id), count(row.place))).collect() };
+        let at = rows.iter().find(|row| row.lane == 3).ok_or(StoreError::Corrupt("time"))?.at;
+        let upstream = rows.iter().find(|row| row.lane == 4);
+        let mut slots: Vec<OffsetDateTime> = rows.iter().filter(|row| row.lane == 2).map(|row| row.at).collect();
+        slots.sort_unstable();
+        Ok(Forecast {
+            at,
+            fresh: lane(0),
+            retries: lane(1),
+            slots,
+            window: upstream.map_or(Duration::ZERO, |row| Duration::from_micros(row.id.unsigned_abs())),
+            closed_until: upstream.map_or(at, |row| row.at),
+        })
     }
-}
 
-/// A place in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Counted from 1.
-    pub position: u32,
-    /// When a signature is expected.
-    pub expected_at: OffsetDateTime,
+    /// How many requests are unfinished.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn pending_requests(&self) -> Result<u64> {
+        let pending = sqlx::query_scalar!(
+            r#"-- requests.pending
+            select sum(requests)::bigint as "pending!" from pending_requests"#
+        );
+        Ok(u64::try_from(pending.fetch_one(&self.database).await?).unwrap_or(0))
+    }
 }
 
 struct Row {
@@ -135,6 +162,11 @@ struct Row {
     webhook_next_at: Option<OffsetDateTime>,
     webhook_status: Option<i16>,
     webhook_at: Option<OffsetDateTime>,
+    breaker_at: Option<OffsetDateTime>,
+    lane: i16,
+    job_id: i64,
+    due_at: OffsetDateTime,
+    in_flight: bool,
     now: OffsetDateTime,
 }
 
@@ -147,6 +179,21 @@ impl Row {
         };
         let signed = status == Status::Signed;
         let text = |bytes| String::from_utf8(bytes).map_err(|_| StoreError::Corrupt("message or signature"));
+        let own_error = match (self.failure, self.last_error) {
+            (None, None) => None,
+            (failure, error) => Some(LastError {
+                code: failure.or(error).unwrap_or_default(),
+                status: self.last_status.map(http_status),
+                at: self.finished_at.filter(|_| status == Status::Failed).or(self.last_at).unwrap_or(self.now),
+            }),
+        };
+        // What keeps it waiting may have happened to another message.
+        let last_error = match self.breaker_at {
+            Some(at) if own_error.as_ref().is_none_or(|own| own.at < at) => {
+                Some(LastError { code: "upstream-unavailable".to_owned(), status: None, at })
+            }
+            _ => own_error,
+        };
         let request = SigningRequest {
             id: self.id,
             status,
@@ -161,14 +208,7 @@ impl Row {
             queue_position: None,
             estimated_completion_at: None,
             status_url: None,
-            last_error: match (self.failure, self.last_error) {
-                (None, None) => None,
-                (failure, error) => Some(LastError {
-                    code: failure.or(error).unwrap_or_default(),
-                    status: self.last_status.map(http_status),
-                    at: self.finished_at.filter(|_| status == Status::Failed).or(self.last_at).unwrap_or(self.now),
-                }),
-            },
+            last_error,
             webhook: self.has_webhook.then(|| WebhookState {
                 status: match self.webhook_state.as_deref() {
                     Some("succeeded") => WebhookStatus::Delivered,
@@ -181,7 +221,9 @@ impl Row {
                 next_attempt_at: self.webhook_next_at,
             }),
         };
-        Ok(RequestState { owner: KeyId(self.api_key_id), request })
+        let turn = (self.due_at, self.job_id);
+        let waiting = (status == Status::Pending).then_some(Waiting { fresh: self.lane == 0, turn, in_flight: self.in_flight });
+        Ok(RequestState { owner: KeyId(self.api_key_id), request, waiting })
     }
 }
 

@@ -3,7 +3,7 @@
 //! A job may only be worked on with a slot of the budget, and taking the two apart could strand either; so one statement takes both.
 //! It reads like this:
 //!
-//! 1. `gate`, `room`: if the upstream is neither paused nor down, how many slots are free. If the circuit breaker is open and a probe
+//! 1. `gate`, `room`: if the rate is the agreed one, and the upstream neither paused nor down, how many slots are free. If the circuit breaker is open and a probe
 //!    is due, one.
 //! 2. `fresh`, `retries`: the first due jobs of either lane, locked. `skip locked` passes over what another worker is taking at
 //!    this moment. The lock is `for no key update`, not the plain `for update`: a POST that attaches itself to a job holds a key-share
@@ -11,9 +11,8 @@
 //!    An expired lease is nothing special: while leased, `next_run_at` is the end of the lease.
 //! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: who finds no job locks no slot, so slots are never
 //!    held by somebody who can't use them.
-//! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry that has been due for five windows.
-//!    That is the share that keeps retries from starving while first tries keep coming; earlier it would only spend calls on messages
-//!    that failed a moment ago.
+//! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry that has been due for five windows:
+//!    [`policy`](crate::policy) says why, has the two constants, and makes the same choice in Rust, which a test compares with this one.
 //! 5. `probe`: an open breaker lets one worker through; `update` rechecks its condition after waiting, so it is one even if two race.
 //! 6. `leased`, `spent`, `opened`: the lease with its fencing token, the slot taken until the lease has ended and a window has passed,
 //!    and the attempt, opened before the call is made, so that a crash leaves a trace.
@@ -26,6 +25,8 @@ use std::time::{Duration, Instant};
 use super::upstream::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::message::{Message, MessageDigest};
+use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS};
+use crate::units::Rate;
 
 /// A sign job that this process may work on.
 #[derive(Debug)]
@@ -49,11 +50,11 @@ pub struct SignJob {
 }
 
 impl Store {
-    /// Claims up to `most` sign jobs, each with a slot of the budget, for `lease`.
+    /// Claims up to `most` sign jobs, each with a slot of the budget, for `lease`; none, unless `rate` is the agreed one.
     ///
     /// # Errors
     /// Those of a statement; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
-    pub async fn claim_sign_jobs(&self, most: usize, lease: Duration) -> Result<Claimed<SignJob>> {
+    pub async fn claim_sign_jobs(&self, most: usize, lease: Duration, rate: Rate) -> Result<Claimed<SignJob>> {
         let asked = Instant::now();
         let rows = sqlx::query!(
             r#"-- sign.claim
@@ -61,6 +62,7 @@ impl Store {
                 select window_length, calls, breaker_failures, probe_at is not null as probing
                 from upstream
                 where paused_until <= now() and (probe_at is null or probe_at <= now())
+                    and calls = $6 and window_length = make_interval(secs => $7)
             ),
             room as materialized (
                 select least(count(*), case when probing then 1 else $1::bigint end) as n
@@ -96,8 +98,8 @@ impl Store {
                 from (
                     (select id from retries order by next_run_at, id limit greatest(
                         least(
-                            (select count(*) from slots where (slot + uses) % 5 = 0),
-                            (select count(*) from retries, gate where next_run_at <= now() - 5 * window_length)
+                            (select count(*) from slots where (slot + uses) % $4::int = 0),
+                            (select count(*) from retries, gate where next_run_at <= now() - $5::int * window_length)
                         ),
                         (select count(*) from slots) - (select count(*) from fresh)
                     ))
@@ -126,9 +128,9 @@ impl Store {
             ),
             spent as (
                 update upstream_slots
-                set free_at = now() + make_interval(secs => $2) + gate.window_length * $3::float8, uses = uses + 1,
+                set free_at = now() + make_interval(secs => $2) + upstream_slots.window_length * $3::float8, uses = uses + 1,
                     lease_token = leased.lease_token
-                from leased, gate
+                from leased
                 where upstream_slots.slot = leased.slot
             ),
             opened as (
@@ -164,6 +166,10 @@ impl Store {
             i64::try_from(most).unwrap_or(i64::MAX),
             seconds(lease),
             CLOCKS_DRIFT,
+            i32::from(RETRY_EVERY),
+            i32::from(RETRY_OVERDUE_WINDOWS),
+            i32::from(rate.calls()),
+            seconds(rate.window()),
         )
         .fetch_all(&self.database)
         .await?;

@@ -156,8 +156,8 @@ impl Store {
             -- A slot belongs to the lease, not to the job: it is released even when the job was lost.
             freed as (
                 update upstream_slots s
-                set free_at = case when o.called then now() + u.window_length * $11::float8 else now() end, lease_token = null
-                from outcome o, upstream u
+                set free_at = case when o.called then now() + s.window_length * $11::float8 else now() end, lease_token = null
+                from outcome o
                 where s.lease_token = o.token
             ),
             outbox as (
@@ -167,6 +167,11 @@ impl Store {
                 where e.state <> 'pending' and r.webhook_url is not null
                 order by r.id
                 returning id
+            ),
+            counted as (
+                update pending_requests
+                set requests = requests - (select count(*) from requests r join ended e on r.sign_job_id = e.id where e.state <> 'pending')
+                where shard = pg_backend_pid() % 16 and exists (select from ended where state <> 'pending')
             ),
             told as (
                 select case when exists (select from outbox) then pg_notify($12, 'webhook') end,
@@ -209,12 +214,12 @@ async fn tell_of_upstream(transaction: &mut Transaction, news: UpstreamNews, err
         UpstreamNews::None => return Ok(()),
         UpstreamNews::Up => sqlx::query!(
             "-- upstream.close_breaker
-            update upstream set probe_at = null, breaker_failures = 0, breaker_reason = null where probe_at is not null"
+            update upstream set probe_at = null, breaker_failures = 0, breaker_reason = null, breaker_at = null where probe_at is not null"
         ),
         UpstreamNews::Down { probe_in, failures } => sqlx::query!(
             "-- upstream.open_breaker
             update upstream
-            set probe_at = now() + make_interval(secs => $1), breaker_failures = $2, breaker_reason = $3
+            set probe_at = now() + make_interval(secs => $1), breaker_failures = $2, breaker_reason = $3, breaker_at = now()
             where breaker_failures < $2",
             seconds(probe_in),
             i32::try_from(failures).unwrap_or(i32::MAX),

@@ -1,24 +1,82 @@
-//! What all workers know about the upstream: the agreed rate and its slots.
+//! What all workers know about the upstream: the agreed rate and its slots, a pause, the circuit breaker.
 //!
 //! A window of the budget has `calls` slots. A slot is taken with a job in one statement, and free again one window after the upstream
 //! answered (or, should the worker die, one window after its lease ended). The answer proves that the call had arrived by then, and the
 //! next call with this slot is sent later than a window after; so two uses never arrive less than a window apart. `calls` slots, each
 //! used at most once in any window: never more than `calls` arrivals.
+//!
+//! That holds for one rate. So a worker says which one it was told when it starts, and again every [`SEEN_EVERY`] while it lives; a
+//! rate that differs from that of a living worker is refused. Where none lives, a new rate takes the place of the old one: more slots at
+//! once, fewer or longer ones when what was sent under the old rate is out of every window.
 
-use super::{Result, Store, seconds};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{Result, Store, StoreError, count, duration, seconds};
 use crate::units::Rate;
 
 /// A window is stretched by this factor when a slot waits for it, because clocks do not run alike: NTP may slew a clock by up to 500
 /// parts in a million (`adjtimex(2)`), Postgres's in one direction and the upstream's in the other.
 pub(super) const CLOCKS_DRIFT: f64 = 1.001;
 
+/// How often a worker says that it lives.
+pub const SEEN_EVERY: Duration = Duration::from_secs(2);
+
+/// A worker that has not been seen for so long is taken for dead.
+pub const LIVES_FOR: Duration = Duration::from_secs(10);
+
+/// Identifies one run of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerId(Uuid);
+
+impl WorkerId {
+    /// A new one.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+/// Whether a worker may call the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    /// Its rate is everybody's.
+    Agreed,
+    /// Others work with this rate.
+    Differs(Rate),
+}
+
+/// The upstream, as the workers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamState {
+    /// The agreed rate.
+    pub rate: Rate,
+    /// How long it asked everybody to wait from now; zero: it did not, or that time is over.
+    pub paused_for: Duration,
+    /// The circuit breaker, while it is open.
+    pub breaker: Option<OpenBreaker>,
+}
+
+/// An open circuit breaker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenBreaker {
+    /// Stable class of the last failure.
+    pub reason: String,
+    /// Failures in a row.
+    pub failures: u32,
+    /// In how long one call may be tried.
+    pub probe_in: Duration,
+}
+
 impl Store {
-    /// Makes `rate` the agreed rate. More slots are usable at once; when slots are taken away or the window grows, those that stay
-    /// wait until what was sent under the old rate is out of every window.
+    /// Lets `worker` take part with `rate`, unless others live that work with another one. If nobody lives, `rate` becomes the agreed
+    /// one: more slots are usable at once; when slots are taken away or the window grows, those that stay wait until what was sent
+    /// under the old rate is out of every window.
     ///
     /// # Errors
     /// Those of a statement.
-    pub async fn agree_on_rate(&self, rate: Rate) -> Result<()> {
+    pub async fn join_workers(&self, worker: WorkerId, rate: Rate) -> Result<Agreement> {
         let calls = i32::from(rate.calls());
         let mut transaction = self.database.begin().await?;
         sqlx::query!(
@@ -30,22 +88,38 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
-        // The order in which claims and finishes lock: slots, then the row of the upstream.
+        // The order in which claims and finishes lock: slots, then the row of the upstream. Workers that start together take turns here.
         sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
         let old = sqlx::query!(
             r#"-- upstream.lock_rate
-            select window_length = make_interval(secs => $1) as "same_window!",
+            select calls = $2 and window_length = make_interval(secs => $1) as "same!",
+                calls, extract(epoch from window_length)::float8 as "window!",
                 greatest(extract(epoch from make_interval(secs => $1) - window_length), 0)::float8 as "longer_by!"
             from upstream for update"#,
             seconds(rate.window()),
+            calls,
         )
         .fetch_one(&mut transaction)
         .await?;
-        if !old.same_window {
+        let others = sqlx::query_scalar!(
+            r#"-- upstream.living_workers
+            with dead as (delete from sign_workers where seen_at < now() - make_interval(secs => $1))
+            select exists (select from sign_workers where seen_at >= now() - make_interval(secs => $1) and id <> $2) as "others!""#,
+            seconds(LIVES_FOR),
+            worker.0,
+        )
+        .fetch_one(&mut transaction)
+        .await?;
+        if others && !old.same {
+            return Ok(Agreement::Differs(read_rate(old.calls, old.window)?));
+        }
+        if !old.same {
             sqlx::query!(
                 "-- upstream.lengthen_window
-                update upstream_slots set free_at = free_at + make_interval(secs => $1) where free_at > '-infinity'",
+                update upstream_slots
+                set free_at = free_at + make_interval(secs => $1), window_length = make_interval(secs => $2)",
                 old.longer_by,
+                seconds(rate.window()),
             )
             .execute(&mut transaction)
             .await?;
@@ -64,9 +138,10 @@ impl Store {
         .await?;
         sqlx::query!(
             "-- upstream.add_slots
-            insert into upstream_slots (slot)
-            select n from generate_series(1 + (select count(*) from upstream_slots), $1::int) n",
+            insert into upstream_slots (slot, window_length)
+            select n, make_interval(secs => $2) from generate_series(1 + (select count(*) from upstream_slots), $1::int) n",
             calls,
+            seconds(rate.window()),
         )
         .execute(&mut transaction)
         .await?;
@@ -78,7 +153,81 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
+        sqlx::query!(
+            "-- upstream.join
+            insert into sign_workers (id, calls, window_length) values ($1, $2, make_interval(secs => $3))
+            on conflict (id) do update set seen_at = now()",
+            worker.0,
+            calls,
+            seconds(rate.window()),
+        )
+        .execute(&mut transaction)
+        .await?;
         transaction.commit().await?;
+        Ok(Agreement::Agreed)
+    }
+
+    /// Says that `worker` lives, and looks whether its rate is still the agreed one. It is not if the worker was taken for dead.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn stay_worker(&self, worker: WorkerId, rate: Rate) -> Result<Agreement> {
+        let row = sqlx::query!(
+            r#"-- upstream.stay
+            with agreed as materialized (
+                select calls, window_length, calls = $2 and window_length = make_interval(secs => $3) as same from upstream
+            ),
+            seen as (
+                insert into sign_workers (id, calls, window_length) select $1, calls, window_length from agreed where same
+                on conflict (id) do update set seen_at = now()
+            )
+            select calls, extract(epoch from window_length)::float8 as "window!", same as "same!" from agreed"#,
+            worker.0,
+            i32::from(rate.calls()),
+            seconds(rate.window()),
+        )
+        .fetch_one(&self.database)
+        .await?;
+        Ok(if row.same { Agreement::Agreed } else { Agreement::Differs(read_rate(row.calls, row.window)?) })
+    }
+
+    /// Says that `worker` is gone, so that nobody has to wait for that to show.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn leave_workers(&self, worker: WorkerId) -> Result<()> {
+        sqlx::query!("-- upstream.leave\ndelete from sign_workers where id = $1", worker.0).execute(&self.database).await?;
         Ok(())
     }
+
+    /// The upstream as the workers see it; nothing before the first of them has started.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn upstream(&self) -> Result<Option<UpstreamState>> {
+        let row = sqlx::query!(
+            r#"-- upstream.state
+            select calls, extract(epoch from window_length)::float8 as "window!",
+                coalesce(extract(epoch from nullif(paused_until, '-infinity') - now()), 0)::float8 as "paused_for!",
+                breaker_failures, breaker_reason, extract(epoch from probe_at - now())::float8 as probe_in
+            from upstream"#,
+        )
+        .fetch_optional(&self.database)
+        .await?;
+        row.map(|row| {
+            let breaker = row.breaker_reason.zip(row.probe_in).map(|(reason, probe_in)| OpenBreaker {
+                reason,
+                failures: count(row.breaker_failures),
+                probe_in: duration(probe_in).unwrap_or_default(),
+            });
+            Ok(UpstreamState { rate: read_rate(row.calls, row.window)?, paused_for: duration(row.paused_for).unwrap_or_default(), breaker })
+        })
+        .transpose()
+    }
+}
+
+fn read_rate(calls: i32, window: f64) -> Result<Rate> {
+    let corrupt = StoreError::Corrupt("rate");
+    let (Ok(calls), Some(window)) = (u16::try_from(calls), duration(window)) else { return Err(corrupt) };
+    Rate::new(calls, window).map_err(|_| corrupt)
 }

@@ -6,7 +6,7 @@ use shared::store::accept::{Accepted, NewRequest};
 use shared::store::sign_finish::{Ending, Failure};
 use uuid::Uuid;
 
-use crate::fixture::{Fixture, finish, id, new_key};
+use crate::fixture::{Fixture, LEASE, finish, id, new_key};
 
 fn keyed(request: NewRequest, key: &str) -> NewRequest {
     NewRequest { client_request_id: Some(key.to_owned()), ..request }
@@ -15,7 +15,7 @@ fn keyed(request: NewRequest, key: &str) -> NewRequest {
 #[tokio::test]
 async fn requests_for_one_message_share_one_job_in_a_group_and_across_groups() {
     let f = Fixture::new().await;
-    let accepted = f.store.accept(&[f.request("a"), f.request("a"), f.request("b")]).await.unwrap();
+    let accepted = f.store.accept(&[f.request("a"), f.request("a"), f.request("b")], u64::MAX).await.unwrap();
     f.post("a").await;
     assert_eq!(accepted.iter().map(id).collect::<HashSet<Uuid>>().len(), 3);
     assert_eq!(f.number("select count(*) from requests").await, 4);
@@ -30,7 +30,7 @@ async fn groups_that_race_for_one_message_make_one_job() {
         let other = format!("other {n}");
         let group = [f.request("same"), f.request(&other), f.request("same too")];
         let store = f.store.clone();
-        async move { store.accept(&group).await.unwrap() }
+        async move { store.accept(&group, u64::MAX).await.unwrap() }
     });
     join_all(posts).await;
     assert_eq!(f.number("select count(*) from requests").await, 60);
@@ -41,7 +41,7 @@ async fn groups_that_race_for_one_message_make_one_job() {
 async fn the_same_idempotency_key_with_the_same_payload_is_the_same_request() {
     let f = Fixture::new().await;
     let group = [keyed(f.request("a"), "k"), keyed(f.request("a"), "k")];
-    let accepted = f.store.accept(&group).await.unwrap();
+    let accepted = f.store.accept(&group, u64::MAX).await.unwrap();
     let again = f.accept(keyed(f.request("a"), "k")).await;
     assert_eq!(id(&accepted[0]), id(&accepted[1]));
     assert_eq!(id(&accepted[0]), id(&again));
@@ -56,7 +56,7 @@ async fn the_same_idempotency_key_with_another_payload_stores_nothing() {
         assert_eq!(f.accept(keyed(other, "k")).await, Accepted::Mismatch);
     }
     let group = [keyed(f.request("c"), "l"), keyed(f.request("d"), "l"), f.request("e")];
-    let accepted = f.store.accept(&group).await.unwrap();
+    let accepted = f.store.accept(&group, u64::MAX).await.unwrap();
     assert_eq!(accepted.iter().filter(|accepted| **accepted == Accepted::Mismatch).count(), 1);
     for table in ["requests", "messages", "jobs"] {
         assert_eq!(f.number(&format!("select count(*) from {table}")).await, 3, "{table}");
@@ -79,7 +79,7 @@ async fn groups_that_race_for_one_idempotency_key_store_one_request_and_no_stray
         // Two payloads compete for one key, so that the loser's message is pointless.
         let request = keyed(f.request(if n % 2 == 0 { "even" } else { "odd" }), "k");
         let store = f.store.clone();
-        async move { store.accept(&[request]).await }
+        async move { store.accept(&[request], u64::MAX).await }
     });
     // Losing several races in a row is an error that a caller sees as 503; what it must not be is a second row.
     let stored = join_all(posts).await.into_iter().flatten().flatten().filter(|accepted| *accepted != Accepted::Mismatch);
@@ -116,7 +116,7 @@ async fn a_message_that_failed_for_good_is_tried_again_for_a_new_request_and_sta
 #[tokio::test]
 async fn a_request_that_races_with_the_end_of_its_job_is_never_left_without_an_end() {
     let f = Fixture::new().await;
-    f.store.agree_on_rate("1000/60s".parse().unwrap()).await.unwrap();
+    f.agree("1000/60s").await;
     for round in 0..40 {
         let message = format!("round {round}");
         f.accept(f.with_webhook(&message)).await;
@@ -143,4 +143,58 @@ async fn bytes_that_text_cannot_hold_survive() {
     let id = f.post(message).await;
     assert_eq!(f.claim(1).await[0].message.text(), message);
     assert_eq!(f.store.requests(&[id]).await.unwrap()[&id].request.message, message);
+}
+
+#[tokio::test]
+async fn no_more_than_the_most_unfinished_requests_are_accepted_and_a_place_is_free_when_one_is_finished() {
+    let f = Fixture::new().await;
+    let post = async |request: NewRequest| f.store.accept(&[request], 3).await.unwrap().remove(0);
+    f.signed("signed").await;
+    let group = [f.request("a"), keyed(f.request("b"), "k"), f.request("b"), f.request("c"), f.request("signed")];
+    let accepted = f.store.accept(&group, 3).await.unwrap();
+    let full: Vec<bool> = accepted.iter().map(|accepted| *accepted == Accepted::Full).collect();
+    assert_eq!(full, [false, false, false, true, false], "what is signed already needs no place");
+    assert_eq!(f.store.pending_requests().await.unwrap(), 3);
+    assert_eq!(post(f.request("a")).await, Accepted::Full, "another request for a message that waits is a request all the same");
+    assert_eq!(post(keyed(f.request("b"), "k")).await, accepted[1], "and one that is there already is none");
+    assert_eq!(f.number("select count(*) from messages where body = 'c'").await, 0, "a refused one leaves nothing");
+
+    let (b, a): (Vec<_>, Vec<_>) = f.claim(2).await.into_iter().partition(|job| job.message.text() == "b");
+    for job in a {
+        f.finish(job, Ending::Retry(LEASE)).await;
+    }
+    assert_eq!(post(f.request("d")).await, Accepted::Full, "a retry is not finished");
+    for job in b {
+        f.finish(job, Ending::Signed("s".to_owned())).await;
+    }
+    assert_eq!(f.store.pending_requests().await.unwrap(), 1, "both that waited for it are finished");
+    assert!(matches!(post(f.request("d")).await, Accepted::Stored { .. }));
+    assert!(matches!(post(f.request("e")).await, Accepted::Stored { .. }));
+    assert_eq!(post(f.request("f")).await, Accepted::Full);
+}
+
+#[tokio::test]
+async fn the_count_of_unfinished_requests_is_right_after_anything_at_once() {
+    let f = Fixture::new().await;
+    f.agree("1000/60s").await;
+    let posts = (0..40).map(|n| {
+        let f = &f;
+        async move {
+            let message = format!("m{}", n % 13);
+            f.accept(f.request(&message)).await;
+            for job in f.claim(2).await {
+                let ending = match n % 4 {
+                    0 => Ending::Retry(std::time::Duration::ZERO),
+                    1 => Ending::Failed(shared::store::sign_finish::Failure::Refused),
+                    2 => Ending::Released,
+                    _ => Ending::Signed("s".to_owned()),
+                };
+                f.finish(job, ending).await;
+            }
+            f.accept(keyed(f.request(&message), &format!("k{}", n % 5))).await;
+        }
+    });
+    futures_util::future::join_all(posts).await;
+    let counted = "select count(*) from requests r join jobs j on j.id = r.sign_job_id where j.state = 'pending'";
+    assert_eq!(i64::try_from(f.store.pending_requests().await.unwrap()).unwrap(), f.number(counted).await);
 }

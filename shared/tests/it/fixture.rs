@@ -1,6 +1,7 @@
 //! A database of one's own, and the shortest way to put something into it.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use clap::Parser;
@@ -8,11 +9,13 @@ use shared::message::Message;
 use shared::secret::Secret;
 use shared::settings::DatabaseSettings;
 use shared::standard_webhooks::WebhookSecret;
-use shared::store::Store;
 use shared::store::accept::{Accepted, NewRequest, WebhookTarget};
 use shared::store::keys::{ApiKey, KeyId, Scope};
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::upstream::{Agreement, WorkerId};
+use shared::store::{Claimed, Store, StoreError};
+use shared::units::Rate;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
@@ -27,15 +30,15 @@ struct Settings {
 pub(crate) struct Fixture {
     pub(crate) store: Store,
     pub(crate) url: String,
-
     pub(crate) key: KeyId,
+    rate: Mutex<Rate>,
 }
 
 impl Fixture {
     /// A migrated database with one API key, and ten calls a minute.
     pub(crate) async fn new() -> Self {
         let fixture = Self::without_rate().await;
-        fixture.store.agree_on_rate("10/60s".parse().unwrap()).await.unwrap();
+        fixture.agree("10/60s").await;
         fixture
     }
 
@@ -48,7 +51,15 @@ impl Fixture {
         let store = Store::connect_lazily(&settings.database).unwrap();
         store.migrate().await.unwrap();
         let key = new_key(&store, "test").await;
-        Self { store, url, key }
+        Self { store, url, key, rate: Mutex::new("10/60s".parse().unwrap()) }
+    }
+
+    /// A worker with this rate was here, and everybody else is one from now on.
+    pub(crate) async fn agree(&self, rate: &str) {
+        let (worker, rate) = (WorkerId::generate(), rate.parse().unwrap());
+        assert_eq!(self.store.join_workers(worker, rate).await.unwrap(), Agreement::Agreed);
+        self.store.leave_workers(worker).await.unwrap();
+        *self.rate.lock().unwrap() = rate;
     }
 
     pub(crate) async fn connection(&self) -> PgConnection {
@@ -84,7 +95,7 @@ impl Fixture {
     }
 
     pub(crate) async fn accept(&self, request: NewRequest) -> Accepted {
-        self.store.accept(&[request]).await.unwrap().remove(0)
+        self.store.accept(&[request], u64::MAX).await.unwrap().remove(0)
     }
 
     /// Stores a request for `message` and gives its id.
@@ -93,7 +104,12 @@ impl Fixture {
     }
 
     pub(crate) async fn claim(&self, most: usize) -> Vec<SignJob> {
-        self.store.claim_sign_jobs(most, LEASE).await.unwrap().jobs
+        self.claimed(most).await.unwrap().jobs
+    }
+
+    pub(crate) async fn claimed(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
+        let rate = *self.rate.lock().unwrap();
+        self.store.claim_sign_jobs(most, LEASE, rate).await
     }
 
     pub(crate) async fn finish(&self, job: SignJob, ending: Ending) -> shared::store::Finished {
@@ -130,6 +146,6 @@ pub(crate) async fn new_key(store: &Store, name: &str) -> KeyId {
 pub(crate) fn id(accepted: &Accepted) -> Uuid {
     match accepted {
         Accepted::Stored { id, .. } => *id,
-        Accepted::Mismatch => panic!("not stored"),
+        Accepted::Mismatch | Accepted::Full => panic!("not stored"),
     }
 }

@@ -41,7 +41,7 @@ async fn a_group_of_requests_is_one_notification() {
     let f = Fixture::new().await;
     let (mut jobs, stop) = listen(&f, Audience::Worker);
     assert_eq!(next(&mut jobs).await, Hint::Everything);
-    f.store.accept(&[f.request("a"), f.request("b"), f.request("c")]).await.unwrap();
+    f.store.accept(&[f.request("a"), f.request("b"), f.request("c")], u64::MAX).await.unwrap();
     f.run("notify countersign_jobs, 'webhook'").await;
     assert_eq!((next(&mut jobs).await, next(&mut jobs).await), (Hint::Jobs(JobKind::Sign), Hint::Jobs(JobKind::Webhook)));
     stop.cancel();

@@ -8,6 +8,7 @@ mod accept;
 mod encryption;
 mod fixture;
 mod listen;
+mod policy;
 mod retention;
 mod sign;
 mod upstream;

@@ -17,7 +17,7 @@ const FREE: &str = "update upstream_slots set free_at = now()";
 
 async fn post_many(f: &Fixture, count: usize) {
     let requests: Vec<_> = (0..count).map(|n| f.request(&format!("message {n}"))).collect();
-    f.store.accept(&requests).await.unwrap();
+    f.store.accept(&requests, u64::MAX).await.unwrap();
 }
 
 #[tokio::test]
@@ -48,7 +48,7 @@ async fn a_slot_is_free_one_window_after_the_answer_and_not_before() {
 #[tokio::test]
 async fn a_call_that_was_never_made_gives_its_slot_back_at_once() {
     let f = Fixture::new().await;
-    f.store.agree_on_rate("1/60s".parse().unwrap()).await.unwrap();
+    f.agree("1/60s").await;
     post_many(&f, 2).await;
     let job = f.claim(1).await.remove(0);
     assert!(f.claim(1).await.is_empty());
@@ -88,7 +88,7 @@ async fn finishing_twice_is_told_as_a_lost_lease() {
 async fn a_signature_answers_every_request_that_waits_and_each_gets_its_own_webhook() {
     let f = Fixture::new().await;
     let requests = [f.with_webhook("a"), f.with_webhook("a"), f.request("a")];
-    f.store.accept(&requests).await.unwrap();
+    f.store.accept(&requests, u64::MAX).await.unwrap();
     let job = f.claim(1).await.remove(0);
     f.finish(job, Ending::Signed("s".to_owned())).await;
     let ids: Vec<_> = requests.iter().map(|request| request.id).collect();
@@ -118,7 +118,7 @@ async fn first_tries_go_first_and_every_fifth_use_of_a_slot_prefers_a_retry_that
         f.finish(job, Ending::Retry(Duration::ZERO)).await;
     }
     let fresh: Vec<_> = (0..40).map(|n| f.request(&format!("fresh {n}"))).collect();
-    f.store.accept(&fresh).await.unwrap();
+    f.store.accept(&fresh, u64::MAX).await.unwrap();
     f.run(FREE).await;
     assert!(f.claim(5).await.iter().all(|job| job.attempt == 1), "retries that are just due wait for first tries");
     let mut retries = Vec::new();
@@ -135,7 +135,7 @@ async fn first_tries_go_first_and_every_fifth_use_of_a_slot_prefers_a_retry_that
 #[tokio::test]
 async fn with_a_single_slot_retries_still_get_their_share() {
     let f = Fixture::new().await;
-    f.store.agree_on_rate("1/60s".parse().unwrap()).await.unwrap();
+    f.agree("1/60s").await;
     post_many(&f, 20).await;
     let mut attempts = Vec::new();
     for _ in 0..15 {
@@ -151,14 +151,14 @@ async fn with_a_single_slot_retries_still_get_their_share() {
 #[tokio::test]
 async fn the_claim_says_when_the_next_job_can_be_claimed() {
     let f = Fixture::new().await;
-    assert_eq!(f.store.claim_sign_jobs(1, LEASE).await.unwrap().next_in, None);
+    assert_eq!(f.claimed(1).await.unwrap().next_in, None);
     f.post("a").await;
     let job = f.claim(1).await.remove(0);
     f.finish(job, Ending::Retry(Duration::from_secs(30))).await;
-    let next = f.store.claim_sign_jobs(1, LEASE).await.unwrap().next_in.unwrap();
+    let next = f.claimed(1).await.unwrap().next_in.unwrap();
     assert!((Duration::from_secs(28)..=Duration::from_secs(30)).contains(&next), "{next:?}");
     f.run("update upstream_slots set free_at = now() + interval '50 s'").await;
-    let next = f.store.claim_sign_jobs(1, LEASE).await.unwrap().next_in.unwrap();
+    let next = f.claimed(1).await.unwrap().next_in.unwrap();
     assert!((Duration::from_secs(48)..=Duration::from_secs(50)).contains(&next), "{next:?}");
 }
 
@@ -188,7 +188,7 @@ async fn a_pause_holds_every_slot() {
     let job = f.claim(1).await.remove(0);
     let paused = SignFinish { upstream: UpstreamNews::Pause(Duration::from_secs(30)), ..finish(job, Ending::Unavailable) };
     f.store.finish_sign_jobs(&[paused]).await.unwrap();
-    let claimed = f.store.claim_sign_jobs(10, LEASE).await.unwrap();
+    let claimed = f.claimed(10).await.unwrap();
     assert!(claimed.jobs.is_empty());
     assert!(claimed.next_in.unwrap() > Duration::from_secs(28));
     f.run("update upstream set paused_until = now()").await;
@@ -219,9 +219,15 @@ async fn places_in_the_queue_count_first_tries_before_retries() {
     let job = f.claim(1).await.remove(0);
     f.finish(job, Ending::Retry(Duration::from_secs(5))).await;
     let (second, third) = (f.post("second").await, f.post("third").await);
-    let places = f.store.queue_places(&[first, second, third]).await.unwrap();
-    assert_eq!([first, second, third].map(|id| places[&id].position), [3, 1, 2]);
-    assert!(places[&second].expected_at < places[&third].expected_at);
+    let forecast = f.store.forecast().await.unwrap();
+    let states = f.store.requests(&[first, second, third]).await.unwrap();
+    let place = |id| forecast.place(states[&id].waiting.unwrap());
+    assert_eq!([first, second, third].map(|id| place(id).position), [3, 1, 2]);
+    let busy = "update upstream_slots set free_at = now() + case slot when 5 then interval '0' else interval '30 s' end";
+    f.run(busy).await;
+    let forecast = f.store.forecast().await.unwrap();
+    let wait = |id| (forecast.place(states[&id].waiting.unwrap()).expected_at - forecast.at).whole_seconds();
+    assert_eq!((wait(second), wait(third)), (0, 29), "one slot is free, the next one later");
 }
 
 #[tokio::test]
@@ -249,4 +255,38 @@ async fn calls_that_were_in_flight_together_fail_together_and_count_once() {
     });
     f.store.finish_sign_jobs(&downs.collect::<Vec<_>>()).await.unwrap();
     assert_eq!(f.number("select breaker_failures::bigint from upstream").await, 1);
+}
+
+#[tokio::test]
+async fn an_attempt_that_was_cut_by_a_crash_reads_outcome_unknown_and_its_call_stays_counted() {
+    let f = Fixture::new().await;
+    let id = f.post("a").await;
+    let lost = f.claim(1).await.remove(0);
+    let error = async || f.store.requests(&[id]).await.unwrap()[&id].request.last_error.clone().map(|error| error.code);
+    assert_eq!(error().await, None, "it is under way");
+    f.run(EXPIRE).await;
+    assert_eq!(error().await.as_deref(), Some("outcome-unknown"));
+    let again = f.claim(1).await.remove(0);
+    assert_eq!((again.attempt, error().await.as_deref()), (2, Some("outcome-unknown")));
+    assert_eq!(f.number("select count(*) from upstream_slots where free_at > now() + interval '60 s'").await, 2, "both calls count");
+    f.finish(again, Ending::Signed("s".to_owned())).await;
+    drop(lost);
+    assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 1, "nobody knows how the first one ended");
+}
+
+#[tokio::test]
+async fn while_the_breaker_is_open_all_that_wait_say_why() {
+    let f = Fixture::new().await;
+    let (one, other) = (f.post("one").await, f.post("other").await);
+    let job = f.claim(1).await.remove(0);
+    let down = UpstreamNews::Down { probe_in: LEASE, failures: 1 };
+    let gone = SignFinish { called: false, error: Some("connection"), upstream: down, ..finish(job, Ending::Unavailable) };
+    f.store.finish_sign_jobs(&[gone]).await.unwrap();
+    let states = f.store.requests(&[one, other]).await.unwrap();
+    let code = |id| states[&id].request.last_error.clone().unwrap().code;
+    assert_eq!((code(one).as_str(), code(other).as_str()), ("connection", "upstream-unavailable"));
+    let upstream = f.store.upstream().await.unwrap().unwrap();
+    let breaker = upstream.breaker.unwrap();
+    assert_eq!((breaker.reason.as_str(), breaker.failures), ("connection", 1));
+    assert!(breaker.probe_in > LEASE / 2 && upstream.paused_for.is_zero());
 }

@@ -1,16 +1,14 @@
-use crate::fixture::Fixture;
+use shared::store::upstream::{Agreement, WorkerId};
+
+use crate::fixture::{Fixture, LEASE};
 
 const SLOTS: &str = "select count(*) from upstream_slots where not retired";
 const FREE: &str = "select count(*) from upstream_slots where not retired and free_at <= now()";
 
-async fn agree(f: &Fixture, rate: &str) {
-    f.store.agree_on_rate(rate.parse().unwrap()).await.unwrap();
-}
-
 #[tokio::test]
 async fn workers_that_start_together_agree_on_one_set_of_slots() {
     let f = Fixture::without_rate().await;
-    futures_util::future::join_all((0..6).map(|_| agree(&f, "10/60s"))).await;
+    futures_util::future::join_all((0..6).map(|_| f.agree("10/60s"))).await;
     assert_eq!((f.number(SLOTS).await, f.number(FREE).await), (10, 10));
 }
 
@@ -18,7 +16,7 @@ async fn workers_that_start_together_agree_on_one_set_of_slots() {
 async fn more_slots_are_usable_at_once() {
     let f = Fixture::new().await;
     f.run("update upstream_slots set free_at = now() + interval '60 s'").await;
-    agree(&f, "15/60s").await;
+    f.agree("15/60s").await;
     assert_eq!((f.number(SLOTS).await, f.number(FREE).await), (15, 5));
 }
 
@@ -26,7 +24,7 @@ async fn more_slots_are_usable_at_once() {
 async fn fewer_slots_are_those_that_are_free_last() {
     let f = Fixture::new().await;
     f.run("update upstream_slots set free_at = now() + make_interval(secs => slot * 5)").await;
-    agree(&f, "3/60s").await;
+    f.agree("3/60s").await;
     assert_eq!(f.number(SLOTS).await, 3);
     assert!(f.number("select extract(epoch from min(free_at) - now())::bigint from upstream_slots where not retired").await >= 38);
 }
@@ -36,7 +34,7 @@ async fn a_rate_that_is_lowered_and_raised_again_forgets_no_call() {
     let f = Fixture::new().await;
     f.run("update upstream_slots set free_at = now() + interval '50 s'").await;
     for rate in ["5/60s", "10/60s", "1/60s", "10/60s"] {
-        agree(&f, rate).await;
+        f.agree(rate).await;
         assert_eq!(f.number(FREE).await, 0, "{rate}");
     }
     assert_eq!(f.number(SLOTS).await, 10);
@@ -46,10 +44,60 @@ async fn a_rate_that_is_lowered_and_raised_again_forgets_no_call() {
 async fn a_longer_window_makes_what_was_used_wait_longer() {
     let f = Fixture::new().await;
     f.run("update upstream_slots set free_at = now() + interval '10 s' where slot <= 4").await;
-    agree(&f, "10/90s").await;
+    f.agree("10/90s").await;
     let wait = f.number("select extract(epoch from max(free_at) - now())::bigint from upstream_slots").await;
     assert!((38..=40).contains(&wait), "10 s were left, and the window is 30 s longer: {wait}");
     assert_eq!(f.number(FREE).await, 6);
-    agree(&f, "10/60s").await;
+    f.agree("10/60s").await;
     assert_eq!(f.number("select extract(epoch from window_length)::bigint from upstream").await, 60);
+}
+
+/// Nobody has heard of any worker for longer than a worker lives without a word.
+async fn all_seem_dead(f: &Fixture) {
+    f.run("update sign_workers set seen_at = now() - interval '11 s'").await;
+}
+
+#[tokio::test]
+async fn a_worker_with_another_rate_is_refused_while_one_lives_and_welcome_when_none_does() {
+    let f = Fixture::new().await;
+    let (ten, five) = ("10/60s".parse().unwrap(), "5/60s".parse().unwrap());
+    let (first, second, other) = (WorkerId::generate(), WorkerId::generate(), WorkerId::generate());
+    assert_eq!(f.store.join_workers(first, ten).await.unwrap(), Agreement::Agreed);
+    assert_eq!(f.store.join_workers(second, ten).await.unwrap(), Agreement::Agreed);
+    assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Differs(ten));
+    f.store.leave_workers(first).await.unwrap();
+    assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Differs(ten), "the second one lives");
+    all_seem_dead(&f).await;
+    assert_eq!(f.store.stay_worker(second, ten).await.unwrap(), Agreement::Agreed, "it said so just in time");
+    assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Differs(ten));
+    all_seem_dead(&f).await;
+    assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Agreed);
+    assert_eq!(f.number(SLOTS).await, 5);
+}
+
+#[tokio::test]
+async fn of_workers_that_start_together_with_different_rates_only_those_of_one_rate_take_part() {
+    let f = Fixture::new().await;
+    let rates = ["10/60s", "5/60s", "10/60s", "5/60s", "7/30s"];
+    let joins = rates.map(|rate| f.store.join_workers(WorkerId::generate(), rate.parse().unwrap()));
+    let joined: Vec<_> = futures_util::future::join_all(joins).await.into_iter().map(Result::unwrap).collect();
+    let agreed: std::collections::HashSet<&str> =
+        rates.iter().zip(&joined).filter(|(_, joined)| **joined == Agreement::Agreed).map(|(rate, _)| *rate).collect();
+    assert_eq!(agreed.len(), 1, "{joined:?}");
+    let slots = f.number(SLOTS).await.to_string();
+    assert!(agreed.iter().all(|rate| rate.starts_with(&slots)), "{agreed:?}, {slots} slots");
+}
+
+#[tokio::test]
+async fn a_worker_that_was_taken_for_dead_claims_nothing_under_its_old_rate() {
+    let f = Fixture::new().await;
+    f.post("a").await;
+    let (ten, twenty) = ("10/60s".parse().unwrap(), "20/60s".parse().unwrap());
+    let (slow, quick) = (WorkerId::generate(), WorkerId::generate());
+    f.store.join_workers(slow, twenty).await.unwrap();
+    all_seem_dead(&f).await;
+    assert_eq!(f.store.join_workers(quick, ten).await.unwrap(), Agreement::Agreed);
+    assert!(f.store.claim_sign_jobs(1, LEASE, twenty).await.unwrap().jobs.is_empty());
+    assert_eq!(f.store.stay_worker(slow, twenty).await.unwrap(), Agreement::Differs(ten));
+    assert_eq!(f.store.claim_sign_jobs(1, LEASE, ten).await.unwrap().jobs.len(), 1);
 }

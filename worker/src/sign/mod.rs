@@ -2,8 +2,10 @@
 //!
 //! - [`upstream`] makes the call and says what came back, without judging;
 //! - [`outcome`] is the table that says what a reply means, and the decision what is next: pure, both;
-//! - [`queue`] puts them between a claim and a finish.
+//! - [`queue`] puts them between a claim and a finish;
+//! - [`membership`] makes sure that all workers call with one rate.
 
+pub mod membership;
 pub mod outcome;
 pub mod queue;
 pub mod upstream;

@@ -6,6 +6,7 @@ use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
+use shared::units::Rate;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
 
@@ -24,6 +25,8 @@ pub struct SignQueue {
     pub store: Store,
     /// Who signs.
     pub upstream: Upstream,
+    /// How often.
+    pub rate: Rate,
     /// Which statuses are tried again.
     pub retryable: Statuses,
     /// When.
@@ -37,7 +40,7 @@ impl Queue for SignQueue {
     const NAME: &'static str = "sign";
 
     async fn claim(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
-        self.store.claim_sign_jobs(most, self.upstream.timeout() + MARGIN).await
+        self.store.claim_sign_jobs(most, self.upstream.timeout() + MARGIN, self.rate).await
     }
 
     async fn work(&self, job: SignJob, give_up: CancellationToken) {

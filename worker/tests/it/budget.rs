@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use devkit::processes::Signal;
 use devkit::upstream::SimulatorOptions;
 
-use crate::world::{World, numbered, until};
+use crate::world::{PATIENCE, World, numbered, until};
 
 /// Ten calls in a second, strictly; every call fails, so that there is always work.
 fn insatiable() -> SimulatorOptions {
@@ -73,4 +73,44 @@ async fn after_429_every_slot_waits_as_long_as_the_upstream_asks() {
     assert!(paused.elapsed() >= Duration::from_millis(1900), "{:?}", paused.elapsed());
     assert!(states.iter().all(|state| state.attempts == 1), "the 429 counts for nobody");
     assert_eq!(world.upstream.audit().sign_calls, 12);
+}
+
+#[tokio::test]
+async fn a_worker_with_another_rate_refuses_loudly_and_the_first_goes_on() {
+    let world =
+        World::new(SimulatorOptions { rate: "10/1s".parse().unwrap(), enforce_rate: true, ..SimulatorOptions::reliable() }, "10/1s").await;
+    let _first = world.worker(&[]);
+    let ids = world.post(numbered(1)).await;
+    world.settled(&ids).await;
+    let mut other = world.worker(&[("UPSTREAM_RATE", "20/1s")]);
+    let ids = world.post((100..180).map(|n| format!("message {n}"))).await;
+    let code = other.wait_exit(PATIENCE).await.unwrap().code();
+    assert_eq!(code, Some(2), "{}", other.log());
+    assert!(other.log().contains("UPSTREAM_RATE=20/1s: other workers call the upstream with 10/1s"), "{}", other.log());
+    world.settled(&ids).await;
+    let audit = world.upstream.audit();
+    assert!(audit.max_in_window <= 10 && audit.over_budget == 0, "{audit:?}");
+}
+
+#[tokio::test]
+async fn the_rate_changes_with_the_workers_and_no_window_sees_more_than_the_larger_one() {
+    let world = World::new(SimulatorOptions { rate: "10/1s".parse().unwrap(), ..SimulatorOptions::reliable() }, "10/1s").await;
+    let mut first = world.worker(&[]);
+    let ids = world.post(numbered(60)).await;
+    until("some are signed", async || world.upstream.audit().sign_calls >= 15).await;
+    first.signal(Signal::Term).unwrap();
+    assert_eq!(first.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", first.log());
+    // Who has left is not waited for.
+    let started = std::time::Instant::now();
+    let _second = world.worker(&[("UPSTREAM_RATE", "4/1s")]);
+    let before = world.upstream.audit().sign_calls;
+    until("the new one works", async || world.upstream.audit().sign_calls > before).await;
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    world.settled(&ids).await;
+    let audit = world.upstream.audit();
+    assert!(audit.max_in_window <= 10, "{audit:?}");
+    // The last calls are those of the second worker alone.
+    let mut last: Vec<u64> = audit.recent.iter().rev().take(20).map(|call| call.at_ms).collect();
+    last.sort_unstable();
+    assert!(last.windows(5).all(|five| five[4] - five[0] >= 1000), "{last:?}");
 }

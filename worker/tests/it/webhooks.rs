@@ -145,7 +145,8 @@ async fn with_one_of_ten_receivers_hanging_the_other_nine_are_told_as_fast_as_wi
 
 /// With `concurrency` deliveries at a time to a receiver that takes so long: how many there are in a second, and how long each takes, in
 /// seconds, from the look-up to the end of the answer.
-async fn rate(concurrency: u16, milliseconds: u64, count: usize) -> (f64, f64) {
+async fn rate(concurrency: u16, milliseconds: u64, count: u16) -> (f64, f64) {
+    let (number, count) = (f64::from(count), usize::from(count));
     let world = reliable().await;
     let concurrent = concurrency.to_string();
     let _worker = world.worker(&[("WEBHOOK_CONCURRENCY", &concurrent), ("WEBHOOK_RECEIVER_CONCURRENCY", &concurrent)]);
@@ -162,7 +163,7 @@ async fn rate(concurrency: u16, milliseconds: u64, count: usize) -> (f64, f64) {
     for id in &ids {
         until("it is written", async || world.log(*id).await.deliveries[0].duration_ms.is_some()).await;
         // Whole milliseconds, rounded down.
-        latency += (f64::from(world.log(*id).await.deliveries[0].duration_ms.unwrap()) + 0.5) / 1000.0 / count as f64;
+        latency += (f64::from(world.log(*id).await.deliveries[0].duration_ms.unwrap()) + 0.5) / 1000.0 / number;
     }
     (f64::from(u32::try_from(to - from).unwrap()) / took.as_secs_f64(), latency)
 }

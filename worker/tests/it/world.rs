@@ -89,7 +89,7 @@ impl World {
                 traceparent: None,
             })
             .collect();
-        self.store.accept(&requests).await.unwrap();
+        self.store.accept(&requests, u64::MAX).await.unwrap();
         requests.into_iter().map(|request| request.id).collect()
     }
 

@@ -1,0 +1,163 @@
+//! Callers: one POST after another at a steady pace, each repeated until it is accepted.
+//!
+//! A caller does what callers are told to do: no answer, or 503, and it asks again, another `api`, with the same `Idempotency-Key`.
+//! Every single POST has to be answered within two seconds, 503 included. Not counted are those to a process that was killed, not yet
+//! ready after that, or stood still (SIGSTOP) at any moment while the POST was under way: no program can answer then.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use reqwest::Client;
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Result;
+use crate::http;
+
+/// Within this, every POST is answered.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// When a caller gives up on one POST; later than it may, so that the report can say how late answers are.
+const GIVE_UP: Duration = Duration::from_secs(6);
+/// Between two POSTs of one caller.
+const PAUSE: Duration = Duration::from_millis(200);
+/// One message in so many was posted before, by another caller.
+const SHARED: usize = 5;
+
+/// An `api` process as its callers see it.
+#[derive(Debug, Default)]
+pub(super) struct Target {
+    address: Mutex<String>,
+    /// Odd while the process can't answer, because it was killed or stands still.
+    disturbances: AtomicU64,
+    /// POSTs that it accepted.
+    pub(super) accepted: AtomicU64,
+    /// POSTs that it answered 503.
+    pub(super) refused: AtomicU64,
+    /// POSTs sent to it.
+    pub(super) sent: AtomicU64,
+}
+
+impl Target {
+    /// From now on, the process can't answer. Before the signal is sent.
+    pub(super) fn disturbed(&self) {
+        self.disturbances.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// From now on, it can, at this address. After it was found ready.
+    pub(super) fn mended(&self, address: Option<String>) {
+        if let Some(address) = address {
+            *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
+        }
+        self.disturbances.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn address(&self) -> String {
+        self.address.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What the callers saw.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// Every accepted request: its id and its message.
+    pub(super) accepted: Vec<(String, String)>,
+    /// How long each POST took that counts, in no order.
+    pub(super) answered_in: Vec<Duration>,
+    /// Of them, those that were answered 503.
+    pub(super) refused: usize,
+    /// POSTs that count and got no answer, or none that a caller can understand.
+    pub(super) unanswered: Vec<String>,
+    /// POSTs that do not count.
+    pub(super) excused: usize,
+}
+
+/// The callers.
+pub(super) struct Load {
+    pub(super) client: Client,
+    pub(super) targets: Vec<Arc<Target>>,
+    pub(super) key: &'static str,
+    pub(super) webhook_url: String,
+    pub(super) seed: u64,
+    pub(super) pace: Duration,
+}
+
+/// A client that has no connection left over from a process that is gone.
+pub(super) fn client() -> Result<Client> {
+    http::client_that(GIVE_UP, |builder| builder.pool_max_idle_per_host(0))
+}
+
+impl Load {
+    /// Posts until told to stop, and returns when every POST begun was accepted.
+    pub(super) async fn run(self, stop: CancellationToken) -> Seen {
+        let (load, seen) = (Arc::new(self), Arc::new(Mutex::new(Seen::default())));
+        let mut callers = JoinSet::new();
+        let mut ticks = tokio::time::interval(load.pace);
+        for number in 0.. {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            let (load, seen) = (Arc::clone(&load), Arc::clone(&seen));
+            callers.spawn(async move { load.caller(number, &seen).await });
+        }
+        // Each ends when it was accepted; whoever awaits this has a bound.
+        while callers.join_next().await.is_some() {}
+        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.clone()
+    }
+
+    async fn caller(&self, number: usize, seen: &Mutex<Seen>) {
+        let original = if number % SHARED == SHARED - 1 { number - 2 } else { number };
+        let message = format!("chaos {} #{original}", self.seed);
+        let body = json!({ "message": message, "webhookUrl": self.webhook_url }).to_string();
+        for attempt in 0.. {
+            let target = &self.targets[(number + attempt) % self.targets.len()];
+            let before = target.disturbances.load(Ordering::SeqCst);
+            target.sent.fetch_add(1, Ordering::SeqCst);
+            let started = Instant::now();
+            let mut post = self.client.post(format!("{}/crypto/sign", target.address())).header("Content-Type", "application/json");
+            post = post.header("X-API-Key", self.key).header("Idempotency-Key", format!("chaos-{number}")).body(body.clone());
+            // Half of the callers wait for a signature, half of them don't.
+            if number.is_multiple_of(2) {
+                post = post.header("Prefer", "respond-async");
+            }
+            let answer = http::json(post).await;
+            let took = started.elapsed();
+            let disturbed = before % 2 == 1 || target.disturbances.load(Ordering::SeqCst) != before;
+            if Self::note(&answer, took, disturbed, target, &message, seen) {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Writes down what became of a POST; was it accepted?
+    fn note(answer: &Answer, took: Duration, disturbed: bool, target: &Target, message: &str, seen: &Mutex<Seen>) -> bool {
+        let id = match answer {
+            Ok((status, body)) if matches!(status.as_u16(), 200 | 202) => body["id"].as_str(),
+            _ => None,
+        };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            _ if disturbed => seen.excused += 1,
+            Ok((status, _)) if id.is_some() || status.as_u16() == 503 => {
+                seen.answered_in.push(took);
+                if id.is_none() {
+                    seen.refused += 1;
+                    target.refused.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+            Ok((status, body)) => seen.unanswered.push(format!("{status} {} after {took:.1?}", body["code"])),
+            Err(error) => seen.unanswered.push(format!("{} after {took:.1?}", error.line())),
+        }
+        if let Some(id) = id {
+            target.accepted.fetch_add(1, Ordering::SeqCst);
+            seen.accepted.push((id.to_owned(), message.to_owned()));
+        }
+        id.is_some()
+    }
+}
+
+type Answer = Result<(reqwest::StatusCode, serde_json::Value)>;

@@ -1,0 +1,87 @@
+//! `devkit simulate`: the scheduling policy by simulation, against others and against what is possible.
+//!
+//! - `world` and `scenarios`: what is posted when, and what the upstream will do to it;
+//! - `discipline`: the orders and delays that are compared. Ours is production's own code: [`crate::backoff`] and [`crate::policy`] are
+//!   the sources of `shared`, and a test there holds the SQL of the claim to `policy`;
+//! - `engine`: one run, event by event, with slots as production has them; no clock, no sleep;
+//! - `oracle`: the earliest end that anybody could reach who knows every outage;
+//! - `figures`, `report`: what many runs come to, and whether the targets are met.
+//!
+//! What it leaves out: the time that a claim takes (milliseconds), crashes, and faults other than a message's outage. Those are for the
+//! tests with real processes.
+
+mod discipline;
+mod engine;
+mod figures;
+mod oracle;
+mod report;
+mod scenarios;
+#[cfg(test)]
+mod tests;
+mod world;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use crate::backoff::{Backoff, Jitter, Strategy};
+use crate::error::{Error, Result};
+use crate::units::{Rate, duration};
+use report::{Line, Report};
+
+/// The settings of `devkit simulate`. The delays are those of the worker's settings of the same names.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SimulateArgs {
+    /// Worlds for each scenario; the scenarios with long runs take fewer.
+    #[arg(long, env = "SEEDS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    seeds: u32,
+    /// How the delay between tries grows.
+    #[arg(long, env = "SIGN_RETRY_STRATEGY", value_enum, default_value = "adaptive")]
+    strategy: Strategy,
+    /// The smallest delay.
+    #[arg(long, env = "SIGN_RETRY_BASE", default_value = "1s", value_parser = duration)]
+    base: Duration,
+    /// The largest delay.
+    #[arg(long, env = "SIGN_RETRY_MAX", default_value = "10m", value_parser = duration)]
+    max: Duration,
+    /// By which fraction a delay may differ, either way: 0 to 1.
+    #[arg(long, env = "SIGN_RETRY_JITTER", default_value = "0.1")]
+    jitter: Jitter,
+}
+
+/// Runs every scenario under every discipline and prints the table. The code is 1 when a target is missed.
+pub(crate) fn run(args: &SimulateArgs) -> Result<ExitCode> {
+    let backoff = Backoff::new(args.strategy, args.base, args.max, args.jitter).map_err(Error::new)?;
+    let report = simulate(backoff, args.seeds, |line| say!("{line}")).map_err(Error::new)?;
+    say!("{report}");
+    Ok(if report.targets().iter().all(report::Target::is_met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The challenge's: ten calls in a minute.
+fn rate() -> Result<Rate, String> {
+    Rate::new(10, Duration::from_mins(1))
+}
+
+fn simulate(backoff: Backoff, seeds: u32, progress: impl Fn(&str)) -> Result<Report, String> {
+    let (rate, disciplines) = (rate()?, scenarios::disciplines(backoff)?);
+    let mut lines = Vec::new();
+    for scenario in scenarios::scenarios() {
+        let started = Instant::now();
+        // Every discipline on a thread of its own: they share nothing.
+        let figures: Vec<_> = std::thread::scope(|scope| {
+            let (scenario, rate) = (&scenario, &rate);
+            let threads: Vec<_> = disciplines
+                .iter()
+                .map(|(_, discipline)| scope.spawn(move || figures::figures(scenario, *discipline, seeds, *rate)))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
+        });
+        let worlds = (seeds / scenario.one_in).max(1);
+        progress(&format!("{}: {worlds} worlds, {} disciplines, {:.1?}", scenario.name, disciplines.len(), started.elapsed()));
+        for ((discipline, _), figures) in disciplines.iter().zip(figures) {
+            lines.push(Line { scenario: scenario.name, discipline, figures });
+        }
+    }
+    Ok(Report { lines })
+}

@@ -1,0 +1,27 @@
+-- Workers of one upstream must not mix rates: each one that calls it says so here, and with which rate, while it lives.
+
+create table sign_workers (
+    id uuid primary key,
+    calls integer not null,
+    window_length interval not null,
+    seen_at timestamptz not null default now(),
+    constraint a_window_has_calls_and_length check (calls > 0 and window_length > interval '0')
+) with (fillfactor = 50);
+
+comment on table sign_workers is 'The workers that call the upstream. A row whose worker has not been seen for a while is a worker that was killed.';
+comment on column sign_workers.id is 'Made by the worker at its start.';
+comment on column sign_workers.calls is 'Calls allowed in any window, as this worker was told.';
+comment on column sign_workers.window_length is 'Length of the window, as this worker was told.';
+comment on column sign_workers.seen_at is 'When the worker last said that it lives.';
+
+-- The window stands beside the slot, because a claim that began before the rate was changed and got its slot after reads its slot anew,
+-- but nothing else.
+alter table upstream_slots add column window_length interval;
+update upstream_slots set window_length = (select window_length from upstream);
+alter table upstream_slots alter column window_length set not null;
+comment on column upstream_slots.window_length is 'Length of the window of the agreed rate: how long after the response the slot is free again.';
+
+alter table upstream add column breaker_at timestamptz;
+update upstream set breaker_at = now() where probe_at is not null;
+alter table upstream add constraint breaker_at_iff_open check ((breaker_at is null) = (probe_at is null));
+comment on column upstream.breaker_at is 'When the last failure that opened the circuit breaker, or kept it open, was noticed; null: the breaker is closed.';

@@ -1,0 +1,200 @@
+//! When a waiting message will be signed, as far as the queue, the slots and the policy tell. Pure.
+//!
+//! A [`Forecast`] is a look at the whole queue at one moment. It is read once and answers for every request that is asked about soon
+//! after, so that a thousand callers who want to know their place cost one statement.
+//!
+//! What it knows: how many go first, when each slot is free, and when a retry is due. What nobody knows is whether the next call of a
+//! message will be the one that succeeds; the forecast is the time of that call.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::policy;
+
+/// What orders the jobs of a lane: when a job is due, and its number.
+pub type Turn = (OffsetDateTime, i64);
+
+/// The pending jobs of one lane, in the order in which they are tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lane {
+    /// Some of the jobs, each with its place, counted from 1; all of the first ones.
+    pub marks: Vec<(Turn, u32)>,
+}
+
+impl Lane {
+    /// The place of a job with this turn among those of the lane: right for the first ones, and near enough between two marks.
+    fn place(&self, turn: Turn) -> u32 {
+        let before = self.marks.partition_point(|(mark, _)| *mark < turn);
+        self.marks.get(before).map_or_else(|| self.length() + 1, |(_, place)| *place)
+    }
+
+    fn length(&self) -> u32 {
+        self.marks.last().map_or(0, |(_, place)| *place)
+    }
+}
+
+/// The queue of sign jobs at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forecast {
+    /// That moment.
+    pub at: OffsetDateTime,
+    /// What was never tried.
+    pub fresh: Lane,
+    /// What failed at least once.
+    pub retries: Lane,
+    /// When each slot is free, the first one first. Empty: no worker has started yet.
+    pub slots: Vec<OffsetDateTime>,
+    /// How long after its use a slot is free again.
+    pub window: Duration,
+    /// No call before this time: the upstream asked for a pause, or is down.
+    pub closed_until: OffsetDateTime,
+}
+
+/// A job that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Whether it was never tried.
+    pub fresh: bool,
+    /// Its turn.
+    pub turn: Turn,
+    /// Whether it is being tried at this moment.
+    pub in_flight: bool,
+}
+
+/// A place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Counted from 1.
+    pub position: u32,
+    /// When a signature is expected.
+    pub expected_at: OffsetDateTime,
+}
+
+impl Forecast {
+    /// The place of a job.
+    #[must_use]
+    pub fn place(&self, job: Waiting) -> Place {
+        if job.in_flight {
+            return Place { position: 1, expected_at: self.at };
+        }
+        let position = if job.fresh {
+            self.fresh.place(job.turn)
+        } else {
+            let rank = self.retries.place(job.turn);
+            let behind_all_fresh = self.fresh.length().saturating_add(rank);
+            // A retry that has been due for long has a share of the slots to itself.
+            let share = self
+                .calls_until(job.turn.0 + self.window * u32::from(policy::RETRY_OVERDUE_WINDOWS))
+                .saturating_add(rank.saturating_mul(policy::RETRY_EVERY.into()));
+            behind_all_fresh.min(share)
+        };
+        Place { position, expected_at: self.call(position).max(job.turn.0) }
+    }
+
+    /// When the call of this number, counted from 1, is made, if every call before it is made as soon as a slot is free.
+    fn call(&self, number: u32) -> OffsetDateTime {
+        let opens = self.closed_until.max(self.at);
+        let Ok(slots) = u32::try_from(self.slots.len()) else { return opens };
+        let Some(before) = number.checked_sub(1).filter(|_| slots > 0) else { return opens };
+        let free = self.slots.get((before % slots) as usize).map_or(opens, |free| opens.max(*free));
+        free + self.window.saturating_mul(before / slots)
+    }
+
+    /// How many calls are made until `time`.
+    fn calls_until(&self, time: OffsetDateTime) -> u32 {
+        let Ok(slots) = u32::try_from(self.slots.len()) else { return u32::MAX };
+        let seconds = (time - self.at).as_seconds_f64().max(0.0);
+        let windows = seconds / self.window.as_secs_f64();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "not negative; a float too large becomes the largest number"
+        )]
+        let calls = (windows * f64::from(slots)) as u32;
+        calls
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
+    const WINDOW: Duration = Duration::from_mins(1);
+
+    fn lane(length: u32) -> Lane {
+        Lane { marks: (1..=length).map(|place| ((NOW, i64::from(place)), place)).collect() }
+    }
+
+    fn forecast(fresh: u32, retries: u32) -> Forecast {
+        Forecast { at: NOW, fresh: lane(fresh), retries: lane(retries), slots: vec![NOW; 10], window: WINDOW, closed_until: NOW }
+    }
+
+    fn seconds(place: Place) -> i64 {
+        (place.expected_at - NOW).whole_seconds()
+    }
+
+    fn fresh(number: i64) -> Waiting {
+        Waiting { fresh: true, turn: (NOW, number), in_flight: false }
+    }
+
+    fn retry(number: i64, due_in: u64) -> Waiting {
+        Waiting { fresh: false, turn: (NOW + Duration::from_secs(due_in), number), in_flight: false }
+    }
+
+    #[test]
+    fn ten_go_at_once_and_ten_a_window_later() {
+        let places: Vec<(u32, i64)> = [1, 10, 11, 20, 21].map(|n| forecast(60, 0).place(fresh(n))).map(|p| (p.position, seconds(p))).into();
+        assert_eq!(places, [(1, 0), (10, 0), (11, 60), (20, 60), (21, 120)]);
+    }
+
+    #[test]
+    fn slots_that_are_taken_are_waited_for_and_so_is_a_pause() {
+        let mut later = forecast(60, 0);
+        later.slots = (0..10).map(|n| NOW + Duration::from_secs(n * 6)).collect();
+        assert_eq!((seconds(later.place(fresh(3))), seconds(later.place(fresh(13)))), (12, 72));
+        later.closed_until = NOW + Duration::from_secs(30);
+        assert_eq!((seconds(later.place(fresh(1))), seconds(later.place(fresh(10)))), (30, 54));
+    }
+
+    #[test]
+    fn a_retry_comes_after_what_was_never_tried_and_not_before_it_is_due() {
+        let place = forecast(20, 5).place(retry(5, 0));
+        assert_eq!((place.position, seconds(place)), (25, 120));
+        assert_eq!(seconds(forecast(0, 1).place(retry(1, 40))), 40);
+    }
+
+    #[test]
+    fn a_retry_behind_a_long_queue_is_tried_in_its_share() {
+        let place = forecast(10_000, 1).place(retry(1, 0));
+        assert_eq!(place.position, 50 + u32::from(policy::RETRY_EVERY), "five windows of ten calls, and the next fifth one");
+    }
+
+    #[test]
+    fn what_came_after_the_look_stands_at_the_end() {
+        assert_eq!(forecast(7, 0).place(fresh(1000)).position, 8);
+        assert_eq!(forecast(0, 0).place(fresh(1)).position, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_is_expected_before_who_goes_first(
+            length in 1u32..200, offsets in prop::collection::vec(0u64..120, 1..20), pause in 0u64..200,
+        ) {
+            let mut slots: Vec<OffsetDateTime> = offsets.iter().map(|s| NOW + Duration::from_secs(*s)).collect();
+            slots.sort();
+            // A slot is never taken for longer than a window from now.
+            for free in &mut slots {
+                *free = (*free).min(NOW + WINDOW);
+            }
+            let forecast = Forecast { slots, closed_until: NOW + Duration::from_secs(pause), ..forecast(length, 0) };
+            let times: Vec<_> = (1..=length).map(|n| forecast.place(fresh(n.into())).expected_at).collect();
+            prop_assert!(times.is_sorted(), "{times:?}");
+            prop_assert!(times[0] >= NOW + Duration::from_secs(pause));
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Being one of the workers that call the upstream: all of them with one rate, or not at all.
+
+use std::time::Duration;
+
+use shared::store::upstream::{Agreement, LIVES_FOR, SEEN_EVERY, WorkerId};
+use shared::store::{Store, StoreError};
+use shared::units::Rate;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::driver::display_chain;
+use crate::error::StartError;
+
+/// How long a worker whose rate differs waits for the others to go: a little longer than one that was killed seems to live.
+const OTHERS_GO_WITHIN: Duration = Duration::from_secs(LIVES_FOR.as_secs() + 2);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+
+/// The part that this process takes.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    store: Store,
+    worker: WorkerId,
+    rate: Rate,
+}
+
+impl Membership {
+    /// Takes part with `rate`. If others live that work with another one, waits until they have gone, in case they are just being
+    /// replaced; `None` if `stop` is cancelled meanwhile.
+    ///
+    /// # Errors
+    /// If they stay, and those that waiting for Postgres does not mend.
+    pub async fn join(store: &Store, rate: Rate, stop: &CancellationToken) -> Result<Option<Self>, StartError> {
+        let member = Self { store: store.clone(), worker: WorkerId::generate(), rate };
+        let mut refused: Option<Instant> = None;
+        while !stop.is_cancelled() {
+            match store.join_workers(member.worker, rate).await {
+                Ok(Agreement::Agreed) => return Ok(Some(member)),
+                Ok(Agreement::Differs(others)) => {
+                    let since = *refused.get_or_insert_with(|| {
+                        tracing::warn!(%rate, %others, "waiting for the workers with another UPSTREAM_RATE to stop");
+                        Instant::now()
+                    });
+                    if since.elapsed() > OTHERS_GO_WITHIN {
+                        return Err(StartError::Settings(differs(rate, others)));
+                    }
+                }
+                Err(StoreError::Unavailable(_) | StoreError::Contended(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Says from time to time that this worker lives, until `stop`; then that it is gone.
+    ///
+    /// # Errors
+    /// If others, who had to take this worker for dead, work with another rate by now. What is claimed is finished; nothing more is.
+    pub async fn keep(self, stop: CancellationToken) -> Result<(), StartError> {
+        while !stop.is_cancelled() {
+            match self.store.stay_worker(self.worker, self.rate).await {
+                Ok(Agreement::Agreed) => {}
+                Ok(Agreement::Differs(others)) => return Err(StartError::Settings(differs(self.rate, others))),
+                Err(error) => tracing::debug!(error = display_chain(&error), "can't say that this worker lives"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(SEEN_EVERY) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that this worker is gone, so that nobody waits for it. Should that fail, it shows by itself.
+    pub async fn leave(self) {
+        let _ = tokio::time::timeout(LEAVE_WITHIN, self.store.leave_workers(self.worker)).await;
+    }
+}
+
+fn differs(rate: Rate, others: Rate) -> String {
+    format!("UPSTREAM_RATE={rate}: other workers call the upstream with {others}; give all of them the same rate, or stop them first")
+}
