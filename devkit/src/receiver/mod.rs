@@ -128,7 +128,7 @@ impl Receiver {
     }
 
     /// How many deliveries are such.
-    pub(crate) fn count(&self, which: impl Fn(&Delivery) -> bool) -> usize {
+    pub fn count(&self, which: impl Fn(&Delivery) -> bool) -> usize {
         self.service.state().deliveries.iter().filter(|delivery| which(delivery)).count()
     }
 

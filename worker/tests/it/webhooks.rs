@@ -136,8 +136,12 @@ async fn p99(hanging: bool) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-#[tokio::test]
+/// Tests that measure do it one after the other.
+static MEASURING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_one_of_ten_receivers_hanging_the_other_nine_are_told_as_fast_as_without() {
+    let _alone = MEASURING.lock().await;
     let (without, with) = (p99(false).await, p99(true).await);
     println!("p99 without a hanging receiver {without:?}, with one {with:?}");
     assert!(with <= without.mul_f64(1.5).max(Duration::from_millis(50)), "{with:?} with a hanging receiver, {without:?} without");
@@ -153,7 +157,9 @@ async fn rate(concurrency: u16, milliseconds: u64, count: u16) -> (f64, f64) {
     world.signed("known").await;
     world.receiver.set_behaviour(latency(milliseconds));
     let ids = world.post_to((0..count).map(|n| ("known".to_owned(), world.receiver.url(&format!("/{n}"))))).await;
-    let all = world.receiver.wait_for(PATIENCE, |all| all.len() > count).await.unwrap();
+    // Not by `wait_for`, which looks at all of them after each one.
+    until("all have arrived", async || world.receiver.count(|_| true) > count).await;
+    let all = world.receiver.deliveries();
     let mut arrivals: Vec<SystemTime> = all.iter().filter(|one| one.path != "/signed").map(|one| one.received_at).collect();
     arrivals.sort_unstable();
     // The middle, without the first ones and the last ones.
@@ -168,8 +174,9 @@ async fn rate(concurrency: u16, milliseconds: u64, count: u16) -> (f64, f64) {
     (f64::from(u32::try_from(to - from).unwrap()) / took.as_secs_f64(), latency)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn as_many_deliveries_are_under_way_as_may_be() {
+    let _alone = MEASURING.lock().await;
     for (concurrency, milliseconds, count) in [(16, 100, 480), (4, 10, 1000)] {
         let (rate, latency) = rate(concurrency, milliseconds, count).await;
         let possible = f64::from(concurrency) / latency;
