@@ -38,6 +38,10 @@ const STORE_WITHIN: Duration = Duration::from_millis(1700);
 /// The longest that reading may go on after the caller's time is up. Beyond, the answer is what is known.
 const READ_AFTERWARDS: Duration = Duration::from_millis(300);
 
+/// A POST that asked for no longer wait is answered by then, counted from its arrival: the more time storing took, the less is left for
+/// reading. The rest of two seconds is for a machine that has other things to do as well.
+const ANSWER_WITHIN: Duration = Duration::from_millis(1800);
+
 /// The longest that a read may take when there is time.
 const READ_WITHIN: Duration = Duration::from_millis(1500);
 
@@ -135,7 +139,8 @@ impl Answers {
             Ok(Err(BatchError::Full | BatchError::Stopped | BatchError::Failed(_))) | Err(_) => return Err(NotStored::Unavailable),
         };
         let deadline = if settled { arrived } else { arrived + wait };
-        let state = self.wait(id, &mut waiter, deadline, !settled).await;
+        let latest = arrived + ANSWER_WITHIN.max(wait + READ_AFTERWARDS);
+        let state = self.wait(id, &mut waiter, deadline, latest, !settled).await;
         // It is stored: whatever happened since, the caller gets a receipt.
         Ok(state.ok().flatten().map_or_else(|| known.pending(id, created_at), |state| state.request))
     }
@@ -154,7 +159,7 @@ impl Answers {
         if first.request.status != Status::Pending || self.affordable(wait).is_zero() {
             return Ok(Some(first.request));
         }
-        Ok(self.wait(id, &mut waiter, deadline, false).await?.map(|state| state.request))
+        Ok(self.wait(id, &mut waiter, deadline, deadline + READ_AFTERWARDS, false).await?.map(|state| state.request))
     }
 
     /// How long a caller that is registered may wait: not at all, if there are too many.
@@ -162,14 +167,22 @@ impl Answers {
         if self.waiters.count() > self.bounds.waiters { Duration::ZERO } else { wait }
     }
 
-    /// Reads until the state is final or the deadline has come; reads at least once. `fresh`: nothing can have changed before the
-    /// first wake-up, so the first read can wait for it.
-    async fn wait(&self, id: Uuid, waiter: &mut Waiter, deadline: Instant, mut fresh: bool) -> Result<Option<RequestState>, ReadError> {
+    /// Reads until the state is final or the deadline has come; reads at least once, but not beyond `latest`. `fresh`: nothing can have
+    /// changed before the first wake-up, so the first read can wait for it.
+    async fn wait(
+        &self,
+        id: Uuid,
+        waiter: &mut Waiter,
+        deadline: Instant,
+        latest: Instant,
+        mut fresh: bool,
+    ) -> Result<Option<RequestState>, ReadError> {
         let mut deaf = LOOK_DEAF.0;
         loop {
             let over = Instant::now() >= deadline || self.stop.is_cancelled();
             if over || !fresh {
-                match self.read(id, if over { READ_AFTERWARDS } else { READ_WITHIN }).await {
+                let left = latest.saturating_duration_since(Instant::now());
+                match self.read(id, if over { READ_AFTERWARDS.min(left) } else { READ_WITHIN.min(left) }).await {
                     Ok(state) if over || state.as_ref().is_none_or(|state| state.request.status != Status::Pending) => return Ok(state),
                     Err(error) if over => return Err(error),
                     Ok(_) => {}

@@ -65,6 +65,8 @@ pub(super) struct Seen {
     pub(super) accepted: Vec<(String, String)>,
     /// How long each POST took that counts, in no order.
     pub(super) answered_in: Vec<Duration>,
+    /// Of them, those that took too long: when they began, and what was answered.
+    pub(super) late: Vec<String>,
     /// Of them, those that were answered 503.
     pub(super) refused: usize,
     /// POSTs that count and got no answer, or none that a caller can understand.
@@ -81,6 +83,8 @@ pub(super) struct Load {
     pub(super) webhook_url: String,
     pub(super) seed: u64,
     pub(super) pace: Duration,
+    /// When the run began; late answers are told by it.
+    pub(super) began: Instant,
 }
 
 /// A client that has no connection left over from a process that is gone.
@@ -126,15 +130,32 @@ impl Load {
             let answer = http::json(post).await;
             let took = started.elapsed();
             let disturbed = before % 2 == 1 || target.disturbances.load(Ordering::SeqCst) != before;
-            if Self::note(&answer, took, disturbed, target, &message, seen) {
+            let at = started.saturating_duration_since(self.began);
+            let post = Post { number, message: &message, target, at, took, disturbed };
+            if post.note(&answer, seen) {
                 return;
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
 
-    /// Writes down what became of a POST; was it accepted?
-    fn note(answer: &Answer, took: Duration, disturbed: bool, target: &Target, message: &str, seen: &Mutex<Seen>) -> bool {
+/// One POST that is over.
+struct Post<'a> {
+    number: usize,
+    message: &'a str,
+    target: &'a Target,
+    /// When it began, since the run did.
+    at: Duration,
+    took: Duration,
+    /// Does it not count?
+    disturbed: bool,
+}
+
+impl Post<'_> {
+    /// Writes down what became of it; was it accepted?
+    fn note(&self, answer: &Answer, seen: &Mutex<Seen>) -> bool {
+        let Self { number, message, target, at, took, disturbed } = *self;
         let id = match answer {
             Ok((status, body)) if matches!(status.as_u16(), 200 | 202) => body["id"].as_str(),
             _ => None,
@@ -144,13 +165,16 @@ impl Load {
             _ if disturbed => seen.excused += 1,
             Ok((status, _)) if id.is_some() || status.as_u16() == 503 => {
                 seen.answered_in.push(took);
+                if took > ANSWER_WITHIN {
+                    seen.late.push(format!("POST #{number} at {at:.1?}: {status} after {took:.2?}"));
+                }
                 if id.is_none() {
                     seen.refused += 1;
                     target.refused.fetch_add(1, Ordering::SeqCst);
                 }
             }
-            Ok((status, body)) => seen.unanswered.push(format!("{status} {} after {took:.1?}", body["code"])),
-            Err(error) => seen.unanswered.push(format!("{} after {took:.1?}", error.line())),
+            Ok((status, body)) => seen.unanswered.push(format!("POST #{number} at {at:.1?}: {status} {} after {took:.1?}", body["code"])),
+            Err(error) => seen.unanswered.push(format!("POST #{number} at {at:.1?}: {} after {took:.1?}", error.line())),
         }
         if let Some(id) = id {
             target.accepted.fetch_add(1, Ordering::SeqCst);

@@ -77,6 +77,10 @@ impl Kind {
         })
     }
 
+    pub(super) fn is_of_upstream(self) -> bool {
+        self.of_calls().is_some() || self == Self::UpstreamGone
+    }
+
     /// What the receiver does, if this kind is one of receivers.
     pub(super) fn of_receivers(self) -> Option<Misbehaviour> {
         match self {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use tokio::sync::Mutex;
 
 use super::world::{PATIENCE, POLL};
 use crate::error::{Context, Error, Result};
@@ -39,6 +40,7 @@ const UNFENCED: &str = "
 pub(super) struct Database {
     pub(super) cluster: Cluster,
     pub(super) name: &'static str,
+    connection: Mutex<Option<PgConnection>>,
 }
 
 /// A sign job that somebody has.
@@ -63,6 +65,12 @@ pub(super) struct Tables {
 }
 
 impl Database {
+    /// An empty database in this cluster.
+    pub(super) async fn create(cluster: Cluster, name: &'static str) -> Result<Self> {
+        cluster.create_database(name).await?;
+        Ok(Self { cluster, name, connection: Mutex::default() })
+    }
+
     /// A role for one process, and the address that logs in with it.
     pub(super) async fn url_for(&self, role: &str) -> Result<String> {
         // Superusers all: whoever makes the schema, everybody can use it.
@@ -137,11 +145,20 @@ impl Database {
         Ok(self.rows(sql).await?.first().map_or(0, |row| row.get(0)))
     }
 
-    /// Over a connection of its own: the last one may not have survived what happened since.
+    /// Over the connection of the last time, if it still works: many a condition is looked at many times a second.
     async fn rows(&self, sql: &str) -> Result<Vec<PgRow>> {
+        let mut kept = self.connection.lock().await;
+        // Taken out: if this is abandoned in the middle, nobody goes on with half an answer.
+        if let Some(mut connection) = kept.take()
+            && let Ok(rows) = sqlx::query(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await
+        {
+            *kept = Some(connection);
+            return Ok(rows);
+        }
+        // It did not survive what happened since.
         let mut connection = self.connect().await?;
         let rows = sqlx::query(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await.context(|| sql.to_owned())?;
-        let _ = connection.close().await;
+        *kept = Some(connection);
         Ok(rows)
     }
 
@@ -162,6 +179,8 @@ fn quoted(texts: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::Connection;
+
     use super::*;
     use crate::postgres::ClusterOptions;
 
@@ -178,8 +197,7 @@ mod tests {
     #[tokio::test]
     async fn a_result_by_a_process_that_had_not_the_lease_shows() {
         let cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
-        cluster.create_database("chaos").await.unwrap();
-        let database = Database { cluster, name: "chaos" };
+        let database = Database::create(cluster, "chaos").await.unwrap();
         database.run(TABLES).await.unwrap();
         database.record().await.unwrap();
         let (one, other) = (database.url_for("one").await.unwrap(), database.url_for("other").await.unwrap());

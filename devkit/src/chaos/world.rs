@@ -30,7 +30,7 @@ const TIMEOUT: &str = "1s";
 /// The longest that anything is waited for. Longer than a lease, a window, and a Postgres that recovers; never waited for in full
 /// unless something is broken.
 pub(super) const PATIENCE: Duration = Duration::from_mins(1);
-pub(super) const POLL: Duration = Duration::from_millis(10);
+pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// An `api` process.
 pub(super) struct Api {
@@ -57,8 +57,17 @@ pub(super) struct World {
     /// What others have still to take over from workers that were killed or stopped.
     pub(super) takeovers: Vec<Takeover>,
     pub(super) client: Client,
+    /// Results that workers since killed had brought too late.
+    pub(super) fenced_off: usize,
     /// Processes started so far; makes a role for each.
     started: usize,
+}
+
+impl Worker {
+    /// Results that it brought when the job was somebody else's, and that changed nothing: how often it says so in its log.
+    pub(super) fn fenced_off(&self) -> usize {
+        self.process.log().matches("the lease had run out: nothing was changed").count()
+    }
 }
 
 impl World {
@@ -77,10 +86,9 @@ impl World {
         };
         let upstream = Simulator::start(any, options).await?;
         let receiver = Receiver::start(any, ReceiverOptions { secret: Some(SECRET.to_owned()) }).await?;
-        let database = Arc::new(Database { cluster: Cluster::start(ClusterOptions::default()).await?, name: "chaos" });
-        database.cluster.create_database(database.name).await?;
+        let database = Arc::new(Database::create(Cluster::start(ClusterOptions::default()).await?, "chaos").await?);
         let (apis, workers, takeovers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut world = Self { apis, workers, takeovers, upstream, receiver, database, client: client()?, started: 0 };
+        let mut world = Self { apis, workers, takeovers, upstream, receiver, database, client: client()?, fenced_off: 0, started: 0 };
         for _ in 0..APIS {
             let (process, address) = world.spawn_api().await?;
             let target = Arc::new(Target::default());

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::discipline::{Discipline, Queue};
 use super::world::World;
 use crate::backoff::Failure;
-use crate::policy::Slot;
+use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS, Slot};
 
 /// A window is stretched by so much when a slot waits for it: `store::upstream::CLOCKS_DRIFT` in production.
 const CLOCKS_DRIFT: f64 = 1.001;
@@ -34,16 +34,17 @@ pub struct Run {
     pub largest_part_of_bound: f64,
 }
 
-/// The longest that a due message may wait for its next try when `ahead` messages of its lane are due before it.
+/// The longest that a due message may wait for its next try when `ahead` messages of its lane are due before it; `cycle` is a window and
+/// an answer, the time in which a slot is used once while due work waits.
 ///
-/// First tries get at least four of five uses of the slots, retries at least one of five once they have been due for five windows, each
-/// in the order of being due. A slot is used once in a `cycle` (window and answer) while due work waits; its fifth use comes within five.
+/// Of [`RETRY_EVERY`] uses in a row of a slot, one prefers a retry that has been due for [`RETRY_OVERDUE_WINDOWS`], and the others
+/// first tries; each lane goes in the order of being due. So in every so many cycles `calls` retries are called, or that many first tries
+/// for each of the other uses, and nobody goes before those that were ahead.
 pub fn bound(ahead: usize, retry: bool, calls: u16, cycle: Duration) -> Duration {
-    let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
-    // Five cycles hold `calls` uses that prefer retries, and four times as many that do not.
-    let in_five = u32::from(calls) * if retry { 1 } else { 4 };
-    let cycles = 5 * (ahead / in_five + 1) + if retry { 5 } else { 0 };
-    cycle * cycles
+    let every = u32::from(RETRY_EVERY);
+    let called = u32::from(calls) * if retry { 1 } else { every - 1 };
+    let rounds = u32::try_from(ahead).unwrap_or(u32::MAX) / called + 1;
+    cycle * (every * rounds + if retry { u32::from(RETRY_OVERDUE_WINDOWS) } else { 0 })
 }
 
 #[derive(Clone, Copy, Debug, Default)]

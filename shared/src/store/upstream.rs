@@ -114,10 +114,15 @@ impl Store {
             return Ok(Agreement::Differs(read_rate(old.calls, old.window)?));
         }
         if !old.same {
+            // A slot that is in use stays taken until its lease ends and a window has passed: what its use before this one asks of the
+            // new rate is known to nobody, so a call that was not made must not free it sooner. In a longer window a slot may have been
+            // used more than once; so all slots wait until the last use of any is out of it.
             sqlx::query!(
-                "-- upstream.lengthen_window
-                update upstream_slots
-                set free_at = free_at + make_interval(secs => $1), window_length = make_interval(secs => $2)",
+                "-- upstream.change_window
+                update upstream_slots s
+                set free_at = case when $1 > 0.0::float8 then last.free_at + make_interval(secs => $1) else s.free_at end,
+                    window_length = make_interval(secs => $2), lease_token = null
+                from (select max(free_at) as free_at from upstream_slots) last",
                 old.longer_by,
                 seconds(rate.window()),
             )

@@ -11,5 +11,6 @@ mod listen;
 mod policy;
 mod retention;
 mod sign;
+mod slots;
 mod upstream;
 mod webhook;

@@ -69,3 +69,42 @@ async fn a_message_whose_signing_job_is_gone_can_be_posted_and_signed_again() {
     let again = f.signed("a").await;
     assert_eq!(f.store.requests(&[again]).await.unwrap()[&again].request.signature.as_deref(), Some("signature of a"));
 }
+
+#[tokio::test]
+async fn retention_in_small_groups_disturbs_neither_claims_nor_posts_and_leaves_exactly_what_is_young() {
+    let f = Fixture::new().await;
+    f.agree("1000/60s").await;
+    let old: Vec<_> = (0..120).map(|n| f.request(&format!("old {n}"))).collect();
+    f.store.accept(&old, u64::MAX).await.unwrap();
+    for job in f.claim(200).await {
+        f.finish(job, Ending::Signed("s".to_owned())).await;
+    }
+    age_everything(&f).await;
+    let forgetting = async {
+        let mut groups = Vec::new();
+        loop {
+            let deleted = f.store.forget(DAY, 16).await.unwrap();
+            groups.push(deleted);
+            if deleted < 16 {
+                return groups;
+            }
+        }
+    };
+    let working = async {
+        for n in 0..40 {
+            // Some are posted again while they are being forgotten.
+            let message = if n % 2 == 0 { format!("old {n}") } else { format!("young {n}") };
+            f.post(&message).await;
+            for job in f.claimed(5).await.unwrap().jobs {
+                f.finish(job, Ending::Signed("s".to_owned())).await;
+            }
+        }
+    };
+    let (groups, ()) = tokio::join!(forgetting, working);
+    assert!(groups.iter().all(|deleted| *deleted <= 16) && groups.iter().sum::<u32>() == 120, "{groups:?}");
+    assert_eq!(f.number("select count(*) from requests").await, 40);
+    let unsigned = "select count(*) from requests r join jobs j on j.id = r.sign_job_id join messages m on m.digest = j.message_digest
+        where m.signature is null";
+    assert_eq!(f.number(unsigned).await, 0, "each of the young has its signature");
+    assert_eq!(f.store.pending_requests().await.unwrap(), 0);
+}

@@ -41,15 +41,17 @@ async fn a_rate_that_is_lowered_and_raised_again_forgets_no_call() {
 }
 
 #[tokio::test]
-async fn a_longer_window_makes_what_was_used_wait_longer() {
+async fn a_longer_window_makes_all_wait_until_what_was_used_is_out_of_it() {
     let f = Fixture::new().await;
     f.run("update upstream_slots set free_at = now() + interval '10 s' where slot <= 4").await;
     f.agree("10/90s").await;
-    let wait = f.number("select extract(epoch from max(free_at) - now())::bigint from upstream_slots").await;
+    let wait = f.number("select extract(epoch from min(free_at) - now())::bigint from upstream_slots").await;
     assert!((38..=40).contains(&wait), "10 s were left, and the window is 30 s longer: {wait}");
-    assert_eq!(f.number(FREE).await, 6);
     f.agree("10/60s").await;
     assert_eq!(f.number("select extract(epoch from window_length)::bigint from upstream").await, 60);
+    let unused = Fixture::new().await;
+    unused.agree("10/90s").await;
+    assert_eq!(unused.number(FREE).await, 10, "where nothing was used there is nothing to wait for");
 }
 
 /// Nobody has heard of any worker for longer than a worker lives without a word.
