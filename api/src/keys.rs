@@ -16,6 +16,7 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartE
     if settings.database.migrate_on_start {
         store.migrate().await?;
     }
+    store.agree_on_encryption().await?;
     match command {
         KeysCommand::Create { name, scopes, expires_in } => {
             if !(1..=64).contains(&name.chars().count()) {
@@ -37,6 +38,29 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartE
                 let state = if key.revoked_at.is_some() { "revoked" } else { "live" };
                 let expires = key.expires_at.map_or_else(|| "never".to_owned(), day);
                 println!("{:<24} {:<12} {:<21} {:<21} {state}", key.name, key.scopes.join(","), day(key.created_at), expires);
+            }
+        }
+        KeysCommand::RotateWebhookSecret { name, grace } => {
+            let secret = WebhookSecret::generate();
+            if !store.rotate_webhook_secret(&name, &secret, grace).await? {
+                return Err(StartError::Command(format!("{name}: no live key has this name; `api keys list` shows them")));
+            }
+            println!("webhook secret: {}", secret.expose_text());
+            if grace.is_zero() {
+                eprintln!("Keep it: it is not shown again. Webhooks are signed with it only, from now on.");
+            } else {
+                let grace = humantime::format_duration(grace);
+                eprintln!("Keep it: it is not shown again. For {grace}, webhooks are signed with the old one too.");
+            }
+            if name == "bootstrap" {
+                eprintln!("Where BOOTSTRAP_WEBHOOK_SECRET is set, change it too: it is put back when `api` starts.");
+            }
+        }
+        KeysCommand::Reencrypt => {
+            let done = store.reencrypt().await?;
+            println!("encrypted again: {} webhook secrets", done.secrets);
+            for (key, requests) in done.needed {
+                println!("still needed: {key}, by the headers of {requests} requests, until their retention is over");
             }
         }
         KeysCommand::Revoke { name } => {

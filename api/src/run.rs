@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use poem::listener::{Acceptor, Listener, TcpListener};
+use shared::address_guard::Guard;
 use shared::store::keys::ApiKey;
 use shared::store::{Audience, Hint, Store, StoreError};
 use shared::{operations, shutdown, telemetry, tls};
@@ -12,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answers::{Answers, Bounds};
 use crate::http::auth::Keys;
-use crate::http::{self, Limits};
+use crate::http::{self, Limits, Parts};
 use crate::settings::Settings;
 use crate::waiters::Waiters;
 
@@ -23,7 +24,7 @@ pub enum StartError {
     #[error(transparent)]
     Telemetry(#[from] telemetry::TelemetryError),
     /// Postgres, or its address.
-    #[error("DATABASE_URL: {}", with_cause(.0))]
+    #[error("{}: {}", .0.variable(), with_cause(.0))]
     Store(#[from] StoreError),
     /// The address is taken.
     #[error("{0}={1}: {2}")]
@@ -54,6 +55,9 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-api")?;
     let store = Store::connect_lazily(&settings.database)?;
+    if !store.encrypts() {
+        tracing::warn!("ENCRYPTION_KEY is not set: webhook secrets and headers are stored unencrypted");
+    }
     let stop = shutdown::on_signal().map_err(StartError::Signals)?;
     let acceptor = bind("API_LISTEN", settings.api_listen).await?;
     tracing::info!(listen = %acceptor.local_addr()[0], "api starts");
@@ -68,7 +72,8 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let prepared = operations::Prepared::default();
     let health = operations::health(store.clone(), prepared.clone());
     let metrics = own_metrics.is_none().then(|| operations::metrics_endpoint(store.clone()));
-    let routes = http::routes(answers, keys.clone(), limits, health, metrics);
+    let parts = Parts { answers, store: store.clone(), keys: keys.clone(), limits, guard: Guard::new(&settings.addresses) };
+    let routes = http::routes(parts, health, metrics);
     // Longer than the longest answer: who sends nothing for so long is gone, or means harm.
     let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(settings.max_wait + IDLE);
     tasks.spawn(server.run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
@@ -118,8 +123,9 @@ async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -
         if settings.database.migrate_on_start {
             store.migrate().await?;
         }
+        store.check_schema().await?;
+        store.agree_on_encryption().await?;
         if let Some(key) = &settings.bootstrap_api_key.0 {
-            store.check_schema().await?;
             let secret = settings.bootstrap_webhook_secret.0.as_ref().map(shared::secret::Secret::expose);
             if !store.bootstrap_key(&ApiKey::presented(key.expose()), secret).await? {
                 tracing::warn!("BOOTSTRAP_API_KEY: this key was revoked, or has another name; it stays as it is");

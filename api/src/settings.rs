@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use shared::address_guard::AddressSettings;
 use shared::secret::Secret;
 use shared::settings::{DatabaseSettings, TelemetrySettings, listen_address, non_empty};
 use shared::standard_webhooks::WebhookSecret;
@@ -27,7 +28,7 @@ pub struct Cli {
 pub enum Command {
     /// Bring the database's schema up to date.
     Migrate,
-    /// Create, list and revoke API keys.
+    /// Create, list and revoke API keys, and change their webhook secrets.
     Keys {
         /// What to do.
         #[command(subcommand)]
@@ -54,6 +55,16 @@ pub enum KeysCommand {
     },
     /// List all keys.
     List,
+    /// Give a key another webhook secret; prints it, once. Webhooks are signed with the old one too until the grace is over.
+    RotateWebhookSecret {
+        /// What the key is called.
+        name: String,
+        /// How long the old secret signs as well; `0`: not at all, and neither do older ones.
+        #[arg(long, default_value = "24h", value_parser = duration)]
+        grace: Duration,
+    },
+    /// Encrypt every webhook secret with the first key of `ENCRYPTION_KEY`; says which other keys are still needed.
+    Reencrypt,
     /// Revoke a key; requests with it are refused within seconds.
     Revoke {
         /// What the key is called.
@@ -91,6 +102,9 @@ pub struct Settings {
     /// The webhook secret of that key, `whsec_…`; empty: one is made.
     #[arg(long, env, default_value = "", hide_default_value = true, hide_env_values = true, value_parser = bootstrap_secret)]
     pub bootstrap_webhook_secret: Bootstrap<WebhookSecret>,
+    /// Where webhooks may go.
+    #[command(flatten)]
+    pub addresses: AddressSettings,
     /// Postgres.
     #[command(flatten)]
     pub database: DatabaseSettings,

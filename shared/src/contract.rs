@@ -84,7 +84,7 @@ pub enum WebhookStatus {
 pub struct WebhookState {
     /// Where the delivery stands.
     pub status: WebhookStatus,
-    /// Deliveries tried.
+    /// Deliveries tried, since it was last asked to be sent again.
     pub attempts: u32,
     /// The HTTP status of the receiver's last answer.
     pub last_status: Option<u16>,
@@ -92,6 +92,53 @@ pub struct WebhookState {
     pub last_attempt_at: Option<OffsetDateTime>,
     /// When the next try is due. Present while pending and the outcome is known.
     pub next_attempt_at: Option<OffsetDateTime>,
+}
+
+/// How one delivery went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[oai(rename_all = "lowercase")]
+pub enum DeliveryOutcome {
+    /// It is under way.
+    Sending,
+    /// The receiver answered 2xx.
+    Delivered,
+    /// It did not; `status` or `error` says more.
+    Failed,
+    /// The worker that sent it died before it could say; it was sent, or not.
+    Unknown,
+}
+
+/// One delivery of a webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Object)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+pub struct DeliveryAttempt {
+    /// Counted from 1 for each request; numbers can be missing.
+    pub number: u32,
+    /// When it began.
+    pub started_at: OffsetDateTime,
+    /// How long it took, in milliseconds.
+    pub duration_ms: Option<u32>,
+    /// How it went.
+    pub outcome: DeliveryOutcome,
+    /// The HTTP status of the receiver's answer, if it answered.
+    pub status: Option<u16>,
+    /// Stable class of what went wrong: `status`, `timeout`, `connection`, `reset`, `body`, `address` (no address that a webhook may go to),
+    /// `unreadable` (a defect on our side).
+    pub error: Option<String>,
+    /// The first 2 KiB of the receiver's answer; what is not UTF-8 is replaced.
+    pub response: Option<String>,
+}
+
+/// The delivery log of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Object)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+pub struct Deliveries {
+    /// The `webhook-id` of every delivery.
+    pub webhook_id: String,
+    /// Where the delivery stands; missing if the request asked for no webhook.
+    pub webhook: Option<WebhookState>,
+    /// What was sent, oldest first; the last 100.
+    pub deliveries: Vec<DeliveryAttempt>,
 }
 
 /// What a webhook tells.

@@ -151,6 +151,10 @@ pub struct DatabaseSettings {
     /// Bring the schema up to date before serving.
     #[arg(long, env, default_value_t = true, action = clap::ArgAction::Set)]
     pub migrate_on_start: bool,
+    /// Encrypts webhook secrets and headers at rest: NAME:BASE64 of 32 bytes. Several with commas between: the first one encrypts, all
+    /// decrypt. Empty: they are stored as they are.
+    #[arg(long, env, default_value = "", hide_default_value = true, hide_env_values = true)]
+    pub encryption_key: crate::encryption::Keyring,
 }
 
 fn database_url(text: &str) -> Result<crate::secret::Secret<String>, String> {

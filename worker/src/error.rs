@@ -15,8 +15,8 @@ pub enum StartError {
     /// The log or the exporter.
     #[error(transparent)]
     Telemetry(#[from] telemetry::TelemetryError),
-    /// An address that is no address, or a schema that does not fit.
-    #[error("DATABASE_URL: {0}")]
+    /// An address that is no address, a schema that does not fit, or an encryption key that is missing.
+    #[error("{}: {}", .0.variable(), .0)]
     Store(#[from] StoreError),
     /// No client for HTTP.
     #[error("can't set up an HTTP client: {0}")]

@@ -26,6 +26,8 @@ const LEASE: Duration = Duration::from_mins(1);
 pub struct Ages {
     /// For a request to be still waiting; nothing where this process does not sign.
     pub deadline: Option<Duration>,
+    /// For a webhook to be still waiting for a receiver that is down; nothing where this process does not deliver.
+    pub webhooks: Option<Duration>,
     /// For a finished request to be kept.
     pub retention: Duration,
 }
@@ -38,9 +40,14 @@ pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: C
                 Some(deadline) => end_overdue(&store, deadline, &finisher).await?,
                 None => 0,
             };
+            let lost = match ages.webhooks {
+                Some(age) => store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE).await?,
+                None => 0,
+            };
+            store.forget_receivers_and_secrets(ages.retention).await?;
             let deleted = store.forget(ages.retention, AT_ONCE).await?;
             metrics::counter!("countersign_requests_deleted_total").increment(deleted.into());
-            Ok::<bool, StoreError>(ended == AT_ONCE || deleted == AT_ONCE)
+            Ok::<bool, StoreError>([ended, lost, deleted].contains(&AT_ONCE))
         };
         let done = tokio::select! {
             done = round => done,

@@ -21,9 +21,13 @@ use crate::sign::queue::SignQueue;
 use crate::sign::upstream::Upstream;
 use crate::webhook::delivery::Sender;
 use crate::webhook::queue::WebhookQueue;
+use crate::webhook::seats::{Limits, Seats};
 
 /// More sign jobs at the same time than this would say more about the settings than about the upstream.
 const MOST_SIGN_PERMITS: u16 = 256;
+
+/// A receiver that is down for less than this has not failed for as long as its webhooks are tried, however short their schedule is.
+const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
 
 /// Runs until SIGTERM or SIGINT, then finishes what is in flight.
 ///
@@ -36,6 +40,9 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let policy = Policy::new(&settings.sign).map_err(StartError::Settings)?;
     let upstream = if settings.worker_queues.sign { Some(Upstream::new(&settings.upstream)?) } else { None };
     let store = Store::connect_lazily(&settings.database)?;
+    if !store.encrypts() {
+        tracing::warn!("ENCRYPTION_KEY is not set: webhook secrets and headers are stored unencrypted");
+    }
     let stop = shutdown::on_signal().map_err(StartError::Signals)?;
     let listen_error = |error| StartError::Listen(settings.worker_listen, error);
     let acceptor = TcpListener::bind(settings.worker_listen).into_acceptor().await.map_err(listen_error)?;
@@ -82,7 +89,8 @@ async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -
         if settings.database.migrate_on_start {
             store.migrate().await?;
         }
-        store.check_schema().await
+        store.check_schema().await?;
+        store.agree_on_encryption().await
     };
     store.when_available(stop, attempt).await?;
     Ok(())
@@ -99,7 +107,9 @@ fn start_queues(
     let (sign_wake, webhook_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let finisher = Arc::new(Finisher::new(store.clone()));
     let deadline = settings.worker_queues.sign.then_some(settings.sign.sign_deadline);
-    let ages = Ages { deadline, retention: settings.retention };
+    let schedule = &settings.webhook.webhook_retry_schedule;
+    let webhooks = settings.worker_queues.webhook.then(|| schedule.whole().max(SHORTEST_SCHEDULE));
+    let ages = Ages { deadline, webhooks, retention: settings.retention };
     tasks.spawn(maintenance::run(store.clone(), ages, Arc::clone(&finisher), stop.clone()));
     let pace = Pace { permits: 1, poll: settings.poll_interval, grace: settings.shutdown_grace };
     if let Some(upstream) = upstream {
@@ -115,13 +125,16 @@ fn start_queues(
         tasks.spawn(driver::run(Arc::new(queue), Pace { permits, ..pace }, Arc::clone(&sign_wake), stop.clone()));
     }
     if settings.worker_queues.webhook {
+        let calls = settings.webhook.webhook_concurrency.into();
+        let limits = Limits { calls, per_receiver: settings.webhook.webhook_receiver_concurrency.into() };
         let queue = WebhookQueue {
             store: store.clone(),
             sender: Sender::new(&settings.webhook)?,
+            seats: Seats::new(limits),
             schedule: settings.webhook.webhook_retry_schedule.clone(),
             finisher: Arc::new(Finisher::new(store.clone())),
         };
-        let permits = settings.webhook.webhook_concurrency.into();
+        let permits = limits.seats();
         tasks.spawn(driver::run(Arc::new(queue), Pace { permits, ..pace }, Arc::clone(&webhook_wake), stop.clone()));
     }
     let (listener, stop) = (store.clone(), stop.clone());

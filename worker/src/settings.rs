@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser};
-use ipnet::IpNet;
+use shared::address_guard::AddressSettings;
 use shared::backoff::{Backoff, Jitter, Strategy};
 use shared::secret::Secret;
 use shared::settings::{DatabaseSettings, TelemetrySettings, http_url, listen_address, positive_duration};
@@ -117,12 +117,21 @@ pub struct WebhookSettings {
     /// The longest a delivery may take, from the name look-up to the end of the answer.
     #[arg(long, env, default_value = "15s", value_parser = positive_duration)]
     pub webhook_timeout: Duration,
+    /// The longest that connecting may take, TLS included.
+    #[arg(long, env, default_value = "5s", value_parser = positive_duration)]
+    pub webhook_connect_timeout: Duration,
+    /// The longest until the head of the answer is there, connecting included.
+    #[arg(long, env, default_value = "10s", value_parser = positive_duration)]
+    pub webhook_headers_timeout: Duration,
     /// Deliveries at the same time.
     #[arg(long, env, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub webhook_concurrency: u16,
-    /// Networks that the address guard lets through, such as `127.0.0.0/8,::1/128`; empty: none.
-    #[arg(long, env, default_value = "", hide_default_value = true)]
-    pub webhook_allow_networks: Networks,
+    /// Deliveries at the same time to one receiver: scheme, host and port, for one API key.
+    #[arg(long, env, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub webhook_receiver_concurrency: u16,
+    /// Where webhooks may go.
+    #[command(flatten)]
+    pub addresses: AddressSettings,
 }
 
 fn header_value(text: &str) -> Result<Secret<http::HeaderValue>, String> {
@@ -191,6 +200,12 @@ impl Schedule {
     pub fn after(&self, attempt: u32) -> Option<Duration> {
         self.0.get(usize::try_from(attempt.checked_sub(1)?).ok()?).copied()
     }
+
+    /// All delays together: how long a delivery is tried for.
+    #[must_use]
+    pub fn whole(&self) -> Duration {
+        self.0.iter().sum()
+    }
 }
 
 impl FromStr for Schedule {
@@ -204,21 +219,6 @@ impl FromStr for Schedule {
     }
 }
 
-/// A set of networks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Networks(pub Vec<IpNet>);
-
-impl FromStr for Networks {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.trim().is_empty() {
-            return Ok(Self::default());
-        }
-        list(text, |item| item.parse().ok(), "networks with commas between, such as 127.0.0.0/8,::1/128").map(Self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,8 +229,6 @@ mod tests {
         assert!("sign,mail".parse::<Queues>().is_err() && "".parse::<Queues>().is_err());
         assert!("502, 503".parse::<Statuses>().unwrap().contains(503));
         assert!("200".parse::<Statuses>().is_err() && "50x".parse::<Statuses>().is_err());
-        assert_eq!("10.0.0.0/8".parse::<Networks>().unwrap().0.len(), 1);
-        assert!("10.0.0.0".parse::<Networks>().is_err());
     }
 
     #[test]

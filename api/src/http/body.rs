@@ -10,6 +10,7 @@ use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object};
 use serde_json::{Map, Value};
+use shared::address_guard::{Forbidden, Guard};
 use shared::message::Message;
 use shared::secret::Secret;
 use shared::store::accept::WebhookTarget;
@@ -26,7 +27,8 @@ pub struct SignRequest {
     /// The text to sign, taken exactly as it is: 1 to `MESSAGE_MAX_BYTES` bytes of UTF-8.
     #[oai(validator(min_length = 1))]
     message: String,
-    /// Where the outcome is posted by the Standard Webhooks specification: http or https, without credentials.
+    /// Where the outcome is posted by the Standard Webhooks specification: http or https, without credentials, on the ports 80, 443, or
+    /// 1024 and above; a name or a public address.
     #[oai(validator(
         max_length = 2048,
         pattern = r"^[Hh][Tt][Tt][Pp][Ss]?://(([A-Za-z0-9-]+\.)*[A-Za-z][A-Za-z0-9-]*|((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])|\[([0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}\])(:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4}))?([/?#][!-~]*)?$"
@@ -85,13 +87,14 @@ impl<'a> ApiExtractor<'a> for Posted {
             return Err(ApiError::NotJson.into());
         }
         let most = request.data::<Limits>().ok_or(ApiError::Internal)?.message_max_bytes;
+        let guard = request.data::<Guard>().ok_or(ApiError::Internal)?;
         let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, most * ESCAPED + BESIDES)).await {
             Ok(Ok(Some(bytes))) => bytes,
             Ok(Ok(None)) => return Err(ApiError::TooLarge.into()),
             Ok(Err(_)) => return Err(ApiError::Invalid(vec![flaw("#", "the body ended before its announced end")]).into()),
             Err(_) => return Err(ApiError::SlowBody.into()),
         };
-        Ok(parse(&bytes, most)?)
+        Ok(parse(&bytes, most, guard)?)
     }
 }
 
@@ -112,7 +115,7 @@ fn flaw(pointer: &str, detail: impl Into<String>) -> Flaw {
 }
 
 /// Parses a body, or names all of its flaws. A message that is too long is told apart: it is 413.
-fn parse(bytes: &[u8], most: usize) -> Result<Posted, ApiError> {
+fn parse(bytes: &[u8], most: usize, guard: &Guard) -> Result<Posted, ApiError> {
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|error| ApiError::Invalid(vec![flaw("#", format!("not JSON: line {}, column {}", error.line(), error.column()))]))?;
     let Value::Object(mut fields) = value else {
@@ -121,7 +124,7 @@ fn parse(bytes: &[u8], most: usize) -> Result<Posted, ApiError> {
     let mut flaws = Vec::new();
     let message =
         text(&mut fields, "message", &mut flaws, |text| if text.is_empty() { Err("accepted: at least one byte") } else { Ok(()) });
-    let url = text(&mut fields, "webhookUrl", &mut flaws, check_url);
+    let url = text(&mut fields, "webhookUrl", &mut flaws, |text| check_url(text, guard));
     let headers = headers(fields.remove("webhookHeaders"), &mut flaws);
     let client_request_id =
         text(&mut fields, "clientRequestId", &mut flaws, |text| if is_client_request_id(text) { Ok(()) } else { Err(CLIENT_REQUEST_ID) });
@@ -162,15 +165,18 @@ fn text(
     None
 }
 
-fn check_url(text: &str) -> Result<(), &'static str> {
+fn check_url(text: &str, guard: &Guard) -> Result<(), &'static str> {
     const ACCEPTED: &str = "accepted: an http or https address of up to 2048 characters, without credentials";
     // A URL parser drops or encodes what has no place in a URL; what is stored is the text, so it must have none.
-    if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    if text.len() > LONGEST_URL || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(ACCEPTED);
     }
     let url = url::Url::parse(text).map_err(|_| ACCEPTED)?;
-    let plain = matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty() && url.password().is_none();
-    if plain && text.len() <= LONGEST_URL { Ok(()) } else { Err(ACCEPTED) }
+    guard.check(&url).map_err(|forbidden| match forbidden {
+        Forbidden::Scheme | Forbidden::Credentials => ACCEPTED,
+        Forbidden::Port => "accepted: the ports 80, 443, and 1024 and above",
+        Forbidden::Address => "accepted: a name, or an address of the public internet",
+    })
 }
 
 fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, String> {
@@ -205,8 +211,12 @@ mod tests {
 
     use super::*;
 
+    fn guard() -> Guard {
+        Guard::with_own(&shared::address_guard::AddressSettings::default(), &[])
+    }
+
     fn pointers(body: &Value) -> Vec<String> {
-        match parse(body.to_string().as_bytes(), 4096) {
+        match parse(body.to_string().as_bytes(), 4096, &guard()) {
             Err(ApiError::Invalid(flaws)) => flaws.into_iter().map(|flaw| flaw.pointer).collect(),
             other => panic!("{body}: {other:?}"),
         }
@@ -233,30 +243,34 @@ mod tests {
             "//h/",
             "h",
             "http://",
+            "http://127.0.0.1/",
+            "http://0x7f.1:8080/",
+            "http://[::ffff:10.0.0.1]/",
+            "http://example.com:22/",
             &format!("http://h/{}", "x".repeat(2048)),
         ] {
-            assert!(check_url(url).is_err(), "{url}");
+            assert!(check_url(url, &guard()).is_err(), "{url}");
         }
-        assert!(check_url("https://example.com:8443/hook?a=b#c").is_ok());
+        assert!(check_url("https://example.com:8443/hook?a=b#c", &guard()).is_ok());
     }
 
     #[test]
     fn a_message_is_measured_in_bytes() {
         let body = |message: String| json!({ "message": message }).to_string();
-        assert!(parse(body("é".repeat(2048)).as_bytes(), 4096).is_ok());
-        assert!(matches!(parse(body("é".repeat(2049)).as_bytes(), 4096), Err(ApiError::TooLarge)));
+        assert!(parse(body("é".repeat(2048)).as_bytes(), 4096, &guard()).is_ok());
+        assert!(matches!(parse(body("é".repeat(2049)).as_bytes(), 4096, &guard()), Err(ApiError::TooLarge)));
     }
 
     proptest! {
         #[test]
         fn a_message_is_kept_byte_for_byte(message in "\\PC{1,200}|[\\x00-\\x7f]{1,200}") {
-            let posted = parse(json!({ "message": message }).to_string().as_bytes(), 4096).unwrap();
+            let posted = parse(json!({ "message": message }).to_string().as_bytes(), 4096, &guard()).unwrap();
             prop_assert_eq!(posted.message.text(), message);
         }
 
         #[test]
         fn parsing_never_panics(bytes: Vec<u8>) {
-            let _ = parse(&bytes, 4096);
+            let _ = parse(&bytes, 4096, &guard());
         }
     }
 }

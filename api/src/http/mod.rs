@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `operations` | the operations, the webhook, and what they answer |
+//! | `deliveries` | the operations on the delivery log of a request |
 //! | `body` | the body of a POST, parsed |
 //! | `headers` | `Prefer` and `Idempotency-Key`, parsed |
 //! | `auth` | API keys |
@@ -11,6 +12,7 @@
 
 pub mod auth;
 mod body;
+mod deliveries;
 mod headers;
 mod observe;
 mod operations;
@@ -26,8 +28,11 @@ use poem_openapi::error::{AuthorizationError, ParseParamError, ParsePathError};
 
 use crate::answers::Answers;
 use auth::Keys;
+use deliveries::DeliveriesApi;
 use operations::{Api, Outgoing};
 use problem::ApiError;
+use shared::address_guard::Guard;
+use shared::store::Store;
 
 /// Bounds that are set.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +45,23 @@ pub struct Limits {
     pub message_max_bytes: usize,
 }
 
-fn service() -> OpenApiService<Api, &'static dyn Outgoing> {
-    OpenApiService::new(Api, "Countersign", env!("CARGO_PKG_VERSION"))
+/// What the operations work with.
+#[derive(Clone)]
+pub struct Parts {
+    /// Stores requests and waits.
+    pub answers: Answers,
+    /// Delivery logs.
+    pub store: Store,
+    /// API keys.
+    pub keys: Keys,
+    /// Bounds.
+    pub limits: Limits,
+    /// Where webhooks may go.
+    pub guard: Guard,
+}
+
+fn service() -> OpenApiService<(Api, DeliveriesApi), &'static dyn Outgoing> {
+    OpenApiService::new((Api, DeliveriesApi), "Countersign", env!("CARGO_PKG_VERSION"))
         .description("A reliable front for an unreliable, rate-limited signing API.")
         .webhooks::<&dyn Outgoing>()
 }
@@ -53,7 +73,7 @@ pub fn spec() -> String {
 }
 
 /// All routes; `health` are those of [`shared::operations`].
-pub fn routes(answers: Answers, keys: Keys, limits: Limits, health: Route, metrics: Option<Route>) -> impl Endpoint {
+pub fn routes(parts: Parts, health: Route, metrics: Option<Route>) -> impl Endpoint {
     let service = service();
     let spec = service.spec();
     let openapi = poem::endpoint::make_sync(move |_| Response::builder().content_type("application/json").body(spec.clone()));
@@ -62,7 +82,8 @@ pub fn routes(answers: Answers, keys: Keys, limits: Limits, health: Route, metri
     if let Some(metrics) = metrics {
         routes = routes.nest_no_strip("/metrics", metrics);
     }
-    routes.nest("/", service).data(answers).data(keys).data(limits).with(observe::Observe)
+    let Parts { answers, store, keys, limits, guard } = parts;
+    routes.nest("/", service).data(answers).data(store).data(keys).data(limits).data(guard).with(observe::Observe)
 }
 
 /// The problem document of an error on `path` that did not come as one.
@@ -73,7 +94,11 @@ fn problem_of(error: poem::Error, path: &str) -> Response {
     let problem = if error.is::<NotFoundError>() {
         ApiError::UnknownRoute
     } else if error.is::<MethodNotAllowedError>() {
-        ApiError::Method(if path == "/crypto/sign" { "POST" } else { "GET" })
+        ApiError::Method(match path {
+            "/crypto/sign" => "POST",
+            path if path.starts_with("/crypto/sign/") && path.ends_with("/deliveries") => "GET, POST",
+            _ => "GET",
+        })
     } else if error.is::<AuthorizationError>() {
         ApiError::Unauthorized
     } else if error.is::<ParsePathError>() {

@@ -67,6 +67,10 @@ pub enum ApiError {
     Mismatch,
     /// There will be no signature; with the stable code of why, and the request that says more.
     WillNotBeSigned(String, Uuid),
+    /// The request is not final, so there is no webhook to send again.
+    NotFinal,
+    /// The request asked for no webhook.
+    NoWebhook,
     /// Postgres is not available.
     Unavailable,
     /// Too many requests are unfinished.
@@ -118,6 +122,14 @@ impl ApiError {
                     _ => "the message could not be signed; post it again",
                 };
                 (StatusCode::UNPROCESSABLE_ENTITY, code, "The message was not signed", text(detail))
+            }
+            Self::NotFinal => {
+                let detail = text("the webhook is sent when the message is signed or has failed; ask for the state with GET");
+                (StatusCode::CONFLICT, "not-final", "There is nothing to send again yet", detail)
+            }
+            Self::NoWebhook => {
+                let detail = text("the request was posted without a webhookUrl");
+                (StatusCode::UNPROCESSABLE_ENTITY, "no-webhook", "The request has no webhook", detail)
             }
             Self::Unavailable => {
                 let detail = text("the request could not be stored; nothing was accepted for certain. Try again, with an idempotency key");

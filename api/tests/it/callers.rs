@@ -79,16 +79,67 @@ async fn a_webhook_is_retried_until_it_is_taken_and_its_headers_cannot_replace_o
 
 #[tokio::test]
 async fn a_webhook_to_a_private_address_is_not_sent_unless_it_is_allowed() {
-    let worker = env(&[("WEBHOOK_ALLOW_NETWORKS", ""), ("WEBHOOK_RETRY_SCHEDULE", "")]);
-    let world = World::with(Options { worker, ..Options::default() }).await;
+    let closed = [("WEBHOOK_ALLOW_NETWORKS", ""), ("WEBHOOK_RETRY_SCHEDULE", "")];
+    let world = World::with(Options { api: env(&closed[..1]), worker: env(&closed), ..Options::default() }).await;
     let port = world.receiver.addr().port();
-    for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433"] {
-        let body = json!({ "message": host, "webhookUrl": format!("http://{host}:{port}/") });
+    for host in ["127.0.0.1", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "169.254.169.254", "example.com:22"] {
+        let url = if host.contains(":22") { format!("http://{host}/") } else { format!("http://{host}:{port}/") };
+        let refused = answer(world.post(&json!({ "message": host, "webhookUrl": url })).send().await.unwrap()).await;
+        refused.is_problem(400, "invalid-request");
+        assert_eq!(refused.body["errors"][0]["pointer"], "#/webhookUrl", "{host}");
+    }
+    assert_eq!(world.number("select count(*) from requests").await, 0);
+    // Names are judged when they are connected to; the tenant learns no more than that it may not.
+    for name in ["localhost", "does-not-exist.invalid"] {
+        let body = json!({ "message": name, "webhookUrl": format!("http://{name}:{port}/") });
         let signed = answer(world.post(&body).send().await.unwrap()).await;
         crate::world::until("the delivery has failed", async || {
             answer(world.get(&signed.id()).await).await.body["webhook"]["status"] == "exhausted"
         })
         .await;
+        let log = answer(world.get(&format!("{}/deliveries", signed.id())).await).await.body;
+        assert_eq!((log["deliveries"][0]["error"].as_str(), &log["deliveries"][0]["response"]), (Some("address"), &json!(null)), "{log}");
     }
     assert_eq!(world.receiver.deliveries().len(), 0);
+}
+
+#[tokio::test]
+async fn the_delivery_log_is_its_owners_and_a_webhook_is_sent_again_on_request() {
+    let world = World::new().await;
+    let hook = world.hook("/hook");
+    world.receiver.set_behaviour(Behaviour { first: Some(1), ..Behaviour::always(devkit::receiver::Misbehaviour::Status { status: 410 }) });
+    let signed = answer(world.post(&json!({ "message": "a", "webhookUrl": hook })).send().await.unwrap()).await;
+    let log_of = |id: String| {
+        let world = &world;
+        async move { answer(world.get(&format!("{id}/deliveries")).await).await }
+    };
+    crate::world::until("it is exhausted", async || log_of(signed.id()).await.body["webhook"]["status"] == "exhausted").await;
+    let replay = async |id: &str| {
+        let post = world.client.post(format!("{}/crypto/sign/{id}/deliveries", world.url)).header("X-API-Key", crate::world::KEY);
+        answer(post.send().await.unwrap()).await
+    };
+    let again = replay(&signed.id()).await;
+    assert_eq!((again.status.as_u16(), again.body["webhookId"].as_str().map(|id| id.starts_with("msg_"))), (202, Some(true)), "{again:?}");
+    let deliveries = world.deliveries(2).await;
+    assert_eq!(deliveries[0].webhook_id, deliveries[1].webhook_id);
+    crate::world::until("it is delivered", async || log_of(signed.id()).await.body["webhook"]["status"] == "delivered").await;
+    let log = log_of(signed.id()).await.body;
+    let entries = log["deliveries"].as_array().unwrap();
+    assert_eq!(
+        (entries[0]["status"].as_u64(), entries[0]["error"].as_str(), entries[0]["outcome"].as_str()),
+        (Some(410), Some("status"), Some("failed"))
+    );
+    assert_eq!((entries[1]["status"].as_u64(), entries[1]["outcome"].as_str()), (Some(204), Some("delivered")));
+    assert!(entries.iter().all(|entry| entry["durationMs"].is_u64() && entry["startedAt"].is_string()));
+
+    let silent = world.sign("no webhook").await;
+    replay(&silent.id()).await.is_problem(422, "no-webhook");
+    assert_eq!(log_of(silent.id()).await.body["deliveries"], json!([]));
+    let unknown = "0190163d-8694-739b-aea5-966c26f8ad91";
+    replay(unknown).await.is_problem(404, "not-found");
+    log_of(unknown.to_owned()).await.is_problem(404, "not-found");
+    world.fault(FaultKind::Outage, When::Always).await;
+    let pending =
+        answer(world.post(&json!({ "message": "b", "webhookUrl": hook })).header("Prefer", "respond-async").send().await.unwrap()).await;
+    replay(&pending.id()).await.is_problem(409, "not-final");
 }

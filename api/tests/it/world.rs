@@ -110,6 +110,7 @@ impl World {
                 ("API_LISTEN", &format!("127.0.0.1:{port}")),
                 ("BOOTSTRAP_API_KEY", KEY),
                 ("BOOTSTRAP_WEBHOOK_SECRET", SECRET),
+                ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"),
             ]),
             options.api,
         ]

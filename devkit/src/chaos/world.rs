@@ -111,7 +111,13 @@ impl World {
         let url = self.new_role("api").await?.1;
         let process = spawn(
             "api",
-            &[("DATABASE_URL", &url), ("API_LISTEN", &listen), ("BOOTSTRAP_API_KEY", KEY), ("BOOTSTRAP_WEBHOOK_SECRET", SECRET)],
+            &[
+                ("DATABASE_URL", &url),
+                ("API_LISTEN", &listen),
+                ("BOOTSTRAP_API_KEY", KEY),
+                ("BOOTSTRAP_WEBHOOK_SECRET", SECRET),
+                ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"),
+            ],
         )?;
         self.ready(process, &listen).await
     }

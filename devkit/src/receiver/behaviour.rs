@@ -16,6 +16,8 @@ pub struct Behaviour {
     pub first: Option<u32>,
     /// `Retry-After`, in seconds, on the answers that are not 2xx.
     pub retry_after: Option<u64>,
+    /// How long every answer takes, in milliseconds.
+    pub latency_ms: u64,
 }
 
 /// What a receiver does instead of a proper answer.
@@ -42,7 +44,7 @@ pub enum Misbehaviour {
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { status: 204, misbehave: None, first: None, retry_after: None }
+        Self { status: 204, misbehave: None, first: None, retry_after: None, latency_ms: 0 }
     }
 }
 

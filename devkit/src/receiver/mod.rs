@@ -1,12 +1,14 @@
 //! A receiver of webhooks: records every delivery, verifies it with a library that is not ours, and misbehaves on request.
 //!
 //! Any path is recorded as it is, so that one receiver can serve many tests or tell requests apart; paths that begin with `_` control it.
-//! `service` is the HTTP side, `behaviour` the ways to answer.
+//! `service` is the HTTP side, `behaviour` the ways to answer, `hostile` receivers that mean harm.
 
 mod behaviour;
+mod hostile;
 mod service;
 
 pub use behaviour::{Behaviour, Misbehaviour};
+pub use hostile::{Hostile, Hostility};
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -126,7 +128,7 @@ impl Receiver {
     }
 
     /// How many deliveries are such.
-    pub(crate) fn count(&self, which: impl Fn(&Delivery) -> bool) -> usize {
+    pub fn count(&self, which: impl Fn(&Delivery) -> bool) -> usize {
         self.service.state().deliveries.iter().filter(|delivery| which(delivery)).count()
     }
 

@@ -50,7 +50,7 @@ impl Service {
         let header = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned);
         let id = header("webhook-id").unwrap_or_default();
         let path = parts.uri.path().to_owned();
-        let (misbehaviour, response) = {
+        let (misbehaviour, response, latency) = {
             let mut state = self.state();
             let seen = state.seen.entry(id.clone()).or_default();
             *seen += 1;
@@ -74,9 +74,12 @@ impl Service {
                 received_at: SystemTime::now(),
                 status: response.as_ref().map(|response| response.status().as_u16()),
             });
-            (misbehaviour, response)
+            (misbehaviour, response, behaviour.latency_ms)
         };
         self.changed.send_replace(());
+        if latency > 0 {
+            tokio::time::sleep(Duration::from_millis(latency)).await;
+        }
         match (response, misbehaviour) {
             (Some(response), _) => Reply::Answer(response),
             (None, Some(Misbehaviour::Hang)) => std::future::pending().await,

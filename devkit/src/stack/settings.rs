@@ -70,7 +70,7 @@ impl StackArgs {
                 ("BOOTSTRAP_API_KEY", api_key()),
                 ("BOOTSTRAP_WEBHOOK_SECRET", webhook_secret()),
             ],
-            defaults: Vec::new(),
+            defaults: vec![("WEBHOOK_ALLOW_NETWORKS", LOCAL_NETWORKS.to_owned())],
         }
     }
 
@@ -84,11 +84,14 @@ impl StackArgs {
             defaults: vec![
                 self.rate(),
                 ("UPSTREAM_API_KEY", "upstream-key".to_owned()),
-                ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8,::1/128".to_owned()),
+                ("WEBHOOK_ALLOW_NETWORKS", LOCAL_NETWORKS.to_owned()),
             ],
         }
     }
 }
+
+/// Receivers on this machine.
+const LOCAL_NETWORKS: &str = "127.0.0.0/8,::1/128";
 
 /// The key that exists from the start: the developer's, or the known one.
 pub(super) fn api_key() -> String {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::database::Transaction;
 use super::keys::KeyId;
 use super::{Result, Store, StoreError, listen};
+use crate::encryption::{Keyring, Place};
 use crate::message::{Message, digest_of_parts};
 use crate::secret::Secret;
 
@@ -42,8 +43,10 @@ pub struct WebhookTarget {
 }
 
 impl NewRequest {
-    /// SHA-256 over what was asked for: the same for the same request, whatever the order of its headers.
-    fn payload_digest(&self) -> [u8; 32] {
+    /// Digests over what was asked for: the same for the same request, whatever the order of its headers. The first is the one to store; the
+    /// others may be stored already, from before a key was added. Headers may hold credentials that are short enough to be tried out, so
+    /// with them the digest is keyed; the message and the address lie beside it anyway.
+    fn payload_digests(&self, keyring: &Keyring) -> Vec<[u8; 32]> {
         let digest = self.message.digest();
         let mut parts: Vec<&[u8]> = vec![digest.as_bytes()];
         if let Some(webhook) = &self.webhook {
@@ -52,7 +55,9 @@ impl NewRequest {
                 parts.extend([name.as_bytes(), value.as_bytes()]);
             }
         }
-        digest_of_parts(&parts)
+        let plain = digest_of_parts(&parts);
+        let has_headers = self.webhook.as_ref().is_some_and(|webhook| !webhook.headers.expose().is_empty());
+        if has_headers { keyring.digests(&plain) } else { vec![plain] }
     }
 }
 
@@ -93,7 +98,7 @@ impl Store {
     }
 
     async fn try_accept(&self, requests: &[NewRequest], most_pending: u64) -> Result<Option<Vec<Accepted>>> {
-        let columns = Columns::of(requests);
+        let columns = Columns::of(requests, &self.keyring);
         let mut transaction = self.database.begin().await?;
 
         // Inserts what is new and locks what is there (a row whose `where` fails is locked all the same), in the order of digests.
@@ -113,11 +118,15 @@ impl Store {
             r#"-- accept.requests
             with posted as materialized (
                 select *, case when client_id is null then id::text else key::text || client_id end as same_as
-                from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bytea[], $6::text[], $7::jsonb[], $8::text[])
-                    with ordinality as p (id, key, digest, client_id, payload, url, headers, traceparent, ord)
+                from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bytea[], $6::text[], $7::jsonb[], $8::text[],
+                    $11::bytea[], $12::text[])
+                    with ordinality as p (id, key, digest, client_id, payload, url, headers, traceparent, sealed, sealed_with, ord)
             ),
             earlier as materialized (
-                select p.ord, r.id, r.created_at, r.payload_digest = p.payload as same, r.sign_job_id
+                select p.ord, r.id, r.created_at, r.sign_job_id,
+                    r.payload_digest = p.payload or exists (
+                        select from unnest($13::bigint[], $14::bytea[]) as o (ord, payload) where o.ord = p.ord and o.payload = r.payload_digest
+                    ) as same
                 from posted p join requests r on r.api_key_id = p.key and r.client_request_id = p.client_id
             ),
             -- One per idempotency key; what was not asked for with one is always new.
@@ -144,8 +153,10 @@ impl Store {
             ),
             stored as (
                 insert into requests
-                    (id, api_key_id, sign_job_id, client_request_id, payload_digest, webhook_url, webhook_headers, traceparent)
-                select w.id, w.key, coalesce(w.signed_by, w.live_job, o.id), w.client_id, w.payload, w.url, w.headers, w.traceparent
+                    (id, api_key_id, sign_job_id, client_request_id, payload_digest, webhook_url, webhook_headers, traceparent,
+                    sealed_webhook_headers, webhook_headers_key_id)
+                select w.id, w.key, coalesce(w.signed_by, w.live_job, o.id), w.client_id, w.payload, w.url, w.headers, w.traceparent,
+                    w.sealed, w.sealed_with
                 from admitted w left join opened o on o.message_digest = w.digest
                 on conflict (api_key_id, client_request_id) where client_request_id is not null do nothing
                 returning id, created_at
@@ -191,6 +202,10 @@ impl Store {
             &columns.traceparents as &[Option<String>],
             listen::JOBS,
             i64::try_from(most_pending).unwrap_or(i64::MAX),
+            &columns.sealed as &[Option<Vec<u8>>],
+            &columns.sealed_with as &[Option<String>],
+            &columns.older_of,
+            &columns.older_payloads as _,
         )
         .fetch_all(&mut transaction)
         .await?;
@@ -249,22 +264,54 @@ struct Columns {
     urls: Vec<Option<String>>,
     headers: Vec<Option<serde_json::Value>>,
     traceparents: Vec<Option<String>>,
+    sealed: Vec<Option<Vec<u8>>>,
+    sealed_with: Vec<Option<String>>,
+    /// Digests of a payload by keys before the first, each with the number of its request, counted from 1.
+    older_of: Vec<i64>,
+    older_payloads: Vec<[u8; 32]>,
 }
 
 impl Columns {
-    fn of(requests: &[NewRequest]) -> Self {
+    fn of(requests: &[NewRequest], keyring: &Keyring) -> Self {
         let mut columns = Self::default();
-        for request in requests {
+        for (request, ord) in requests.iter().zip(1..) {
             columns.ids.push(request.id);
             columns.keys.push(request.key.0);
             columns.digests.push(*request.message.digest().as_bytes());
             columns.bodies.push(request.message.text().as_bytes().to_vec());
             columns.client_ids.push(request.client_request_id.clone());
-            columns.payloads.push(request.payload_digest());
+            let mut payloads = request.payload_digests(keyring).into_iter();
+            columns.payloads.extend(payloads.next());
+            for older in payloads {
+                columns.older_of.push(ord);
+                columns.older_payloads.push(older);
+            }
             columns.urls.push(request.webhook.as_ref().map(|webhook| webhook.url.clone()));
-            columns.headers.push(request.webhook.as_ref().map(|webhook| serde_json::json!(webhook.headers.expose())));
+            let headers = stored_headers(request, keyring);
+            columns.headers.push(headers.plain);
+            columns.sealed.push(headers.sealed);
+            columns.sealed_with.push(headers.sealed_with);
             columns.traceparents.push(request.traceparent.clone());
         }
         columns
     }
+}
+
+/// Headers as they are stored: plain, or sealed with a key.
+#[derive(Default)]
+struct StoredHeaders {
+    plain: Option<serde_json::Value>,
+    sealed: Option<Vec<u8>>,
+    sealed_with: Option<String>,
+}
+
+fn stored_headers(request: &NewRequest, keyring: &Keyring) -> StoredHeaders {
+    let Some(headers) = request.webhook.as_ref().map(|webhook| serde_json::json!(webhook.headers.expose())) else {
+        return StoredHeaders::default();
+    };
+    if keyring.first().is_none() || headers.as_object().is_none_or(serde_json::Map::is_empty) {
+        return StoredHeaders { plain: Some(headers), ..StoredHeaders::default() };
+    }
+    let stored = keyring.seal(Place::WebhookHeaders(request.id), headers.to_string().as_bytes());
+    StoredHeaders { plain: None, sealed: Some(stored.bytes), sealed_with: stored.key_id }
 }

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Result, Store, StoreError, listen};
+use crate::encryption::Place;
 use crate::message::sha256;
 use crate::secret::Secret;
 use crate::standard_webhooks::WebhookSecret;
@@ -175,16 +176,19 @@ impl Store {
         expires_in: Option<std::time::Duration>,
     ) -> Result<Created> {
         let scopes: Vec<String> = scopes.iter().map(|scope| scope.name().to_owned()).collect();
+        let id = Uuid::now_v7();
+        let stored = self.keyring.seal(Place::WebhookSecret(id), secret.expose_bytes());
         let inserted = sqlx::query!(
             "-- keys.create
-            insert into api_keys (id, name, digest, scopes, webhook_secret, expires_at)
-            values ($1, $2, $3, $4, $5, now() + make_interval(secs => $6))
+            insert into api_keys (id, name, digest, scopes, webhook_secret, webhook_secret_key_id, expires_at)
+            values ($1, $2, $3, $4, $5, $6, now() + make_interval(secs => $7))
             on conflict do nothing",
-            Uuid::now_v7(),
+            id,
             name,
             &key.digest().0,
             &scopes,
-            secret.expose_bytes(),
+            stored.bytes,
+            stored.key_id,
             expires_in.map(super::seconds),
         )
         .execute(&self.database)
@@ -200,21 +204,75 @@ impl Store {
     /// Those of a statement.
     pub async fn bootstrap_key(&self, key: &ApiKey, secret: Option<&WebhookSecret>) -> Result<bool> {
         let fallback = WebhookSecret::generate();
-        let made = sqlx::query!(
+        let id = Uuid::now_v7();
+        let first = self.keyring.seal(Place::WebhookSecret(id), secret.unwrap_or(&fallback).expose_bytes());
+        let mut transaction = self.database.begin().await?;
+        // Whoever comes second waits here for the first one, and finds its row.
+        let made = sqlx::query_scalar!(
             "-- keys.bootstrap
-            insert into api_keys (id, name, digest, scopes, webhook_secret)
-            select $1, 'bootstrap', $2, '{sign,admin}', coalesce($3, $4::bytea)
+            insert into api_keys (id, name, digest, scopes, webhook_secret, webhook_secret_key_id)
+            select $1, 'bootstrap', $2, '{sign,admin}', $3, $4
             where not exists (select from api_keys where digest = $2 and (name <> 'bootstrap' or revoked_at is not null))
-            on conflict (name) where revoked_at is null do update
-                set digest = excluded.digest, scopes = excluded.scopes, webhook_secret = coalesce($3, api_keys.webhook_secret)",
-            Uuid::now_v7(),
+            on conflict (name) where revoked_at is null do update set digest = excluded.digest, scopes = excluded.scopes
+            returning id",
+            id,
             &key.digest().0,
-            secret.map(WebhookSecret::expose_bytes),
-            fallback.expose_bytes(),
+            first.bytes,
+            first.key_id,
         )
-        .execute(&self.database)
+        .fetch_optional(&mut transaction)
         .await?;
-        Ok(made.rows_affected() > 0)
+        // The secret is encrypted for the row that it is in, so it can only be replaced once it is known which one that is.
+        if let (Some(row), Some(secret)) = (made.filter(|row| *row != id), secret) {
+            let stored = self.keyring.seal(Place::WebhookSecret(row), secret.expose_bytes());
+            sqlx::query!(
+                "-- keys.bootstrap_secret\nupdate api_keys set webhook_secret = $2, webhook_secret_key_id = $3 where id = $1",
+                row,
+                stored.bytes,
+                stored.key_id,
+            )
+            .execute(&mut transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(made.is_some())
+    }
+
+    /// Gives the live key of this name another webhook secret. Webhooks are signed with the one before too, and with those before it whose
+    /// grace is not over, until `grace` is over; without a grace, with the new one only. False if there is no such key.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn rotate_webhook_secret(&self, name: &str, secret: &WebhookSecret, grace: std::time::Duration) -> Result<bool> {
+        let mut transaction = self.database.begin().await?;
+        let held = sqlx::query_scalar!("-- keys.hold\nselect id from api_keys where name = $1 and revoked_at is null for update", name,);
+        let Some(id) = held.fetch_optional(&mut transaction).await? else { return Ok(false) };
+        if grace.is_zero() {
+            sqlx::query!("-- keys.drop_retired\ndelete from retired_webhook_secrets where api_key_id = $1", id)
+                .execute(&mut transaction)
+                .await?;
+        } else {
+            sqlx::query!(
+                "-- keys.retire
+                insert into retired_webhook_secrets (api_key_id, secret, secret_key_id, signs_until)
+                select id, webhook_secret, webhook_secret_key_id, now() + make_interval(secs => $2) from api_keys where id = $1",
+                id,
+                super::seconds(grace),
+            )
+            .execute(&mut transaction)
+            .await?;
+        }
+        let stored = self.keyring.seal(Place::WebhookSecret(id), secret.expose_bytes());
+        sqlx::query!(
+            "-- keys.rotate\nupdate api_keys set webhook_secret = $2, webhook_secret_key_id = $3 where id = $1",
+            id,
+            stored.bytes,
+            stored.key_id,
+        )
+        .execute(&mut transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(true)
     }
 
     /// All keys, oldest first.

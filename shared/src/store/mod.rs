@@ -8,7 +8,9 @@
 //! | `keys` | API keys |
 //! | `lease` | who has a job, and until when |
 //! | `sign_claim`, `sign_finish` | sign jobs: taken with a slot of the budget, given back with an outcome |
-//! | `webhook_jobs` | webhook jobs: taken, given back |
+//! | `webhook_claim`, `webhook_jobs` | webhook jobs: taken receiver by receiver, given back |
+//! | `deliveries` | the delivery log, and sending again |
+//! | `encryption` | which encryption keys stored values need |
 //! | `upstream` | the agreed rate, its slots, the circuit breaker |
 //! | `retention` | what is old enough to forget |
 //! | `listen` | notifications |
@@ -19,6 +21,8 @@
 
 pub mod accept;
 mod database;
+pub mod deliveries;
+pub mod encryption;
 pub mod keys;
 mod lease;
 mod listen;
@@ -28,6 +32,7 @@ mod schema;
 pub mod sign_claim;
 pub mod sign_finish;
 pub mod upstream;
+pub mod webhook_claim;
 pub mod webhook_jobs;
 
 use std::sync::Arc;
@@ -35,6 +40,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use self::database::Database;
+use crate::encryption::{EncryptionError, Keyring};
 use crate::settings::DatabaseSettings;
 
 pub use lease::{Claimed, Finished, JobId, Lease};
@@ -55,6 +61,9 @@ pub enum StoreError {
     /// A stored value can't be read back: somebody changed it by hand.
     #[error("a stored {0} is not what was written")]
     Corrupt(&'static str),
+    /// A stored secret can't be read with the keys that were given.
+    #[error(transparent)]
+    Encryption(#[from] EncryptionError),
     /// No address was given.
     #[error("not set; accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     NoAddress,
@@ -90,6 +99,7 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 pub struct Store {
     database: Database,
     hearing: Arc<AtomicBool>,
+    keyring: Keyring,
 }
 
 impl Store {
@@ -100,7 +110,7 @@ impl Store {
     pub fn connect_lazily(settings: &DatabaseSettings) -> Result<Self> {
         let url = settings.database_url.as_ref().ok_or(StoreError::NoAddress)?;
         let database = Database::connect_lazily(url.expose(), settings.database_max_connections).map_err(StoreError::Unavailable)?;
-        Ok(Self { database, hearing: Arc::default() })
+        Ok(Self { database, hearing: Arc::default(), keyring: settings.encryption_key.clone() })
     }
 
     /// Closes every connection, after the statements that run on them.
@@ -163,6 +173,12 @@ impl Store {
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 
 impl StoreError {
+    /// The setting that mends it.
+    #[must_use]
+    pub fn variable(&self) -> &'static str {
+        if matches!(self, Self::Encryption(_)) { "ENCRYPTION_KEY" } else { "DATABASE_URL" }
+    }
+
     /// The error of a statement that took too long.
     #[must_use]
     pub fn timed_out() -> Self {

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -138,22 +137,6 @@ impl Store {
             select sum(requests)::bigint as "pending!" from pending_requests"#
         );
         Ok(u64::try_from(pending.fetch_one(&self.database).await?).unwrap_or(0))
-    }
-
-    /// Where the outcomes of these requests are sent: address, and headers that the caller wants sent along.
-    ///
-    /// # Errors
-    /// Those of a statement.
-    pub(super) async fn webhook_headers(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, HashMap<String, String>>> {
-        let rows = sqlx::query!(
-            r#"-- requests.webhook_headers
-            select id, webhook_headers as "headers!: Json<HashMap<String, String>>"
-            from requests where id = any($1) and webhook_headers is not null"#,
-            ids,
-        )
-        .fetch_all(&self.database)
-        .await?;
-        Ok(rows.into_iter().map(|row| (row.id, row.headers.0)).collect())
     }
 }
 

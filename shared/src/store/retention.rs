@@ -33,12 +33,23 @@ impl Store {
         if ids.is_empty() {
             return Ok(0);
         }
-        sqlx::query!("-- retention.webhook_jobs\ndelete from jobs where kind = 'webhook' and request_id = any($1)", &ids)
-            .execute(&mut transaction)
-            .await?;
-        let sign_jobs = sqlx::query_scalar!("-- retention.requests\ndelete from requests where id = any($1) returning sign_job_id", &ids)
-            .fetch_all(&mut transaction)
-            .await?;
+        // Until the rows were held, somebody may have asked for a webhook to be sent again: what waits to be sent stays.
+        sqlx::query!(
+            "-- retention.webhook_jobs
+            delete from jobs where kind = 'webhook' and request_id = any($1) and state <> 'pending'",
+            &ids,
+        )
+        .execute(&mut transaction)
+        .await?;
+        let sign_jobs = sqlx::query_scalar!(
+            "-- retention.requests
+            delete from requests r
+            where r.id = any($1) and not exists (select from jobs w where w.request_id = r.id and w.kind = 'webhook')
+            returning r.sign_job_id",
+            &ids,
+        )
+        .fetch_all(&mut transaction)
+        .await?;
         // The message is locked before it is judged, so that no POST attaches to a job that is about to go (see `accept`). One that is
         // locked by a POST at this moment is left for the next one who forgets a request of it, or stays: it is small.
         let digests = sqlx::query_scalar!(
@@ -77,6 +88,6 @@ impl Store {
         .execute(&mut transaction)
         .await?;
         transaction.commit().await?;
-        Ok(count(ids.len()))
+        Ok(count(sign_jobs.len()))
     }
 }

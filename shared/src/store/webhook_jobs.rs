@@ -1,33 +1,11 @@
-//! Webhook jobs: taken, and given back with an outcome.
+//! Giving webhook jobs back with their outcome, in one statement: the fenced update, the entry of the delivery log closed, and what the
+//! delivery says about its receiver. And what nobody waits for: ends and clean-ups.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Claimed, Finished, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
-use crate::contract::SigningRequest;
-use crate::secret::Secret;
-use crate::standard_webhooks::WebhookSecret;
-
-/// A webhook that this process may send.
-#[derive(Debug)]
-pub struct WebhookJob {
-    /// The right to do so.
-    pub lease: Lease,
-    /// Whose outcome it tells.
-    pub request: SigningRequest,
-    /// Where it goes.
-    pub url: String,
-    /// Headers that the caller wants sent along.
-    pub headers: Secret<HashMap<String, String>>,
-    /// What it is signed with, newest first.
-    pub secrets: Vec<WebhookSecret>,
-    /// Which try this is, counted from 1, of those that count.
-    pub attempt: u32,
-    /// The trace of the request.
-    pub traceparent: Option<String>,
-}
+use super::{Finished, Lease, Result, Store, count, seconds};
 
 /// How an attempt to deliver ended.
 #[derive(Debug)]
@@ -40,7 +18,16 @@ pub struct WebhookFinish {
     pub status: Option<u16>,
     /// Stable class of what went wrong, if something did.
     pub error: Option<&'static str>,
+    /// How long it took.
+    pub took: Duration,
+    /// The first bytes of what the receiver answered, at most [`LARGEST_RESPONSE`].
+    pub response: Option<Vec<u8>>,
+    /// What the attempt says about the receiver.
+    pub receiver: ReceiverNews,
 }
+
+/// Most bytes of an answer that are kept.
+pub const LARGEST_RESPONSE: usize = 2048;
 
 /// What becomes of a webhook job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,113 +38,45 @@ pub enum Delivery {
     Retry(Duration),
     /// It is not tried again, and kept; with a stable code.
     Exhausted(&'static str),
-    /// The worker stops and gives the job back, as if this attempt had not been.
+    /// The worker gives the job back, as if this attempt had not been.
     Released,
 }
 
-impl Store {
-    /// Claims up to `most` webhook jobs for `lease`, in the order in which they are due.
-    ///
-    /// # Errors
-    /// Those of a statement; jobs that were claimed but could not be read are due again when their lease runs out.
-    pub async fn claim_webhook_jobs(&self, most: usize, lease: Duration) -> Result<Claimed<WebhookJob>> {
-        let asked = Instant::now();
-        let rows = sqlx::query!(
-            r#"-- webhook.claim
-            with due as materialized (
-                select id from jobs
-                where kind = 'webhook' and state = 'pending' and lane in (0, 1) and next_run_at <= now()
-                order by next_run_at, id
-                limit $1
-                for no key update skip locked
-            ),
-            leased as (
-                update jobs
-                set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + make_interval(secs => $2)
-                from due
-                where jobs.id = due.id
-                returning jobs.*
-            ),
-            opened as (
-                insert into attempts (job_id, number) select id, attempt from leased
-            ),
-            hint as (
-                select extract(epoch from greatest(next_run_at, now()) - now())::float8 as next_in
-                from (select least(
-                    (select next_run_at from jobs where kind = 'webhook' and state = 'pending' and lane = 0
-                        order by next_run_at, id limit 1),
-                    (select next_run_at from jobs where kind = 'webhook' and state = 'pending' and lane = 1
-                        order by next_run_at, id limit 1)
-                ) as next_run_at) first
-            )
-            select
-                leased.id as "id?", leased.request_id, leased.lease_token, leased.attempt - leased.excused as "attempt?",
-                leased.traceparent, r.webhook_url, k.webhook_secret as "webhook_secret?", hint.next_in
-            from hint
-            left join leased on true
-            left join requests r on r.id = leased.request_id
-            left join api_keys k on k.id = r.api_key_id"#,
-            i64::try_from(most).unwrap_or(i64::MAX),
-            seconds(lease),
-        )
-        .fetch_all(&self.database)
-        .await?;
-        let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
-        let ids: Vec<Uuid> = rows.iter().filter_map(|row| row.request_id).collect();
-        if ids.is_empty() {
-            return Ok(Claimed { jobs: Vec::new(), next_in });
-        }
-        let mut states = self.requests(&ids).await?;
-        let mut headers = self.webhook_headers(&ids).await?;
-        let jobs = rows
-            .into_iter()
-            .filter_map(|row| Some((row.id?, row)))
-            .map(|(id, row)| {
-                let read = || {
-                    let request_id = row.request_id?;
-                    Some(WebhookJob {
-                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease),
-                        request: states.remove(&request_id)?.request,
-                        url: row.webhook_url?,
-                        headers: Secret::new(headers.remove(&request_id).unwrap_or_default()),
-                        secrets: vec![WebhookSecret::from_bytes(row.webhook_secret?).ok()?],
-                        attempt: count(row.attempt?),
-                        traceparent: row.traceparent,
-                    })
-                };
-                read().ok_or(StoreError::Corrupt("webhook job"))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Claimed { jobs, next_in })
-    }
+/// What an attempt says about its receiver. Each holds the failures in a row that the claim knew of: deliveries that were in flight
+/// together fail together, and count once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiverNews {
+    /// Nothing. If it was a probe, the next one may follow at once.
+    None {
+        /// Failures before.
+        before: u32,
+    },
+    /// It answers: several deliveries at a time may go to it.
+    Works,
+    /// It does not: one at a time, and the next one after this pause.
+    Fails {
+        /// Failures before.
+        before: u32,
+        /// Until the next delivery may be tried.
+        pause: Duration,
+    },
+}
 
+impl Store {
     /// Writes the outcomes of `finishes` together, durably. One result per finish, in order.
     ///
     /// # Errors
     /// Those of a statement; then nothing was written, or (if the connection broke during the commit) all was.
     pub async fn finish_webhook_jobs(&self, finishes: &[WebhookFinish]) -> Result<Vec<Finished>> {
-        let jobs: Vec<i64> = finishes.iter().map(|finish| finish.lease.job.0).collect();
-        let tokens: Vec<Uuid> = finishes.iter().map(|finish| finish.lease.token).collect();
-        let (mut states, mut verdicts, mut delays, mut failures) = (vec![], vec![], vec![], vec![]);
-        for finish in finishes {
-            let (state, verdict, delay, failure) = match finish.ending {
-                Delivery::Delivered => ("succeeded", "succeeded", None, None),
-                Delivery::Retry(delay) => ("pending", "try_again", Some(seconds(delay)), None),
-                Delivery::Exhausted(code) => ("failed", "try_again", None, Some(code.to_owned())),
-                Delivery::Released => ("pending", "released", Some(0.0), None),
-            };
-            states.push(state);
-            verdicts.push(verdict);
-            delays.push(delay);
-            failures.push(failure);
-        }
-        let statuses: Vec<Option<i32>> = finishes.iter().map(|finish| finish.status.map(i32::from)).collect();
-        let errors: Vec<Option<String>> = finishes.iter().map(|finish| finish.error.map(ToOwned::to_owned)).collect();
+        let columns = Columns::of(finishes);
         let written = sqlx::query_scalar!(
             r#"-- webhook.finish
             with outcome as materialized (
-                select * from unnest($1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::text[], $6::text[], $7::int[], $8::text[])
-                    with ordinality as o (job, token, state, delay, failure, verdict, status, error, ord)
+                select * from unnest(
+                    $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::text[], $6::text[], $7::int[], $8::text[], $9::int[], $10::bytea[],
+                    $11::bool[], $12::int[], $13::float8[]
+                ) with ordinality as o
+                    (job, token, state, delay, failure, verdict, status, error, duration_ms, response, works, before, pause, ord)
             ),
             ended as (
                 update jobs j
@@ -169,26 +88,159 @@ impl Store {
                     finished_at = case when o.state <> 'pending' then now() end
                 from outcome o
                 where j.id = o.job and j.lease_token = o.token
-                returning j.id, j.attempt, o.ord, o.verdict, o.status, o.error
+                returning j.id, j.attempt, j.receiver, o.*
             ),
             closed as (
                 update attempts a
-                set finished_at = now(), outcome = e.verdict, status = e.status, error = e.error
+                set finished_at = now(), outcome = e.verdict, status = e.status, error = e.error, duration_ms = e.duration_ms,
+                    response = e.response
                 from ended e
                 where a.job_id = e.id and a.number = e.attempt
+            ),
+            -- One that works makes up for others of this group that did not. Otherwise: fails, with the pause; or nothing was learned.
+            news as materialized (
+                select receiver, coalesce(bool_or(works), false) as works, max(before) as before, max(pause) as pause
+                from ended group by receiver
+            ),
+            -- The rows that change, in order, so that two groups can't wait for each other. A receiver that works, as it did, has none.
+            changed as materialized (
+                select r.receiver, n.works, n.before, n.pause
+                from receivers r join news n on n.receiver = r.receiver
+                where case
+                    when n.works then r.failures > 0
+                    when n.pause is not null then r.failures <= n.before
+                    else r.failures > 0 and r.failures = n.before
+                end
+                order by r.receiver
+                for no key update of r
+            ),
+            told as (
+                update receivers r
+                set failures = case when c.works then 0 when c.pause is not null then c.before + 1 else r.failures end,
+                    probe_at = now() + make_interval(secs => case when c.works then 0 else coalesce(c.pause, 0) end),
+                    failing_since = case when c.works then null else coalesce(r.failing_since, now()) end,
+                    changed_at = now()
+                from changed c
+                where r.receiver = c.receiver
             )
             select ord as "ord!" from ended"#,
-            &jobs,
-            &tokens,
-            &states as _,
-            &delays as &[Option<f64>],
-            &failures as &[Option<String>],
-            &verdicts as _,
-            &statuses as &[Option<i32>],
-            &errors as &[Option<String>],
+            &columns.jobs,
+            &columns.tokens,
+            &columns.states as _,
+            &columns.delays as &[Option<f64>],
+            &columns.failures as &[Option<String>],
+            &columns.verdicts as _,
+            &columns.statuses as &[Option<i32>],
+            &columns.errors as &[Option<String>],
+            &columns.durations,
+            &columns.responses as &[Option<Vec<u8>>],
+            &columns.works,
+            &columns.before,
+            &columns.pauses as &[Option<f64>],
         )
         .fetch_all(&self.database)
         .await?;
         Ok((1..).take(finishes.len()).map(|ord| if written.contains(&ord) { Finished::Written } else { Finished::LeaseLost }).collect())
+    }
+
+    /// Ends up to `most` webhook jobs that have been due for longer than `age`, to receivers that have failed for as long: a receiver that is
+    /// down is asked so seldom that not each of its webhooks gets its tries. They are exhausted, and kept.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn exhaust_webhooks_of_lost_receivers(&self, age: Duration, most: u32) -> Result<u32> {
+        let ended = sqlx::query!(
+            "-- webhook.exhaust
+            update jobs set state = 'failed', failure = 'receiver-down', finished_at = now(), lease_token = null
+            where id in (
+                select j.id
+                from receivers r
+                cross join lateral (
+                    select id from jobs
+                    where kind = 'webhook' and state = 'pending' and receiver = r.receiver and next_run_at < now() - make_interval(secs => $1)
+                    order by next_run_at, id
+                    limit $2
+                    for no key update skip locked
+                ) j
+                where r.failing_since < now() - make_interval(secs => $1)
+                limit $2
+            )",
+            seconds(age),
+            i64::from(most),
+        )
+        .execute(&self.database)
+        .await?;
+        Ok(count(ended.rows_affected()))
+    }
+
+    /// Forgets receivers that have no webhook waiting and have not changed for longer than `age`, and webhook secrets whose grace is over.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn forget_receivers_and_secrets(&self, age: Duration) -> Result<()> {
+        sqlx::query!(
+            "-- webhook.forget
+            with receivers_gone as (
+                delete from receivers r
+                where r.changed_at < now() - make_interval(secs => $1)
+                    and not exists (select from jobs j where j.kind = 'webhook' and j.state = 'pending' and j.receiver = r.receiver)
+            )
+            delete from retired_webhook_secrets where signs_until < now()",
+            seconds(age),
+        )
+        .execute(&self.database)
+        .await?;
+        Ok(())
+    }
+}
+
+/// The finishes as columns, which is how `unnest` takes them.
+#[derive(Default)]
+struct Columns {
+    jobs: Vec<i64>,
+    tokens: Vec<Uuid>,
+    states: Vec<&'static str>,
+    delays: Vec<Option<f64>>,
+    failures: Vec<Option<String>>,
+    verdicts: Vec<&'static str>,
+    statuses: Vec<Option<i32>>,
+    errors: Vec<Option<String>>,
+    durations: Vec<i32>,
+    responses: Vec<Option<Vec<u8>>>,
+    works: Vec<bool>,
+    before: Vec<i32>,
+    pauses: Vec<Option<f64>>,
+}
+
+impl Columns {
+    fn of(finishes: &[WebhookFinish]) -> Self {
+        let mut columns = Self::default();
+        for finish in finishes {
+            let (state, verdict, delay, failure) = match finish.ending {
+                Delivery::Delivered => ("succeeded", "succeeded", None, None),
+                Delivery::Retry(delay) => ("pending", "try_again", Some(seconds(delay)), None),
+                Delivery::Exhausted(code) => ("failed", "try_again", None, Some(code.to_owned())),
+                Delivery::Released => ("pending", "released", Some(0.0), None),
+            };
+            let (works, before, pause) = match finish.receiver {
+                ReceiverNews::None { before } => (false, before, None),
+                ReceiverNews::Works => (true, 0, None),
+                ReceiverNews::Fails { before, pause } => (false, before, Some(seconds(pause))),
+            };
+            columns.jobs.push(finish.lease.job.0);
+            columns.tokens.push(finish.lease.token);
+            columns.states.push(state);
+            columns.delays.push(delay);
+            columns.failures.push(failure);
+            columns.verdicts.push(verdict);
+            columns.statuses.push(finish.status.map(i32::from));
+            columns.errors.push(finish.error.map(ToOwned::to_owned));
+            columns.durations.push(i32::try_from(finish.took.as_millis()).unwrap_or(i32::MAX));
+            columns.responses.push(finish.response.as_ref().map(|bytes| bytes[..bytes.len().min(LARGEST_RESPONSE)].to_vec()));
+            columns.works.push(works);
+            columns.before.push(i32::try_from(before).unwrap_or(i32::MAX - 1));
+            columns.pauses.push(pause);
+        }
+        columns
     }
 }

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use shared::store::sign_finish::{Ending, Failure};
-use shared::store::webhook_jobs::{Delivery, WebhookFinish};
 
-use crate::fixture::{Fixture, LEASE, id};
+use crate::fixture::{Fixture, id};
+use crate::webhook::deliver;
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -40,9 +40,7 @@ async fn what_has_not_ended_stays_however_old_it_is() {
     age_everything(&f).await;
     assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 0);
 
-    let webhook = f.store.claim_webhook_jobs(1, LEASE).await.unwrap().jobs.remove(0);
-    let delivered = WebhookFinish { lease: webhook.lease, ending: Delivery::Delivered, status: Some(200), error: None };
-    f.store.finish_webhook_jobs(&[delivered]).await.unwrap();
+    deliver(&f).await;
     age_everything(&f).await;
     assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 1);
     assert!(f.store.requests(&[told]).await.unwrap().is_empty());

@@ -1,27 +1,81 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use shared::contract::WebhookStatus;
+use futures_util::future::join_all;
+use shared::contract::{DeliveryOutcome, WebhookStatus};
+use shared::secret::Secret;
 use shared::store::Finished;
-use shared::store::sign_finish::Ending;
-use shared::store::webhook_jobs::{Delivery, WebhookFinish, WebhookJob};
+use shared::store::accept::WebhookTarget;
+use shared::store::deliveries::Replay;
+use shared::store::webhook_claim::{ClaimedWebhooks, ReceiverId, Wanted, WebhookJob};
+use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
 use uuid::Uuid;
 
 use crate::fixture::{Fixture, LEASE, id};
 
+/// Stores a request with a webhook to `url` whose outcome is there.
+async fn told_at(f: &Fixture, url: &str) -> Uuid {
+    if f.number("select count(*) from messages where signature is not null").await == 0 {
+        f.signed("a").await;
+    }
+    let webhook = WebhookTarget { url: url.to_owned(), headers: Secret::new([("x".to_owned(), "y".to_owned())].into()) };
+    let request = shared::store::accept::NewRequest { webhook: Some(webhook), ..f.request("a") };
+    id(&f.accept(request).await)
+}
+
 async fn told(f: &Fixture) -> Uuid {
-    let id = id(&f.accept(f.with_webhook("a")).await);
-    let job = f.claim(1).await.remove(0);
-    f.finish(job, Ending::Signed("s".to_owned())).await;
-    id
+    told_at(f, "http://example.com/hook").await
+}
+
+/// As many webhooks to `url` that have been due for an hour; to receivers that are all different, if `scattered`.
+async fn flood(f: &Fixture, url: &str, count: usize, scattered: bool) {
+    let request = told_at(f, url).await;
+    let receiver = if scattered { "gen_random_uuid()" } else { "null" };
+    f.run(&format!(
+        "with copies as (
+            insert into requests (id, api_key_id, sign_job_id, payload_digest, webhook_url)
+            select gen_random_uuid(), api_key_id, sign_job_id, payload_digest, webhook_url from requests, generate_series(1, {count})
+            where id = '{request}'
+            returning id
+        )
+        insert into jobs (kind, request_id, receiver, next_run_at) select 'webhook', id, {receiver}, now() - interval '1 h' from copies;
+        analyze"
+    ))
+    .await;
+}
+
+async fn claimed(f: &Fixture, wanted: &Wanted) -> ClaimedWebhooks {
+    f.store.claim_webhook_jobs(wanted, LEASE).await.unwrap()
 }
 
 async fn claim(f: &Fixture) -> Vec<WebhookJob> {
-    f.store.claim_webhook_jobs(10, LEASE).await.unwrap().jobs
+    claimed(f, &Wanted::up_to(10)).await.claimed.jobs
+}
+
+fn finish_of(job: WebhookJob, ending: Delivery, status: u16, receiver: ReceiverNews) -> WebhookFinish {
+    let took = Duration::from_millis(7);
+    WebhookFinish { lease: job.lease, ending, status: Some(status), error: None, took, response: Some(b"answer".to_vec()), receiver }
 }
 
 async fn finish(f: &Fixture, job: WebhookJob, ending: Delivery, status: u16) -> Finished {
-    let finish = WebhookFinish { lease: job.lease, ending, status: Some(status), error: None };
-    f.store.finish_webhook_jobs(&[finish]).await.unwrap()[0]
+    f.store.finish_webhook_jobs(&[finish_of(job, ending, status, ReceiverNews::Works)]).await.unwrap()[0]
+}
+
+/// The receiver fails; the next probe may follow after `pause`.
+async fn fail(f: &Fixture, job: WebhookJob, pause: Duration) {
+    let news = ReceiverNews::Fails { before: job.failures, pause };
+    f.store.finish_webhook_jobs(&[finish_of(job, Delivery::Retry(Duration::ZERO), 500, news)]).await.unwrap();
+}
+
+/// Claims a webhook and delivers it.
+pub(crate) async fn deliver(f: &Fixture) {
+    let job = claim(f).await.remove(0);
+    assert_eq!(finish(f, job, Delivery::Delivered, 200).await, Finished::Written);
+}
+
+/// Makes the receiver of `url` known as one that works.
+async fn proven(f: &Fixture, url: &str) {
+    told_at(f, url).await;
+    deliver(f).await;
 }
 
 async fn state(f: &Fixture, id: Uuid) -> shared::contract::WebhookState {
@@ -58,11 +112,386 @@ async fn an_exhausted_delivery_is_kept() {
 #[tokio::test]
 async fn a_worker_killed_between_sending_and_finishing_leads_to_a_second_delivery_and_is_fenced_off() {
     let f = Fixture::new().await;
-    told(&f).await;
+    let request = told(&f).await;
     let killed = claim(&f).await.remove(0);
-    f.run("update jobs set next_run_at = now() - interval '1 s' where lease_token is not null").await;
+    f.run(
+        "update jobs set next_run_at = now() - interval '1 s' where lease_token is not null;
+        update receivers set probe_at = now() - interval '1 s'",
+    )
+    .await;
     let second = claim(&f).await.remove(0);
     assert_eq!(second.request.id, killed.request.id, "the webhook-id follows from the request: it is the same");
     assert_eq!(finish(&f, killed, Delivery::Exhausted("exhausted"), 500).await, Finished::LeaseLost);
     assert_eq!(finish(&f, second, Delivery::Delivered, 200).await, Finished::Written);
+    let log = f.store.deliveries(request, None).await.unwrap().unwrap().deliveries;
+    let outcomes: Vec<_> = log.iter().map(|attempt| attempt.outcome).collect();
+    assert_eq!(outcomes, [DeliveryOutcome::Unknown, DeliveryOutcome::Delivered]);
+}
+
+#[tokio::test]
+async fn ten_thousand_due_jobs_of_a_dead_receiver_do_not_delay_one_of_a_healthy_one() {
+    let f = Fixture::new().await;
+    proven(&f, "http://healthy.example/").await;
+    flood(&f, "http://dead.example/", 10_000, false).await;
+    // Once known to fail, the dead one has one job at a time; and none, while its pause lasts.
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::from_mins(1)).await;
+    let healthy = told_at(&f, "http://healthy.example/other").await;
+    let jobs = claim(&f).await;
+    assert_eq!(jobs.iter().map(|job| job.request.id).collect::<Vec<_>>(), [healthy]);
+    // Nor is a receiver in the way that works, and whose ten thousand jobs fill all the room that one receiver has.
+    f.run("update receivers set failures = 0, failing_since = null").await;
+    let slow = claim(&f).await;
+    assert_eq!(slow.len(), 10);
+    let healthy = told_at(&f, "http://healthy.example/again").await;
+    let wanted = Wanted { per_receiver: 10, held: vec![(slow[0].receiver, 10)], ..Wanted::up_to(10) };
+    let started = Instant::now();
+    let found = claimed(&f, &wanted).await;
+    assert_eq!(found.claimed.jobs.iter().map(|job| job.request.id).collect::<Vec<_>>(), [healthy]);
+    println!("the claim took {:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn receivers_share_a_claim_evenly_and_none_is_passed_over_for_ever() {
+    let f = Fixture::new().await;
+    for n in 0..12 {
+        proven(&f, &format!("http://r{n}.example/")).await;
+    }
+    for n in 0..12 {
+        for _ in 0..3 {
+            told_at(&f, &format!("http://r{n}.example/")).await;
+        }
+    }
+    let mut served: Vec<ReceiverId> = Vec::new();
+    let mut after = None;
+    for _ in 0..3 {
+        let found = claimed(&f, &Wanted { after, ..Wanted::up_to(5) }).await;
+        assert!(found.claimed.jobs.len() <= 5);
+        after = found.stopped_at;
+        served.extend(found.claimed.jobs.iter().map(|job| job.receiver));
+    }
+    served.sort_by_key(|receiver| format!("{receiver:?}"));
+    served.dedup();
+    assert_eq!(served.len(), 12, "three claims of five went once around");
+}
+
+#[tokio::test]
+async fn more_receivers_than_one_walk_sees_are_all_reached() {
+    let f = Fixture::new().await;
+    flood(&f, "http://example.com/", 700, true).await;
+    let mut after = None;
+    let (mut claims, mut jobs) = (0, 0);
+    loop {
+        let found = claimed(&f, &Wanted { after, ..Wanted::up_to(1000) }).await;
+        claims += 1;
+        jobs += found.claimed.jobs.len();
+        after = found.stopped_at;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((claims, jobs), (3, 701));
+}
+
+#[tokio::test]
+async fn a_receiver_that_nobody_knows_gets_one_delivery_and_then_as_many_as_there_is_room_for() {
+    let f = Fixture::new().await;
+    for _ in 0..5 {
+        told(&f).await;
+    }
+    let first = claim(&f).await;
+    assert_eq!((first.len(), first[0].failures), (1, 1));
+    assert!(claim(&f).await.is_empty(), "one at a time");
+    finish(&f, first.into_iter().next().unwrap(), Delivery::Delivered, 200).await;
+    let rest = claimed(&f, &Wanted { per_receiver: 3, ..Wanted::up_to(10) }).await.claimed.jobs;
+    assert_eq!((rest.len(), rest[0].failures), (3, 0));
+}
+
+#[tokio::test]
+async fn two_workers_that_race_for_a_failing_receiver_make_one_probe() {
+    let f = Fixture::new().await;
+    proven(&f, "http://example.com/").await;
+    for _ in 0..20 {
+        told(&f).await;
+    }
+    f.run("update receivers set failures = 3, failing_since = now()").await;
+    for _ in 0..5 {
+        let claims = join_all((0..6).map(|_| claim(&f))).await;
+        let mut jobs: Vec<WebhookJob> = claims.into_iter().flatten().collect();
+        assert_eq!(jobs.len(), 1);
+        fail(&f, jobs.remove(0), Duration::ZERO).await;
+    }
+}
+
+#[tokio::test]
+async fn workers_that_claim_at_once_never_get_the_same_job() {
+    let f = Fixture::new().await;
+    proven(&f, "http://example.com/").await;
+    for _ in 0..40 {
+        told(&f).await;
+    }
+    let mut seen: Vec<_> = Vec::new();
+    for _ in 0..20 {
+        seen.extend(join_all((0..4).map(|_| claim(&f))).await.into_iter().flatten().map(|job| job.request.id));
+    }
+    let all = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!((all, seen.len()), (40, 40));
+}
+
+#[tokio::test]
+async fn what_a_process_may_have_of_one_receiver_is_its_own_bound_whatever_another_has() {
+    let f = Fixture::new().await;
+    proven(&f, "http://example.com/").await;
+    for _ in 0..9 {
+        told(&f).await;
+    }
+    let wanted = Wanted { per_receiver: 3, ..Wanted::up_to(10) };
+    let (one, other) = tokio::join!(claimed(&f, &wanted), claimed(&f, &wanted));
+    assert_eq!((one.claimed.jobs.len(), other.claimed.jobs.len()), (3, 3));
+    let full = Wanted { held: vec![(one.claimed.jobs[0].receiver, 3)], ..wanted };
+    assert!(claimed(&f, &full).await.claimed.jobs.is_empty());
+}
+
+#[tokio::test]
+async fn deliveries_that_fail_together_count_once_and_one_that_works_makes_up_for_them() {
+    let f = Fixture::new().await;
+    proven(&f, "http://example.com/").await;
+    for _ in 0..4 {
+        told(&f).await;
+    }
+    let jobs = claim(&f).await;
+    assert_eq!(jobs.len(), 4);
+    let fails =
+        |job: WebhookJob| finish_of(job, Delivery::Retry(Duration::ZERO), 500, ReceiverNews::Fails { before: 0, pause: Duration::ZERO });
+    let mut finishes: Vec<_> = jobs.into_iter().map(fails).collect();
+    let last = finishes.pop().unwrap();
+    let second = finishes.pop().unwrap();
+    f.store.finish_webhook_jobs(&finishes).await.unwrap();
+    f.store.finish_webhook_jobs(&[second]).await.unwrap();
+    assert_eq!(f.number("select failures::bigint from receivers").await, 1);
+    let works = WebhookFinish { receiver: ReceiverNews::Works, ending: Delivery::Delivered, ..last };
+    f.store.finish_webhook_jobs(&[works]).await.unwrap();
+    assert_eq!(f.number("select failures::bigint from receivers where failing_since is null").await, 0);
+}
+
+#[tokio::test]
+async fn a_probe_that_is_given_back_lets_the_next_one_follow_at_once() {
+    let f = Fixture::new().await;
+    told(&f).await;
+    let job = claim(&f).await.remove(0);
+    let news = ReceiverNews::None { before: job.failures };
+    f.store.finish_webhook_jobs(&[finish_of(job, Delivery::Released, 0, news)]).await.unwrap();
+    assert_eq!(claim(&f).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_job_that_waits_is_announced_with_the_time_of_its_receivers_probe() {
+    let f = Fixture::new().await;
+    told(&f).await;
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::from_secs(30)).await;
+    let next = claimed(&f, &Wanted::up_to(10)).await.claimed.next_in.unwrap();
+    assert!(next > Duration::from_secs(25) && next <= Duration::from_secs(30), "{next:?}");
+}
+
+#[tokio::test]
+async fn webhooks_of_a_receiver_that_is_lost_are_exhausted_in_the_end_and_others_are_not() {
+    let f = Fixture::new().await;
+    let lost = told_at(&f, "http://lost.example/").await;
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::from_hours(1)).await;
+    let age = Duration::from_hours(24);
+    assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 0);
+    f.run(
+        "update receivers set failing_since = now() - interval '2 days';
+        update jobs set next_run_at = now() - interval '2 days' where state = 'pending'",
+    )
+    .await;
+    // It has been due for as long, because no worker was there; its receiver did nothing wrong.
+    let patient = told_at(&f, "http://patient.example/").await;
+    f.run("update jobs set next_run_at = now() - interval '2 days' where state = 'pending'").await;
+    assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 1);
+    assert_eq!(state(&f, lost).await.status, WebhookStatus::Exhausted);
+    assert_eq!(state(&f, patient).await.status, WebhookStatus::Pending);
+    assert_eq!(f.store.replay(lost, None).await.unwrap(), Replay::Sending);
+}
+
+#[tokio::test]
+async fn receivers_that_nobody_needs_are_forgotten() {
+    let f = Fixture::new().await;
+    proven(&f, "http://old.example/").await;
+    told_at(&f, "http://busy.example/").await;
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::ZERO).await;
+    f.run("update receivers set changed_at = now() - interval '2 days'").await;
+    f.store.forget_receivers_and_secrets(Duration::from_hours(24)).await.unwrap();
+    assert_eq!(f.number("select count(*) from receivers").await, 1);
+}
+
+#[tokio::test]
+async fn one_tenant_cannot_make_anothers_receiver_look_dead() {
+    let f = Fixture::new().await;
+    let other = crate::fixture::new_key(&f.store, "other").await;
+    proven(&f, "http://shared.example/mine").await;
+    let webhook = WebhookTarget { url: "http://shared.example/theirs".to_owned(), headers: Secret::new([].into()) };
+    let theirs = shared::store::accept::NewRequest { key: other, webhook: Some(webhook), ..f.request("a") };
+    f.accept(theirs).await;
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::from_hours(1)).await;
+    let mine = told_at(&f, "HTTP://Shared.Example/again?x=y").await;
+    let jobs = claim(&f).await;
+    assert_eq!((jobs.len(), jobs[0].request.id, jobs[0].failures), (1, mine, 0));
+}
+
+#[tokio::test]
+async fn asked_twice_at_once_a_webhook_is_sent_again_once_with_its_whole_schedule() {
+    let f = Fixture::new().await;
+    let id = told(&f).await;
+    let job = claim(&f).await.remove(0);
+    finish(&f, job, Delivery::Exhausted("gone"), 410).await;
+    let asked = join_all((0..8).map(|_| f.store.replay(id, Some(f.key)))).await;
+    assert!(asked.into_iter().all(|answer| answer.unwrap() == Replay::Sending));
+    let jobs = claim(&f).await;
+    assert_eq!((jobs.len(), jobs[0].attempt), (1, 1));
+    assert_eq!(f.store.replay(id, None).await.unwrap(), Replay::Sending, "while it is in flight, nothing changes");
+    finish(&f, jobs.into_iter().next().unwrap(), Delivery::Delivered, 200).await;
+    assert!(claim(&f).await.is_empty());
+    let log = f.store.deliveries(id, Some(f.key)).await.unwrap().unwrap();
+    assert_eq!(log.deliveries.iter().map(|entry| entry.number).collect::<Vec<_>>(), [1, 2]);
+    let first = &log.deliveries[0];
+    assert_eq!((first.outcome, first.status, first.duration_ms), (DeliveryOutcome::Failed, Some(410), Some(7)));
+    assert_eq!(first.response.as_deref(), Some("answer"));
+    assert_eq!((log.webhook.unwrap().status, log.webhook_id), (WebhookStatus::Delivered, format!("msg_{}", id.simple())));
+}
+
+#[tokio::test]
+async fn a_webhook_that_waits_for_its_next_try_is_sent_now_when_asked_for() {
+    let f = Fixture::new().await;
+    let id = told(&f).await;
+    let job = claim(&f).await.remove(0);
+    finish(&f, job, Delivery::Retry(Duration::from_hours(2)), 500).await;
+    assert!(claim(&f).await.is_empty());
+    assert_eq!(f.store.replay(id, None).await.unwrap(), Replay::Sending);
+    assert_eq!(claim(&f).await[0].attempt, 2, "it goes on in its schedule");
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_again_is_told_apart() {
+    let f = Fixture::new().await;
+    let other = crate::fixture::new_key(&f.store, "other").await;
+    let done = told(&f).await;
+    let pending = id(&f.accept(f.with_webhook("waits")).await);
+    let silent = f.post("a").await;
+    for (request, owner, expected) in [
+        (pending, Some(f.key), Replay::NotFinal),
+        (silent, Some(f.key), Replay::NoWebhook),
+        (done, Some(other), Replay::Unknown),
+        (Uuid::now_v7(), None, Replay::Unknown),
+        (done, None, Replay::Sending),
+    ] {
+        assert_eq!(f.store.replay(request, owner).await.unwrap(), expected);
+    }
+    assert!(f.store.deliveries(done, Some(other)).await.unwrap().is_none());
+    assert!(f.store.deliveries(silent, None).await.unwrap().unwrap().deliveries.is_empty());
+}
+
+#[tokio::test]
+async fn a_replay_that_races_with_retention_is_sent_or_there_is_nothing_left_to_send() {
+    let f = Fixture::new().await;
+    for round in 0..15 {
+        let id = told(&f).await;
+        deliver(&f).await;
+        f.run(
+            "update requests set created_at = now() - interval '2 days';
+            update jobs set finished_at = now() - interval '2 days' where state <> 'pending'",
+        )
+        .await;
+        let (replayed, forgotten) = tokio::join!(f.store.replay(id, None), f.store.forget(Duration::from_hours(24), 100));
+        forgotten.unwrap();
+        let left = f.number(&format!("select count(*) from jobs where request_id = '{id}' and state = 'pending'")).await;
+        match replayed.unwrap() {
+            Replay::Sending => assert_eq!(left, 1, "round {round}"),
+            Replay::Unknown => assert_eq!(left, 0, "round {round}"),
+            other => panic!("{other:?}"),
+        }
+        if left == 1 {
+            deliver(&f).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replay_that_retention_did_not_see_coming_stays() {
+    use sqlx::Connection;
+    let f = Fixture::new().await;
+    let id = told(&f).await;
+    deliver(&f).await;
+    f.run(
+        "update requests set created_at = now() - interval '2 days';
+        update jobs set finished_at = now() - interval '2 days' where state <> 'pending'",
+    )
+    .await;
+    // Retention has picked the request and is about to hold its row, which somebody else still does.
+    let mut connection = f.connection().await;
+    let mut holder = connection.begin().await.unwrap();
+    sqlx::query("select from jobs where kind = 'webhook' for update").execute(&mut *holder).await.unwrap();
+    let forgetting = f.store.forget(Duration::from_hours(24), 100);
+    let replaying = async {
+        sqlx::query("update jobs set state = 'pending', finished_at = null where kind = 'webhook'").execute(&mut *holder).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        holder.commit().await.unwrap();
+    };
+    let (forgotten, ()) = tokio::join!(forgetting, replaying);
+    forgotten.unwrap();
+    assert_eq!(f.number(&format!("select count(*) from requests where id = '{id}'")).await, 1);
+    assert_eq!(claim(&f).await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_delivery_log_of_a_request_has_a_bound() {
+    let f = Fixture::new().await;
+    let id = told(&f).await;
+    for _ in 0..3 {
+        deliver(&f).await;
+        f.store.replay(id, None).await.unwrap();
+    }
+    f.run(
+        "update jobs set attempt = 250, excused = 250 where kind = 'webhook';
+        insert into attempts (job_id, number, finished_at, outcome)
+        select j.id, n, now(), 'try_again' from jobs j, generate_series(4, 250) n where j.kind = 'webhook'",
+    )
+    .await;
+    deliver(&f).await;
+    let log = f.store.deliveries(id, None).await.unwrap().unwrap().deliveries;
+    assert_eq!((log.len(), log[0].number, log[99].number), (100, 152, 251));
+    assert_eq!(f.number("select count(*) from attempts a join jobs j on j.id = a.job_id where j.kind = 'webhook'").await, 100);
+}
+
+#[tokio::test]
+async fn the_claim_walks_its_index_and_reads_no_table_whole() {
+    let f = Fixture::new().await;
+    proven(&f, "http://healthy.example/").await;
+    flood(&f, "http://dead.example/", 10_000, false).await;
+    flood(&f, "http://many.example/", 300, true).await;
+    let sql = std::fs::read_dir("../.sqlx")
+        .unwrap()
+        .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
+        .map(|text| serde_json::from_str::<serde_json::Value>(&text).unwrap()["query"].as_str().unwrap().to_owned())
+        .find(|sql| sql.starts_with("-- webhook.claim\n"))
+        .unwrap();
+    let mut connection = f.connection().await;
+    let explained = format!(
+        "set plan_cache_mode = force_generic_plan;
+        prepare claim (uuid, int, int, uuid[], int[], bigint, bigint, float8, int) as {sql};
+        explain (analyze, timing off, summary on) execute claim ('{}', 256, 48, '{{}}', '{{}}', 32, 64, 60, 100)",
+        Uuid::nil(),
+    );
+    let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(explained)).fetch_all(&mut connection).await.unwrap();
+    let plan: Vec<String> = rows.iter().map(|row| sqlx::Row::get(row, 0)).collect();
+    let plan = plan.join("\n");
+    println!("{plan}");
+    assert!(plan.contains("jobs_by_receiver"), "{plan}");
+    assert!(!plan.contains("Seq Scan on jobs"), "{plan}");
 }

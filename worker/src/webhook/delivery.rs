@@ -1,32 +1,49 @@
 //! One delivery: the request by the Standard Webhooks specification, what came back, and what that means.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use poem_openapi::types::ToJSON;
 use rand::Rng;
+use shared::address_guard::{Forbidden, Guard};
 use shared::backoff::Jitter;
 use shared::contract::WebhookEvent;
 use shared::standard_webhooks::signature_header;
-use shared::store::webhook_jobs::{Delivery, WebhookJob};
+use shared::store::deliveries::webhook_id;
+use shared::store::webhook_claim::{Confidential, WebhookJob};
+use shared::store::webhook_jobs::{Delivery, LARGEST_RESPONSE, ReceiverNews};
 use time::OffsetDateTime;
 
-use super::guard::{Forbidden, Guard};
+use super::guard::{GuardedResolver, System};
 use crate::retry_after::retry_after;
 use crate::settings::{Schedule, WebhookSettings};
 
 /// Most bytes of an answer that are read: enough for the connection to end in order, and no more.
 const LARGEST_ANSWER: usize = 64 * 1024;
 
+/// How long a connection that is not used is kept.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// What came back from a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// HTTP status, if the receiver answered.
     pub status: Option<u16>,
-    /// Stable class of what went wrong, if no answer came.
+    /// Stable class of what went wrong, if something did.
     pub error: Option<&'static str>,
     /// How long the receiver asks to wait.
     pub retry_after: Option<Duration>,
+    /// The first bytes of the body.
+    pub body: Vec<u8>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// The longest that each part of a delivery may take.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    headers: Duration,
+    whole: Duration,
 }
 
 /// Sends webhooks.
@@ -34,7 +51,7 @@ pub struct Answer {
 pub struct Sender {
     client: reqwest::Client,
     guard: Guard,
-    timeout: Duration,
+    patience: Patience,
 }
 
 impl Sender {
@@ -43,60 +60,78 @@ impl Sender {
     /// # Errors
     /// If TLS can't be set up.
     pub fn new(settings: &WebhookSettings) -> Result<Self, reqwest::Error> {
-        let guard = Guard::new(&settings.webhook_allow_networks);
+        let guard = Guard::new(&settings.addresses);
         let client = reqwest::Client::builder()
             .http1_only()
             // A proxy would be connected to in place of what the guard judged.
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
-            .dns_resolver(guard.clone())
-            .connect_timeout(settings.webhook_timeout)
-            .pool_idle_timeout(Duration::from_secs(30))
+            .dns_resolver(GuardedResolver::new(guard.clone(), System))
+            .connect_timeout(settings.webhook_connect_timeout.min(settings.webhook_timeout))
+            .pool_idle_timeout(IDLE)
+            // More than this are never in use at once.
+            .pool_max_idle_per_host(settings.webhook_receiver_concurrency.into())
             .build()?;
-        Ok(Self { client, guard, timeout: settings.webhook_timeout })
+        let patience = Patience { headers: settings.webhook_headers_timeout, whole: settings.webhook_timeout };
+        Ok(Self { client, guard, patience })
     }
 
     /// The longest a delivery can take.
     #[must_use]
     pub fn timeout(&self) -> Duration {
-        self.timeout
+        self.patience.whole
     }
 
     /// Sends the outcome that `job` tells, once. `traceparent` is passed on.
     pub async fn send(&self, job: &WebhookJob, traceparent: Option<&str>) -> Answer {
-        let Ok(url) = url::Url::parse(&job.url) else { return failed("url") };
-        if self.guard.check_literal(&url).is_err() {
-            return failed("address");
+        let started = Instant::now();
+        let mut answer = Answer::default();
+        // Whatever came until the time was up counts.
+        let sent = tokio::time::timeout(self.patience.whole, self.send_into(job, traceparent, &mut answer)).await;
+        match sent {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => answer.error = Some(error),
+            Err(_) => answer.error = Some(if answer.status.is_some() { "body" } else { "timeout" }),
         }
-        let Some(event) = WebhookEvent::of(job.request.clone()) else { return failed("pending") };
-        let body = event.to_json_string();
-        let headers = headers(job, &body, OffsetDateTime::now_utc(), traceparent);
-        let request = self.client.post(url).timeout(self.timeout).headers(headers).body(body);
-        match request.send().await {
-            Ok(mut response) => {
-                let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
-                let status = response.status().as_u16();
-                // The status is the answer; the rest is read, within its bounds, only so that the connection can be used again.
-                let mut read = 0;
-                while let Ok(Some(chunk)) = response.chunk().await {
-                    read += chunk.len();
-                    if read > LARGEST_ANSWER {
-                        break;
-                    }
-                }
-                Answer { status: Some(status), error: None, retry_after }
+        answer.took = started.elapsed();
+        answer
+    }
+
+    async fn send_into(&self, job: &WebhookJob, traceparent: Option<&str>, answer: &mut Answer) -> Result<(), &'static str> {
+        let confidential = job.confidential.as_ref().map_err(|_| "unreadable")?;
+        let url = url::Url::parse(&job.url).map_err(|_| "address")?;
+        self.guard.check(&url).map_err(|_| "address")?;
+        let body = WebhookEvent::of(job.request.clone()).ok_or("pending")?.to_json_string();
+        let headers = headers(job, confidential, &body, OffsetDateTime::now_utc(), traceparent);
+        let request = self.client.post(url).headers(headers).body(body).send();
+        let mut response =
+            tokio::time::timeout(self.patience.headers, request).await.map_err(|_| "timeout")?.map_err(|error| class(&error))?;
+        answer.retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
+        answer.status = Some(response.status().as_u16());
+        let mut read = 0;
+        while let Some(chunk) = response.chunk().await.map_err(|_| "body")? {
+            read += chunk.len();
+            answer.body.extend_from_slice(&chunk[..chunk.len().min(LARGEST_RESPONSE - answer.body.len())]);
+            if read > LARGEST_ANSWER {
+                // The rest is not read: the connection is closed, and not used again.
+                break;
             }
-            Err(error) if is_forbidden(&error) => failed("address"),
-            Err(error) if error.is_timeout() => failed("timeout"),
-            Err(error) if error.is_connect() => failed("connection"),
-            Err(_) => failed("reset"),
         }
+        Ok(())
     }
 }
 
-fn failed(error: &'static str) -> Answer {
-    Answer { status: None, error: Some(error), retry_after: None }
+fn class(error: &reqwest::Error) -> &'static str {
+    if is_forbidden(error) {
+        "address"
+    } else if error.is_timeout() {
+        "timeout"
+    } else if error.is_connect() {
+        "connection"
+    } else {
+        "reset"
+    }
 }
 
 fn is_forbidden(error: &reqwest::Error) -> bool {
@@ -111,19 +146,19 @@ fn is_forbidden(error: &reqwest::Error) -> bool {
 }
 
 /// The headers of a delivery. What the caller wants sent along goes in first, so that it can't replace what matters.
-fn headers(job: &WebhookJob, body: &str, now: OffsetDateTime, traceparent: Option<&str>) -> HeaderMap {
+fn headers(job: &WebhookJob, confidential: &Confidential, body: &str, now: OffsetDateTime, traceparent: Option<&str>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("countersign/", env!("CARGO_PKG_VERSION"))));
-    for (name, value) in job.headers.expose() {
+    for (name, value) in confidential.headers.expose() {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value))
             && !is_ours(name.as_str())
         {
             headers.insert(name, value);
         }
     }
-    let id = format!("msg_{}", job.request.id.simple());
+    let id = webhook_id(job.request.id);
     let timestamp = now.unix_timestamp();
-    let signature = signature_header(&job.secrets, &id, timestamp, body.as_bytes());
+    let signature = signature_header(&confidential.secrets, &id, timestamp, body.as_bytes());
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("webhook-timestamp", timestamp.into());
     let texts = [("webhook-id", Some(id.as_str())), ("webhook-signature", Some(&signature)), ("traceparent", traceparent)];
@@ -148,7 +183,7 @@ fn is_ours(name: &str) -> bool {
 const LONGEST_WAIT: Duration = Duration::from_hours(24);
 
 /// What becomes of a delivery after `answer` to the try of this number, counted from 1.
-pub fn decide(answer: Answer, attempt: u32, schedule: &Schedule, rng: &mut impl Rng) -> Delivery {
+pub fn decide(answer: &Answer, attempt: u32, schedule: &Schedule, rng: &mut impl Rng) -> Delivery {
     match answer.status {
         Some(200..=299) => return Delivery::Delivered,
         Some(410) => return Delivery::Exhausted("gone"),
@@ -160,13 +195,40 @@ pub fn decide(answer: Answer, attempt: u32, schedule: &Schedule, rng: &mut impl 
     Delivery::Retry(delay.max(asked.min(LONGEST_WAIT)))
 }
 
+/// From this many failures in a row on, the receiver is asked less and less often.
+const PATIENT_FAILURES: u32 = 3;
+
+/// The longest pause between two deliveries to a receiver that fails.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
+/// What `answer` says about the receiver, which had failed `before` times in a row.
+///
+/// It works if it answered in time, whatever it said, unless that was that it can't: 429 and 5xx. An answer that can't be had to its end in
+/// time says that it is slow; and what is not allowed or can't be read says nothing that waiting would mend, but costs nothing either.
+#[must_use]
+pub fn news(answer: &Answer, before: u32) -> ReceiverNews {
+    match (answer.status, answer.error) {
+        (_, Some("unreadable" | "pending")) => ReceiverNews::None { before },
+        (Some(429 | 500..=599) | None, _) | (_, Some(_)) => ReceiverNews::Fails { before, pause: pause(before.saturating_add(1)) },
+        (Some(_), None) => ReceiverNews::Works,
+    }
+}
+
+/// The pause after so many failures in a row: none at first, then from a second on twice as long each time, up to a minute.
+fn pause(failures: u32) -> Duration {
+    match failures.checked_sub(PATIENT_FAILURES) {
+        None => Duration::ZERO,
+        Some(doublings) => Duration::from_secs(1).saturating_mul(1 << doublings.min(6)).min(LONGEST_PAUSE),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn after(status: u16, attempt: u32, retry_after: Option<u64>) -> Delivery {
-        let answer = Answer { status: Some(status), error: None, retry_after: retry_after.map(Duration::from_secs) };
-        decide(answer, attempt, &"5s,5m".parse().unwrap(), &mut rand::rng())
+        let answer = Answer { status: Some(status), retry_after: retry_after.map(Duration::from_secs), ..Answer::default() };
+        decide(&answer, attempt, &"5s,5m".parse().unwrap(), &mut rand::rng())
     }
 
     #[test]
@@ -192,6 +254,34 @@ mod tests {
         assert_eq!(after(429, 1, Some(60)), Delivery::Retry(Duration::from_mins(1)));
         assert_eq!(after(503, 1, Some(99_999_999)), Delivery::Retry(LONGEST_WAIT));
         assert!(matches!(after(500, 1, Some(60)), Delivery::Retry(delay) if delay < Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn timeouts_and_refused_connections_are_tried_again() {
+        for error in ["timeout", "connection", "reset", "address", "unreadable"] {
+            let answer = Answer { error: Some(error), ..Answer::default() };
+            assert!(matches!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), Delivery::Retry(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_status_of_success_counts_even_if_the_rest_of_the_answer_does_not_come() {
+        let answer = Answer { status: Some(200), error: Some("body"), ..Answer::default() };
+        assert_eq!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), Delivery::Delivered);
+        assert!(matches!(news(&answer, 0), ReceiverNews::Fails { .. }), "but the receiver is slow");
+    }
+
+    #[test]
+    fn a_receiver_works_if_it_answers_and_else_is_asked_less_and_less_often() {
+        let answered = |status| Answer { status: Some(status), ..Answer::default() };
+        for status in [200, 204, 302, 400, 404, 410] {
+            assert_eq!(news(&answered(status), 5), ReceiverNews::Works, "{status}");
+        }
+        for status in [429, 500, 503] {
+            assert_eq!(news(&answered(status), 0), ReceiverNews::Fails { before: 0, pause: Duration::ZERO }, "{status}");
+        }
+        let seconds: Vec<u64> = [1, 2, 3, 4, 5, 8, 9, 10, u32::MAX].map(|failures| pause(failures).as_secs()).into();
+        assert_eq!(seconds, [0, 0, 1, 2, 4, 32, 60, 60, 60]);
     }
 
     #[test]

@@ -1,112 +1,60 @@
-//! Which addresses a webhook may be sent to.
-//!
-//! A tenant chooses the address, so it could name a host that only this process can reach. The guard is the resolver of the HTTP
-//! client: what it answers is what is connected to, so a name can't change between the check and the connection. A literal address
-//! never reaches a resolver and is judged from the parsed URL, which has one spelling only, whatever the tenant wrote.
+//! The guard at the moment that counts: as the resolver of the HTTP client. What it answers is what is connected to, so a name can't change
+//! between the check and the connection. A literal address never reaches a resolver and is judged from the parsed URL (see
+//! [`shared::address_guard`]). Redirects would lead past both, and are not followed.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, LazyLock};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use futures_util::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use shared::address_guard::{Forbidden, Guard};
 
-use crate::settings::Networks;
-
-/// What is not the public internet, version 4: the special-purpose registry of IANA (RFC 6890 and its updates), and multicast.
-const SPECIAL_V4: [(Ipv4Addr, u8); 16] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),       // this network
-    (Ipv4Addr::new(10, 0, 0, 0), 8),      // private
-    (Ipv4Addr::new(100, 64, 0, 0), 10),   // carrier-grade NAT
-    (Ipv4Addr::new(127, 0, 0, 0), 8),     // loopback
-    (Ipv4Addr::new(169, 254, 0, 0), 16),  // link-local, and the metadata services of clouds
-    (Ipv4Addr::new(172, 16, 0, 0), 12),   // private
-    (Ipv4Addr::new(192, 0, 0, 0), 24),    // protocol assignments
-    (Ipv4Addr::new(192, 0, 2, 0), 24),    // documentation
-    (Ipv4Addr::new(192, 31, 196, 0), 24), // AS112
-    (Ipv4Addr::new(192, 52, 193, 0), 24), // AMT
-    (Ipv4Addr::new(192, 88, 99, 0), 24),  // 6to4 relays
-    (Ipv4Addr::new(192, 168, 0, 0), 16),  // private
-    (Ipv4Addr::new(198, 18, 0, 0), 15),   // benchmarks
-    (Ipv4Addr::new(198, 51, 100, 0), 24), // documentation
-    (Ipv4Addr::new(203, 0, 113, 0), 24),  // documentation
-    (Ipv4Addr::new(224, 0, 0, 0), 3),     // multicast, reserved, broadcast
-];
-
-/// What of version 6 is not the public internet, inside `2000::/3`; everything outside of it is refused anyway.
-const SPECIAL_V6: [(Ipv6Addr, u8); 5] = [
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocol assignments: Teredo, benchmarks, ORCHID
-    (Ipv6Addr::new(0x2001, 0x0db8, 0, 0, 0, 0, 0, 0), 32), // documentation
-    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16), // 6to4
-    (Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48), // AS112
-    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
-];
-
-/// Global unicast, the only part of version 6 that IANA has given out.
-const GLOBAL_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-
-static REFUSED_V4: LazyLock<Vec<Ipv4Net>> =
-    LazyLock::new(|| SPECIAL_V4.iter().map(|&(network, bits)| Ipv4Net::new_assert(network, bits)).collect());
-static REFUSED_V6: LazyLock<Vec<Ipv6Net>> =
-    LazyLock::new(|| SPECIAL_V6.iter().map(|&(network, bits)| Ipv6Net::new_assert(network, bits)).collect());
-
-/// Lets public addresses through, and the networks that the operator allows.
-#[derive(Clone, Debug, Default)]
-pub struct Guard {
-    allowed: Arc<[IpNet]>,
+/// Finds the addresses of a name.
+pub trait LookUp: Send + Sync + 'static {
+    /// All of them, in the order in which they are to be tried.
+    fn look_up(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
 }
 
-/// An address that a webhook may not be sent to. Says nothing about which one, or why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the address is not allowed")]
-pub struct Forbidden;
+/// The operating system's resolver.
+#[derive(Clone, Copy, Debug)]
+pub struct System;
 
-impl Guard {
-    /// A guard that also lets `networks` through.
-    #[must_use]
-    pub fn new(networks: &Networks) -> Self {
-        Self { allowed: networks.0.clone().into() }
-    }
-
-    /// Whether `address` may be connected to.
-    #[must_use]
-    pub fn allows(&self, address: IpAddr) -> bool {
-        self.allowed.iter().any(|network| network.contains(&address)) || is_public(address)
-    }
-
-    /// Judges a literal address; a name passes, for the resolver to judge.
-    ///
-    /// # Errors
-    /// If the URL holds an address that may not be connected to.
-    pub fn check_literal(&self, url: &url::Url) -> Result<(), Forbidden> {
-        let literal = match url.host() {
-            Some(url::Host::Ipv4(address)) => IpAddr::V4(address),
-            Some(url::Host::Ipv6(address)) => IpAddr::V6(address),
-            Some(url::Host::Domain(_)) => return Ok(()),
-            None => return Err(Forbidden),
-        };
-        if self.allows(literal) { Ok(()) } else { Err(Forbidden) }
+impl LookUp for System {
+    fn look_up(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        let name = name.to_owned();
+        Box::pin(async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect()) })
     }
 }
 
-fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => REFUSED_V4.iter().all(|network| !network.contains(&address)),
-        // An address that carries another one inside (mapped, NAT64, 6to4, Teredo) is refused whole: it lies outside of 2000::/3 or in
-        // one of the special ranges.
-        IpAddr::V6(address) => {
-            Ipv6Net::new_assert(GLOBAL_V6.0, GLOBAL_V6.1).contains(&address) && REFUSED_V6.iter().all(|network| !network.contains(&address))
-        }
+/// A resolver that answers only with addresses that the guard lets through.
+pub struct GuardedResolver {
+    guard: Guard,
+    look_up: Arc<dyn LookUp>,
+}
+
+impl GuardedResolver {
+    /// Passes on what `look_up` finds and `guard` allows.
+    pub fn new(guard: Guard, look_up: impl LookUp) -> Self {
+        Self { guard, look_up: Arc::new(look_up) }
     }
 }
 
-impl Resolve for Guard {
+impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.clone();
+        let (guard, found) = (self.guard.clone(), self.look_up.look_up(name.as_str()));
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = found.filter(|address| guard.allows(address.ip())).collect();
+            // A name that does not exist and one that leads to a forbidden address look the same to the tenant: else names of the
+            // operator's own network could be tried out.
+            let allowed: Vec<SocketAddr> = found
+                .await
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|address| guard.allows(*address))
+                .map(|address| SocketAddr::new(address, 0))
+                .collect();
             if allowed.is_empty() {
-                return Err(Forbidden.into());
+                return Err(Forbidden::Address.into());
             }
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })
@@ -115,81 +63,92 @@ impl Resolve for Guard {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
     use proptest::prelude::*;
+    use shared::address_guard::AddressSettings;
+    use tokio::net::TcpListener;
 
     use super::*;
 
-    fn refuses(url: &str) -> bool {
-        Guard::default().check_literal(&url.parse().unwrap()).is_err()
-    }
+    struct Fixed(Vec<IpAddr>);
 
-    #[test]
-    fn addresses_that_are_not_public_are_refused_in_every_spelling() {
-        for url in [
-            "http://127.0.0.1/",
-            "http://127.1/",
-            "http://2130706433/",
-            "http://0x7f000001/",
-            "http://0177.0.0.1/",
-            "http://0/",
-            "http://10.1.2.3/",
-            "http://172.31.255.255/",
-            "http://192.168.0.1/",
-            "http://169.254.169.254/latest/meta-data/",
-            "http://100.64.0.1/",
-            "http://192.0.2.1/",
-            "http://198.18.0.1/",
-            "http://224.0.0.1/",
-            "http://255.255.255.255/",
-            "http://[::1]/",
-            "http://[::]/",
-            "http://[::ffff:127.0.0.1]/",
-            "http://[::ffff:7f00:1]/",
-            "http://[::127.0.0.1]/",
-            "http://[fe80::1]/",
-            "http://[fc00::1]/",
-            "http://[ff02::1]/",
-            "http://[64:ff9b::7f00:1]/",
-            "http://[2002:7f00:1::]/",
-            "http://[2001::1]/",
-            "http://[2001:db8::1]/",
-            "http://[100::1]/",
-            "http://[3fff::1]/",
-        ] {
-            assert!(refuses(url), "{url}");
+    impl LookUp for Fixed {
+        fn look_up(&self, _: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+            let addresses = self.0.clone();
+            Box::pin(async move { Ok(addresses) })
         }
     }
 
-    #[test]
-    fn public_addresses_and_names_pass() {
-        for url in ["http://93.184.216.34/", "https://[2606:2800:220:1::1]/", "https://example.com/", "http://localhost/"] {
-            assert!(!refuses(url), "{url}");
-        }
+    fn guard(networks: &str) -> Guard {
+        Guard::with_own(&AddressSettings { webhook_allow_networks: networks.parse().unwrap(), ..AddressSettings::default() }, &[])
     }
 
     #[tokio::test]
-    async fn a_name_that_resolves_to_a_refused_address_is_not_connected_to() {
-        let resolved = Guard::default().resolve("localhost".parse().unwrap()).await;
-        assert!(resolved.is_err_and(|error| error.downcast_ref::<Forbidden>().is_some()));
-        let guard = Guard::new(&"127.0.0.0/8,::1/128".parse().unwrap());
-        assert!(guard.resolve("localhost".parse().unwrap()).await.unwrap().all(|address| address.ip().is_loopback()));
+    async fn a_name_that_does_not_exist_and_one_that_leads_to_a_forbidden_address_fail_alike() {
+        let resolve = async |name: &str| {
+            let resolved = GuardedResolver::new(guard(""), System).resolve(name.parse().unwrap()).await;
+            *resolved.err().unwrap().downcast::<Forbidden>().unwrap()
+        };
+        assert_eq!(resolve("localhost").await, Forbidden::Address);
+        assert_eq!(resolve("does-not-exist.invalid").await, Forbidden::Address);
+        let allowed = GuardedResolver::new(guard("127.0.0.0/8,::1/128"), System).resolve("localhost".parse().unwrap()).await;
+        assert!(allowed.unwrap().all(|address| address.ip().is_loopback()));
     }
 
-    proptest! {
-        #[test]
-        fn no_address_inside_a_refused_network_is_allowed(index in 0..SPECIAL_V4.len(), host: u32) {
-            let (network, bits) = SPECIAL_V4[index];
-            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
-            let address = Ipv4Addr::from(u32::from(network) & mask | host & !mask);
-            prop_assert!(!Guard::default().allows(address.into()));
-            prop_assert!(!Guard::default().allows(address.to_ipv6_mapped().into()));
-        }
-
-        #[test]
-        fn an_address_outside_of_global_unicast_is_refused(high in any::<u128>()) {
-            let address = Ipv6Addr::from(high);
-            prop_assume!(address.segments()[0] & 0xe000 != 0x2000);
-            prop_assert!(!Guard::default().allows(address.into()));
-        }
+    /// Connects for real: a listener on every loopback address sees which ones the client went to.
+    #[test]
+    fn no_address_in_a_denied_range_is_ever_connected_to() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        shared::tls::use_ring();
+        // Of 127.0.0.0/8, which is denied, only every second /16 is allowed; the rest are ranges that are denied anyway.
+        let denied = prop_oneof![
+            any::<[u8; 2]>().prop_map(|[c, d]| IpAddr::from([127, 1, c, d])),
+            any::<[u8; 3]>().prop_map(|[b, c, d]| IpAddr::from([10, b, c, d])),
+            any::<[u8; 2]>().prop_map(|[c, d]| IpAddr::from([169, 254, c, d])),
+            any::<[u8; 2]>().prop_map(|[c, d]| IpAddr::from(Ipv4Addr::new(127, 1, c, d).to_ipv6_mapped())),
+            Just(IpAddr::from([0, 0, 0, 0])),
+            Just("::".parse().unwrap()),
+            Just("::1".parse().unwrap()),
+        ];
+        let allowed = any::<[u8; 2]>().prop_map(|[c, d]| IpAddr::from([127, 2, c, d]));
+        let addresses = proptest::collection::vec(prop_oneof![3 => denied, 1 => allowed], 0..6);
+        let mut runner =
+            proptest::test_runner::TestRunner::new(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() });
+        let (port, connected) = runtime.block_on(async {
+            let (seen, connected) = tokio::sync::mpsc::unbounded_channel();
+            let v6 = TcpListener::bind("[::]:0").await.unwrap();
+            let port = v6.local_addr().unwrap().port();
+            // On Linux, `::` takes version 4 as well, unless the system says otherwise.
+            let v4 = TcpListener::bind(("0.0.0.0", port)).await.ok();
+            for listener in std::iter::once(v6).chain(v4) {
+                let seen = seen.clone();
+                tokio::spawn(async move {
+                    while let Ok((stream, _)) = listener.accept().await {
+                        let _ = seen.send(stream.local_addr().unwrap().ip().to_canonical());
+                    }
+                });
+            }
+            (port, connected)
+        });
+        let guard = guard("127.2.0.0/16");
+        let connected = std::cell::RefCell::new(connected);
+        // The client looks for a runtime when it is built.
+        let _entered = runtime.enter();
+        let outcome = runner.run(&addresses, |addresses| {
+            let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5));
+            let client = client.dns_resolver(GuardedResolver::new(guard.clone(), Fixed(addresses.clone()))).build().unwrap();
+            let any_allowed = addresses.iter().any(|address| guard.allows(*address));
+            // The listener hangs up; that the request fails says nothing.
+            let sent = runtime.block_on(client.post(format!("http://receiver.example:{port}/")).send());
+            prop_assert!(sent.is_err());
+            let first = if any_allowed { runtime.block_on(connected.borrow_mut().recv()) } else { None };
+            for address in first.into_iter().chain(std::iter::from_fn(|| connected.borrow_mut().try_recv().ok())) {
+                prop_assert!(guard.allows(address) && addresses.contains(&address), "connected to {address}, given {addresses:?}");
+            }
+            Ok(())
+        });
+        outcome.unwrap();
     }
 }

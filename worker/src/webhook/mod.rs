@@ -1,9 +1,11 @@
 //! Webhook jobs.
 //!
-//! - [`guard`] says which addresses may be connected to, and is the resolver of the client that sends;
+//! - [`guard`] is the resolver of the client that sends: it lets no address through that may not be connected to;
 //! - [`delivery`] makes the call and says what came back, and what that means;
+//! - [`seats`] shares the calls of this process out among receivers;
 //! - [`queue`] puts it between a claim and a finish.
 
 pub mod delivery;
 pub mod guard;
 pub mod queue;
+pub mod seats;

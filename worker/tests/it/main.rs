@@ -4,5 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
 mod budget;
+mod examples;
 mod faults;
+mod hostile;
+mod webhooks;
 mod world;

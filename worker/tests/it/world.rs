@@ -8,7 +8,7 @@ use devkit::postgres::{free_port, shared_cluster};
 use devkit::processes::Process;
 use devkit::receiver::{Receiver, ReceiverOptions};
 use devkit::upstream::{FaultKind, Faults, Simulator, SimulatorOptions, When};
-use shared::contract::{SigningRequest, Status};
+use shared::contract::{Deliveries, SigningRequest, Status};
 use shared::message::Message;
 use shared::secret::Secret;
 use shared::settings::DatabaseSettings;
@@ -73,20 +73,36 @@ impl World {
     }
 
     pub(crate) async fn post(&self, messages: impl IntoIterator<Item = String>) -> Vec<Uuid> {
-        let url = self.receiver.url("/");
+        self.post_to(messages.into_iter().map(|message| (message, self.receiver.url("/")))).await
+    }
+
+    /// Stores requests, each with the address of its webhook.
+    pub(crate) async fn post_to(&self, messages: impl IntoIterator<Item = (String, String)>) -> Vec<Uuid> {
         let requests: Vec<NewRequest> = messages
             .into_iter()
-            .map(|message| NewRequest {
+            .map(|(message, url)| NewRequest {
                 id: Uuid::now_v7(),
                 key: self.key,
                 message: Message::new(message),
-                webhook: Some(WebhookTarget { url: url.clone(), headers: Secret::new(BTreeMap::new()) }),
+                webhook: Some(WebhookTarget { url, headers: Secret::new(BTreeMap::new()) }),
                 client_request_id: None,
                 traceparent: None,
             })
             .collect();
         self.store.accept(&requests, u64::MAX).await.unwrap();
         requests.into_iter().map(|request| request.id).collect()
+    }
+
+    /// Signs a message, so that later requests for it have nothing but their webhook before them.
+    pub(crate) async fn signed(&self, message: &str) {
+        let ids = self.post_to([(message.to_owned(), self.receiver.url("/signed"))]).await;
+        self.settled(&ids).await;
+        self.receiver.wait_for(PATIENCE, |all| all.iter().any(|delivery| delivery.path == "/signed")).await.unwrap();
+    }
+
+    /// The delivery log of a request.
+    pub(crate) async fn log(&self, id: Uuid) -> Deliveries {
+        self.store.deliveries(id, None).await.unwrap().unwrap()
     }
 
     pub(crate) async fn states(&self, ids: &[Uuid]) -> Vec<SigningRequest> {

@@ -1,0 +1,115 @@
+//! The delivery log of a request, and sending its webhook again.
+
+use std::marker::PhantomData;
+
+use poem::web::Data;
+use poem_openapi::param::Path;
+use poem_openapi::payload::Json;
+use poem_openapi::{ApiResponse, OpenApi};
+use shared::contract::Deliveries;
+use shared::store::deliveries::Replay;
+use shared::store::keys::{KeyId, Scope};
+use shared::store::{Store, StoreError};
+use uuid::Uuid;
+
+use super::auth::Authorized;
+use super::problem::{ApiError, Documented, Fails};
+
+/// The operations on deliveries.
+pub struct DeliveriesApi;
+
+/// A delivery log.
+#[derive(ApiResponse)]
+pub enum Log {
+    /// What was sent and what came back.
+    #[oai(status = 200)]
+    Log(Json<Deliveries>),
+}
+
+/// A webhook that is sent again.
+#[derive(ApiResponse)]
+pub enum Again {
+    /// It is sent again, or was about to be: the log as it is now.
+    #[oai(status = 202)]
+    Sending(Json<Deliveries>),
+}
+
+/// The problems of reading a log.
+#[derive(Debug)]
+pub struct OnList;
+
+impl Documented for OnList {
+    const PROBLEMS: &'static [(u16, &'static str)] = &[
+        (401, "The API key is missing or unknown."),
+        (403, "The API key may not read requests."),
+        (404, "There is no such request, or it is somebody else's."),
+        (503, "The log could not be read."),
+    ];
+}
+
+/// The problems of sending again.
+#[derive(Debug)]
+pub struct OnReplay;
+
+impl Documented for OnReplay {
+    const PROBLEMS: &'static [(u16, &'static str)] = &[
+        (401, "The API key is missing or unknown."),
+        (403, "The API key may not read requests."),
+        (404, "There is no such request, or it is somebody else's."),
+        (409, "The request is not final (`not-final`): there is nothing to tell yet."),
+        (422, "The request asked for no webhook (`no-webhook`)."),
+        (503, "The wish could not be stored."),
+    ];
+}
+
+#[OpenApi]
+impl DeliveriesApi {
+    /// Deliveries of a webhook
+    ///
+    /// Every delivery of the request's webhook, with what the receiver answered; the last 100.
+    #[oai(path = "/crypto/sign/:id/deliveries", method = "get", operation_id = "deliveries")]
+    async fn list(
+        &self,
+        key: Authorized,
+        /// The id of a request.
+        id: Path<Uuid>,
+        Data(store): Data<&Store>,
+    ) -> Result<Log, Fails<OnList>> {
+        Ok(Log::Log(Json(read(store, id.0, owner(&key)?).await?)))
+    }
+
+    /// Send a webhook again
+    ///
+    /// With the same `webhook-id` and a new timestamp, and with the whole schedule of tries. What waits for its next try is sent now; while a
+    /// delivery is in flight, nothing changes, so asking twice is safe.
+    #[oai(path = "/crypto/sign/:id/deliveries", method = "post", operation_id = "redeliver")]
+    async fn replay(
+        &self,
+        key: Authorized,
+        /// The id of a request.
+        id: Path<Uuid>,
+        Data(store): Data<&Store>,
+    ) -> Result<Again, Fails<OnReplay>> {
+        let owner = owner(&key)?;
+        match store.replay(id.0, owner).await.map_err(|error| unavailable(&error))? {
+            Replay::Sending => Ok(Again::Sending(Json(read(store, id.0, owner).await?))),
+            Replay::NotFinal => Err(Fails(ApiError::NotFinal, PhantomData)),
+            Replay::NoWebhook => Err(Fails(ApiError::NoWebhook, PhantomData)),
+            Replay::Unknown => Err(Fails(ApiError::UnknownRequest, PhantomData)),
+        }
+    }
+}
+
+/// Whose requests the caller may see; nothing: everybody's.
+fn owner(key: &Authorized) -> Result<Option<KeyId>, ApiError> {
+    if key.has(Scope::Admin) { Ok(None) } else { Ok(Some(key.with(Scope::Sign)?.key)) }
+}
+
+async fn read(store: &Store, id: Uuid, owner: Option<KeyId>) -> Result<Deliveries, ApiError> {
+    store.deliveries(id, owner).await.map_err(|error| unavailable(&error))?.ok_or(ApiError::UnknownRequest)
+}
+
+fn unavailable(error: &StoreError) -> ApiError {
+    tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't read or change deliveries");
+    ApiError::Unavailable
+}

@@ -1,0 +1,477 @@
+//! Which addresses a webhook may be sent to.
+//!
+//! A tenant chooses the address, so it could name a host that only our machines can reach. This module judges: a parsed URL, which has one
+//! spelling only, whatever the tenant wrote, and every address that a name resolves to. The `api` asks it when a request is posted, so that
+//! a literal address is refused at once; the `worker` asks it again at each connection, and that one counts (see `worker/src/webhook`).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::ifaddrs::getifaddrs;
+
+/// What is not the public internet, version 4: the special-purpose registry of IANA (RFC 6890 and its updates), and multicast.
+pub const SPECIAL_V4: [(Ipv4Addr, u8); 17] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),        // this network
+    (Ipv4Addr::new(10, 0, 0, 0), 8),       // private
+    (Ipv4Addr::new(100, 64, 0, 0), 10),    // carrier-grade NAT
+    (Ipv4Addr::new(127, 0, 0, 0), 8),      // loopback
+    (Ipv4Addr::new(168, 63, 129, 16), 32), // the metadata service of Azure, which is a public address by number only
+    (Ipv4Addr::new(169, 254, 0, 0), 16),   // link-local, and the metadata services of other clouds
+    (Ipv4Addr::new(172, 16, 0, 0), 12),    // private
+    (Ipv4Addr::new(192, 0, 0, 0), 24),     // protocol assignments
+    (Ipv4Addr::new(192, 0, 2, 0), 24),     // documentation
+    (Ipv4Addr::new(192, 31, 196, 0), 24),  // AS112
+    (Ipv4Addr::new(192, 52, 193, 0), 24),  // AMT
+    (Ipv4Addr::new(192, 88, 99, 0), 24),   // 6to4 relays
+    (Ipv4Addr::new(192, 168, 0, 0), 16),   // private
+    (Ipv4Addr::new(198, 18, 0, 0), 15),    // benchmarks
+    (Ipv4Addr::new(198, 51, 100, 0), 24),  // documentation
+    (Ipv4Addr::new(203, 0, 113, 0), 24),   // documentation
+    (Ipv4Addr::new(224, 0, 0, 0), 3),      // multicast, reserved, broadcast
+];
+
+/// What of version 6 is not the public internet, inside `2000::/3`; everything outside of it is refused anyway.
+pub const SPECIAL_V6: [(Ipv6Addr, u8); 5] = [
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocol assignments: Teredo, benchmarks, ORCHID
+    (Ipv6Addr::new(0x2001, 0x0db8, 0, 0, 0, 0, 0, 0), 32), // documentation
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16), // 6to4
+    (Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48), // AS112
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
+];
+
+/// Global unicast, the only part of version 6 that IANA has given out.
+const GLOBAL_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+
+static REFUSED_V4: LazyLock<Vec<Ipv4Net>> =
+    LazyLock::new(|| SPECIAL_V4.iter().map(|&(network, bits)| Ipv4Net::new_assert(network, bits)).collect());
+static REFUSED_V6: LazyLock<Vec<Ipv6Net>> =
+    LazyLock::new(|| SPECIAL_V6.iter().map(|&(network, bits)| Ipv6Net::new_assert(network, bits)).collect());
+
+/// What the operator lets through. `api` and `worker` need the same.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Webhooks")]
+pub struct AddressSettings {
+    /// Networks that the address guard lets through, such as `127.0.0.0/8,::1/128`; empty: none.
+    #[arg(long, env, default_value = "", hide_default_value = true)]
+    pub webhook_allow_networks: Networks,
+    /// Ports below 1024 that a webhook may go to besides 80 and 443, such as `81,444`; empty: none.
+    #[arg(long, env, default_value = "", hide_default_value = true)]
+    pub webhook_allow_ports: Ports,
+}
+
+/// A set of networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Networks(pub Vec<IpNet>);
+
+impl FromStr for Networks {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = items(text).map(str::parse).collect::<Result<_, _>>();
+        all.map(Self).map_err(|_| "accepted: networks with commas between, such as 127.0.0.0/8,::1/128".to_owned())
+    }
+}
+
+/// A set of ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports(pub Vec<u16>);
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = items(text).map(str::parse).collect::<Result<_, _>>();
+        all.map(Self).map_err(|_| "accepted: ports with commas between, such as 81,444".to_owned())
+    }
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    (!text.trim().is_empty()).then(|| text.split(',').map(str::trim)).into_iter().flatten()
+}
+
+/// Why a webhook may not be sent somewhere. Says nothing about the network behind the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Forbidden {
+    /// It is neither http nor https.
+    #[error("the scheme is not http or https")]
+    Scheme,
+    /// It holds a user name or a password.
+    #[error("credentials in an address are not allowed")]
+    Credentials,
+    /// It is a port of another service.
+    #[error("the port is not allowed")]
+    Port,
+    /// It is not the public internet.
+    #[error("the address is not allowed")]
+    Address,
+}
+
+/// Lets public addresses through, and what the operator allows.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    allowed: Arc<[IpNet]>,
+    ports: Arc<[u16]>,
+    own: Own,
+}
+
+impl Guard {
+    /// A guard by the settings, for this machine.
+    #[must_use]
+    pub fn new(settings: &AddressSettings) -> Self {
+        Self::for_machine(settings, Own::Interfaces(Arc::default()))
+    }
+
+    /// A guard for a machine with these addresses.
+    #[must_use]
+    pub fn with_own(settings: &AddressSettings, own: &[IpAddr]) -> Self {
+        Self::for_machine(settings, Own::Given(own.into()))
+    }
+
+    fn for_machine(settings: &AddressSettings, own: Own) -> Self {
+        Self { allowed: settings.webhook_allow_networks.0.clone().into(), ports: settings.webhook_allow_ports.0.clone().into(), own }
+    }
+
+    /// Whether `address` may be connected to.
+    #[must_use]
+    pub fn allows(&self, address: IpAddr) -> bool {
+        self.has_leave(address) || is_public(address) && !self.own.contains(address)
+    }
+
+    fn has_leave(&self, address: IpAddr) -> bool {
+        self.allowed.iter().any(|network| network.contains(&address))
+    }
+
+    /// Judges all of a URL that can be judged without a look-up: scheme, credentials, port, and a literal address. A name passes, for the
+    /// resolver to judge.
+    ///
+    /// # Errors
+    /// If no webhook may be sent there.
+    pub fn check(&self, url: &url::Url) -> Result<(), Forbidden> {
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(Forbidden::Scheme);
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Forbidden::Credentials);
+        }
+        let literal = match url.host() {
+            Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),
+            Some(url::Host::Ipv6(address)) => Some(IpAddr::V6(address)),
+            Some(url::Host::Domain(_)) => None,
+            None => return Err(Forbidden::Address),
+        };
+        if literal.is_some_and(|address| !self.allows(address)) {
+            return Err(Forbidden::Address);
+        }
+        let port = url.port_or_known_default().unwrap_or_default();
+        let usual = port >= 1024 || matches!(port, 80 | 443) || self.ports.contains(&port);
+        if usual || literal.is_some_and(|address| self.has_leave(address)) { Ok(()) } else { Err(Forbidden::Port) }
+    }
+}
+
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => REFUSED_V4.iter().all(|network| !network.contains(&address)),
+        // An address that carries another one inside (mapped, NAT64, 6to4, Teredo) is refused whole: it lies outside of 2000::/3 or in
+        // one of the special ranges.
+        IpAddr::V6(address) => {
+            Ipv6Net::new_assert(GLOBAL_V6.0, GLOBAL_V6.1).contains(&address) && REFUSED_V6.iter().all(|network| !network.contains(&address))
+        }
+    }
+}
+
+/// The machine's own addresses: a public one leads to ourselves all the same, and past every firewall in front.
+#[derive(Clone, Debug)]
+enum Own {
+    Given(Arc<[IpAddr]>),
+    Interfaces(Arc<Mutex<Option<Interfaces>>>),
+}
+
+/// The addresses of the interfaces, and when they were read.
+#[derive(Debug)]
+struct Interfaces {
+    read_at: Instant,
+    addresses: Vec<IpAddr>,
+}
+
+/// Addresses come and go; what was read is believed for so long.
+const BELIEVED_FOR: Duration = Duration::from_secs(5);
+
+impl Own {
+    fn contains(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Given(own) => own.contains(&address),
+            Self::Interfaces(read) => {
+                let mut read = read.lock().unwrap_or_else(PoisonError::into_inner);
+                if read.as_ref().is_none_or(|known| known.read_at.elapsed() > BELIEVED_FOR) {
+                    *read = Some(Interfaces { read_at: Instant::now(), addresses: interfaces() });
+                }
+                read.as_ref().is_some_and(|known| known.addresses.contains(&address))
+            }
+        }
+    }
+}
+
+fn interfaces() -> Vec<IpAddr> {
+    let Ok(all) = getifaddrs() else { return Vec::new() };
+    all.filter_map(|interface| interface.address)
+        .filter_map(|address| {
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn settings(networks: &str, ports: &str) -> AddressSettings {
+        AddressSettings { webhook_allow_networks: networks.parse().unwrap(), webhook_allow_ports: ports.parse().unwrap() }
+    }
+
+    fn guard(networks: &str, ports: &str) -> Guard {
+        Guard::with_own(&settings(networks, ports), &[])
+    }
+
+    fn judged(url: &str) -> Result<(), Forbidden> {
+        guard("", "").check(&url.parse().unwrap())
+    }
+
+    /// The ways around such guards that are known from reports and from the lists that testers use.
+    #[test]
+    fn every_known_spelling_of_an_address_that_is_not_public_is_refused() {
+        for host in [
+            "127.0.0.1",
+            "127.1",
+            "127.0.1",
+            "2130706433",
+            "0x7f000001",
+            "0x7f.1",
+            "0x7f.0x0.0x0.0x1",
+            "0177.0.0.1",
+            "0177.0.0.01",
+            "017700000001",
+            "127.0.0.1.",
+            "0",
+            "0.0.0.0",
+            "0x0",
+            "00",
+            "127.127.127.127",
+            "127.000.000.001",
+            "%31%32%37.0.0.1",
+            "１２７.0.0.1",
+            "①②⑦.⓪.⓪.①",
+            "127。0。0。1",
+            "10.0.0.0",
+            "10.1.2.3",
+            "167772161",
+            "0xa000001",
+            "012.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.0.1",
+            "192.168.257",
+            "3232235521",
+            "169.254.169.254",
+            "0xa9fea9fe",
+            "2852039166",
+            "0251.0376.0251.0376",
+            "169.254.43518",
+            "169.16689662",
+            "168.63.129.16",
+            "100.100.100.200",
+            "100.64.0.1",
+            "100.127.255.255",
+            "192.0.0.1",
+            "192.0.2.1",
+            "192.31.196.1",
+            "192.52.193.1",
+            "192.88.99.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "198.51.100.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+            "4294967295",
+            "[::1]",
+            "[0:0:0:0:0:0:0:1]",
+            "[0000:0000:0000:0000:0000:0000:0000:0001]",
+            "[::]",
+            "[::127.0.0.1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "[0:0:0:0:0:ffff:7f00:0001]",
+            "[::ffff:0:127.0.0.1]",
+            "[::ffff:169.254.169.254]",
+            "[::ffff:8.8.8.8]",
+            "[64:ff9b::7f00:1]",
+            "[64:ff9b::8.8.8.8]",
+            "[64:ff9b:1::1]",
+            "[100::1]",
+            "[2001::1]",
+            "[2001:0:7f00:1::]",
+            "[2001:10::1]",
+            "[2001:20::1]",
+            "[2001:2::1]",
+            "[2001:db8::1]",
+            "[2002:7f00:1::]",
+            "[2002:a9fe:a9fe::]",
+            "[2620:4f:8000::1]",
+            "[3fff::1]",
+            "[3fff:fff:ffff::1]",
+            "[5f00::1]",
+            "[fc00::1]",
+            "[fd00:ec2::254]",
+            "[fe80::1]",
+            "[fec0::1]",
+            "[ff02::1]",
+            "[ff0e::1]",
+            "[4000::1]",
+            "[8000::1]",
+            "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]",
+        ] {
+            assert_eq!(judged(&format!("http://{host}/")), Err(Forbidden::Address), "{host}");
+            assert_eq!(judged(&format!("https://{host}:8443/x?y#z")), Err(Forbidden::Address), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_in_any_reading_does_not_even_parse() {
+        for url in [
+            "http://[fe80::1%25eth0]/",
+            "http://[fe80::1%eth0]/",
+            "http://[::1%25]/",
+            "http://127.0.0.1.1/",
+            "http://256.0.0.1/",
+            "http://0x100000000/",
+            "http://[::ffff:127.0.0.1.1]/",
+            "http://[127.0.0.1]/",
+            "http://",
+            "http:// 127.0.0.1/",
+            "http://127.0.0.1\0.example.com/",
+        ] {
+            assert!(url::Url::parse(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_host_is_the_one_that_is_connected_to_wherever_the_tricks_with_other_parts_lead() {
+        for (url, verdict) in [
+            ("http://example.com@127.0.0.1/", Forbidden::Credentials),
+            ("http://example.com:80@127.0.0.1/", Forbidden::Credentials),
+            ("http://127.0.0.1@example.com/", Forbidden::Credentials),
+            ("http://:secret@example.com/", Forbidden::Credentials),
+            ("http:\\\\127.0.0.1\\", Forbidden::Address),
+            ("http:127.0.0.1", Forbidden::Address),
+            ("http:///127.0.0.1/", Forbidden::Address),
+            ("http://127.0.0.1#@example.com/", Forbidden::Address),
+            ("http://127.0.0.1\\@example.com/", Forbidden::Address),
+            ("http://127.0.0.1?@example.com/", Forbidden::Address),
+            ("HTTP://127.0.0.1/", Forbidden::Address),
+            ("\thttp://127.\n0.0.1/", Forbidden::Address),
+            ("file:///etc/passwd", Forbidden::Scheme),
+            ("ftp://example.com/", Forbidden::Scheme),
+            ("gopher://example.com:70/", Forbidden::Scheme),
+            ("javascript:alert(1)", Forbidden::Scheme),
+            ("unix:/run/docker.sock", Forbidden::Scheme),
+        ] {
+            assert_eq!(judged(url), Err(verdict), "{url}");
+        }
+    }
+
+    #[test]
+    fn ports_of_other_services_are_refused_unless_they_are_allowed() {
+        for port in [0, 1, 21, 22, 23, 25, 53, 79, 81, 110, 143, 442, 444, 465, 587, 993, 1023] {
+            assert_eq!(judged(&format!("http://example.com:{port}/")), Err(Forbidden::Port), "{port}");
+            assert_eq!(judged(&format!("https://93.184.216.34:{port}/")), Err(Forbidden::Port), "{port}");
+        }
+        for port in [80, 443, 1024, 8080, 65535] {
+            assert_eq!(judged(&format!("http://example.com:{port}/")), Ok(()), "{port}");
+        }
+        assert_eq!(guard("", "81").check(&"http://example.com:81/".parse().unwrap()), Ok(()));
+        assert_eq!(guard("127.0.0.0/8", "").check(&"http://127.0.0.1:81/".parse().unwrap()), Ok(()), "its network is allowed");
+        assert_eq!(
+            guard("127.0.0.0/8", "").check(&"http://localhost:81/".parse().unwrap()),
+            Err(Forbidden::Port),
+            "a name could lead anywhere"
+        );
+    }
+
+    #[test]
+    fn public_addresses_and_names_pass() {
+        for url in
+            ["http://93.184.216.34/", "https://[2606:2800:220:1::1]/", "https://example.com/", "http://localhost/", "http://1.1.1.1:8080/"]
+        {
+            assert_eq!(judged(url), Ok(()), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_machines_own_addresses_are_refused_even_if_they_are_public() {
+        let own: [IpAddr; 2] = ["93.184.216.34".parse().unwrap(), "2606:2800:220:1::1".parse().unwrap()];
+        let guarded = Guard::with_own(&AddressSettings::default(), &own);
+        assert!(own.iter().all(|&address| !guarded.allows(address)));
+        assert!(guarded.allows("93.184.216.35".parse().unwrap()));
+        assert!(Guard::with_own(&settings("93.184.216.34/32", ""), &own).allows(own[0]), "the operator may allow one");
+        assert!(interfaces().iter().any(IpAddr::is_loopback), "{:?}", interfaces());
+    }
+
+    #[test]
+    fn lists_are_read_and_what_is_no_list_is_refused() {
+        assert_eq!("10.0.0.0/8, ::1/128".parse::<Networks>().unwrap().0.len(), 2);
+        assert!(
+            "10.0.0.0".parse::<Networks>().is_err() && "a".parse::<Networks>().is_err() && "".parse::<Networks>().unwrap().0.is_empty()
+        );
+        assert_eq!("25, 81".parse::<Ports>().unwrap().0, [25, 81]);
+        assert!("70000".parse::<Ports>().is_err() && "x".parse::<Ports>().is_err() && "".parse::<Ports>().unwrap().0.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_inside_a_refused_network_is_allowed(index in 0..SPECIAL_V4.len(), host: u32) {
+            let (network, bits) = SPECIAL_V4[index];
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+            let address = Ipv4Addr::from(u32::from(network) & mask | host & !mask);
+            prop_assert!(!guard("", "").allows(address.into()));
+            prop_assert!(!guard("", "").allows(address.to_ipv6_mapped().into()));
+        }
+
+        #[test]
+        fn no_address_inside_a_refused_network_of_version_6_is_allowed(index in 0..SPECIAL_V6.len(), host: u128) {
+            let (network, bits) = SPECIAL_V6[index];
+            let mask = u128::MAX << (128 - u32::from(bits));
+            let address = Ipv6Addr::from(u128::from(network) & mask | host & !mask);
+            prop_assert!(!guard("", "").allows(address.into()));
+        }
+
+        #[test]
+        fn an_address_outside_of_global_unicast_is_refused(high in any::<u128>()) {
+            let address = Ipv6Addr::from(high);
+            prop_assume!(address.segments()[0] & 0xe000 != 0x2000);
+            prop_assert!(!guard("", "").allows(address.into()));
+        }
+
+        /// However a number is written, it is judged as the number.
+        #[test]
+        fn all_spellings_of_one_address_get_one_verdict(number: u32) {
+            let guard = guard("", "");
+            let [a, b, c, d] = number.to_be_bytes();
+            let dotted = guard.check(&format!("http://{a}.{b}.{c}.{d}/").parse().unwrap());
+            for host in [
+                format!("{number}"), format!("{number:#x}"), format!("0{number:o}"), format!("{a:#x}.{b:#x}.{c:#x}.{d:#x}"),
+                format!("0{a:o}.0{b:o}.0{c:o}.0{d:o}"), format!("{a}.{}", number & 0x00ff_ffff), format!("{a}.{b}.{}", number & 0xffff),
+            ] {
+                prop_assert_eq!(guard.check(&format!("http://{host}/").parse().unwrap()), dotted, "{}", host);
+            }
+        }
+    }
+}

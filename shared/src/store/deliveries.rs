@@ -1,0 +1,136 @@
+//! The delivery log of a request, and sending its webhook again.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::keys::KeyId;
+use super::webhook_claim::KEPT_ATTEMPTS;
+use super::{Result, Store, count, listen};
+use crate::contract::{Deliveries, DeliveryAttempt, DeliveryOutcome};
+
+/// What became of the wish to send a webhook again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replay {
+    /// It is sent again, or is about to be sent anyway.
+    Sending,
+    /// The request is not final: there is nothing to tell yet.
+    NotFinal,
+    /// The request asked for no webhook.
+    NoWebhook,
+    /// There is no such request, or it is somebody else's.
+    Unknown,
+}
+
+impl Store {
+    /// The delivery log of a request, oldest first; nothing if there is no such request, or if it is not `owner`'s (nobody: everybody's).
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn deliveries(&self, id: Uuid, owner: Option<KeyId>) -> Result<Option<Deliveries>> {
+        let found = self.requests(&[id]).await?.remove(&id);
+        let Some(state) = found.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else { return Ok(None) };
+        let rows = sqlx::query_as!(
+            Row,
+            r#"-- deliveries.list
+            select
+                a.number, a.started_at, a.duration_ms, a.outcome, a.status, a.error, a.response,
+                (a.number = w.attempt and w.lease_token is not null and w.next_run_at > now()) as "in_flight!"
+            from jobs w join attempts a on a.job_id = w.id
+            where w.request_id = $1 and w.kind = 'webhook' and a.outcome is distinct from 'released'
+            order by a.number desc limit $2"#,
+            id,
+            i64::from(KEPT_ATTEMPTS),
+        )
+        .fetch_all(&self.database)
+        .await?;
+        let deliveries = rows.into_iter().rev().map(Row::into_attempt).collect();
+        Ok(Some(Deliveries { webhook_id: webhook_id(id), webhook: state.request.webhook, deliveries }))
+    }
+
+    /// Sends the webhook of a request again, with its whole schedule of tries before it. One that waits for its next try is sent now; one
+    /// that is being sent stays as it is.
+    ///
+    /// The row of the request is held, so that retention does not take it away meanwhile; the worker that has the job now is fenced by its
+    /// lease, and asking twice at once changes the job once.
+    ///
+    /// # Errors
+    /// Those of a statement; then nothing has changed, or (if the connection broke during the commit) it is sent again.
+    pub async fn replay(&self, id: Uuid, owner: Option<KeyId>) -> Result<Replay> {
+        let mut transaction = self.database.begin().await?;
+        let found = sqlx::query!(
+            r#"-- deliveries.hold
+            select r.webhook_url is not null as "has_webhook!", j.state = 'pending' as "pending!"
+            from requests r join jobs j on j.id = r.sign_job_id
+            where r.id = $1 and ($2::uuid is null or r.api_key_id = $2)
+            for share of r"#,
+            id,
+            owner.map(|owner| owner.0),
+        )
+        .fetch_optional(&mut transaction)
+        .await?;
+        match found {
+            None => return Ok(Replay::Unknown),
+            Some(request) if !request.has_webhook => return Ok(Replay::NoWebhook),
+            Some(request) if request.pending => return Ok(Replay::NotFinal),
+            Some(_) => {}
+        }
+        sqlx::query!(
+            "-- deliveries.replay
+            with again as (
+                update jobs
+                set state = 'pending', failure = null, finished_at = null, next_run_at = now(),
+                    -- The tries so far do not count any more.
+                    excused = case when state = 'pending' then excused else attempt end,
+                    receiver = coalesce(jobs.receiver, receiver_of(r.api_key_id, r.webhook_url))
+                from requests r
+                where r.id = $1 and request_id = r.id and kind = 'webhook'
+                    and (state <> 'pending' or lease_token is null and next_run_at > now())
+                returning jobs.id
+            )
+            select pg_notify($2, 'webhook') from again",
+            id,
+            listen::JOBS,
+        )
+        .fetch_optional(&mut transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Replay::Sending)
+    }
+}
+
+/// The `webhook-id` of a request's webhook: the same in every delivery.
+#[must_use]
+pub fn webhook_id(request: Uuid) -> String {
+    format!("msg_{}", request.simple())
+}
+
+struct Row {
+    number: i32,
+    started_at: OffsetDateTime,
+    duration_ms: Option<i32>,
+    outcome: Option<String>,
+    status: Option<i16>,
+    error: Option<String>,
+    response: Option<Vec<u8>>,
+    in_flight: bool,
+}
+
+impl Row {
+    fn into_attempt(self) -> DeliveryAttempt {
+        let outcome = match self.outcome.as_deref() {
+            Some("succeeded") => DeliveryOutcome::Delivered,
+            Some(_) => DeliveryOutcome::Failed,
+            None if self.in_flight => DeliveryOutcome::Sending,
+            None => DeliveryOutcome::Unknown,
+        };
+        DeliveryAttempt {
+            number: count(self.number),
+            started_at: self.started_at,
+            duration_ms: self.duration_ms.map(count),
+            outcome,
+            status: self.status.map(i16::unsigned_abs),
+            error: self.error,
+            response: self.response.filter(|bytes| !bytes.is_empty()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The statement that claims webhook jobs.
+//!
+//! Receivers are tenants' machines: some are slow, some are dead, and some have ten thousand webhooks waiting. None of that may be in the
+//! way of the others, so the claim does not take what has been due for longest, but a fair share from each receiver. It reads like this:
+//!
+//! 1. `walk`: from receiver to receiver in the index, one step each, wherever the last claim stopped. The entry that a step lands on is the
+//!    receiver's first job, so the step also says whether anything is due. The ten thousand jobs behind it are never looked at. A walk has
+//!    [`STEPS`] steps at most; the caller goes on from where it ended.
+//! 2. `ready`: those with a due job and room for it. A receiver that works has room up to a bound that this process keeps; one that fails,
+//!    or that nobody knows yet, has room for one job, and only when its probe is due (see [`ReceiverNews`](super::webhook_jobs::ReceiverNews)).
+//! 3. `chosen`: as many receivers as jobs are wanted, and no more failing ones than the caller has room for.
+//! 4. `due`: the same number of jobs from each, first due first, locked. `skip locked` passes over what another worker is taking.
+//! 5. `probes`: a failing receiver lets one worker through; `on conflict` rechecks its condition after waiting, so it is one even if two
+//!    race. Jobs first, then probes: who finds no job takes no probe.
+//! 6. `leased`, `opened`, `pruned`: the lease with its fencing token, and the entry in the delivery log, opened before the delivery is
+//!    made, so that a crash leaves a trace; the oldest entries of a job that has very many go.
+//!
+//! All of it is committed before anything is sent. Killed before the commit, nothing happened; after it, the lease expires by itself, and
+//! the probe with it.
+//!
+//! What a process may have in flight for one receiver is bounded by that process, not by all together: it protects the permits of the
+//! process, and needs no row that every claim and every finish would have to lock. What is shared is what costs nothing while all is well:
+//! whether a receiver fails.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
+use crate::contract::SigningRequest;
+use crate::encryption::{EncryptionError, Place, Stored};
+use crate::secret::Secret;
+use crate::standard_webhooks::WebhookSecret;
+
+/// Most receivers that one claim looks at.
+const STEPS: i32 = 256;
+
+/// Entries of the delivery log that are kept for one request.
+pub(super) const KEPT_ATTEMPTS: i32 = 100;
+
+/// Identifies a receiver: scheme, host and port of an address, for one API key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReceiverId(pub(super) Uuid);
+
+impl From<Uuid> for ReceiverId {
+    fn from(id: Uuid) -> Self {
+        Self(id)
+    }
+}
+
+/// A webhook that this process may send.
+#[derive(Debug)]
+pub struct WebhookJob {
+    /// The right to do so.
+    pub lease: Lease,
+    /// Whose outcome it tells.
+    pub request: SigningRequest,
+    /// Where it goes.
+    pub url: String,
+    /// The receiver at that address.
+    pub receiver: ReceiverId,
+    /// Failures of the receiver in a row before this delivery; above 0 this delivery is a probe.
+    pub failures: u32,
+    /// What it is signed with and sent along with, if that could be decrypted.
+    pub confidential: Result<Confidential, EncryptionError>,
+    /// Which try this is, counted from 1, of those that count.
+    pub attempt: u32,
+    /// The trace of the request.
+    pub traceparent: Option<String>,
+}
+
+/// What is encrypted at rest.
+#[derive(Debug)]
+pub struct Confidential {
+    /// Headers that the caller wants sent along.
+    pub headers: Secret<HashMap<String, String>>,
+    /// What the webhook is signed with, newest first.
+    pub secrets: Vec<WebhookSecret>,
+}
+
+/// What a process wants to claim.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Most jobs.
+    pub most: usize,
+    /// Most jobs of one receiver that this process wants to have, those included that it has.
+    pub per_receiver: u32,
+    /// Jobs that this process has.
+    pub held: Vec<(ReceiverId, u32)>,
+    /// Most jobs of receivers that fail or are new.
+    pub probes: u32,
+    /// The receiver at which the last claim stopped; nothing: begin with the first.
+    pub after: Option<ReceiverId>,
+}
+
+impl Wanted {
+    /// Up to `most` jobs, whoever they are for.
+    #[must_use]
+    pub fn up_to(most: usize) -> Self {
+        Self { most, per_receiver: u32::MAX, held: Vec::new(), probes: u32::MAX, after: None }
+    }
+}
+
+/// What a claim found, and where it stopped looking.
+#[derive(Debug)]
+pub struct ClaimedWebhooks {
+    /// The jobs, and when there can be more.
+    pub claimed: Claimed<WebhookJob>,
+    /// Where the next claim should go on; nothing: every receiver was looked at.
+    pub stopped_at: Option<ReceiverId>,
+}
+
+impl Store {
+    /// Claims webhook jobs for `lease`, a fair share from each receiver.
+    ///
+    /// # Errors
+    /// Those of a statement; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
+    pub async fn claim_webhook_jobs(&self, wanted: &Wanted, lease: Duration) -> Result<ClaimedWebhooks> {
+        let asked = Instant::now();
+        let (held_by, held): (Vec<Uuid>, Vec<i32>) =
+            wanted.held.iter().map(|(receiver, jobs)| (receiver.0, i32::try_from(*jobs).unwrap_or(i32::MAX))).unzip();
+        let rows = sqlx::query!(
+            r#"-- webhook.claim
+            with recursive walk as (
+                (
+                    select receiver, next_run_at, 1 as step from jobs
+                    where kind = 'webhook' and state = 'pending' and receiver > $1
+                    order by receiver, next_run_at limit 1
+                )
+                union all
+                select next.receiver, next.next_run_at, walk.step + 1
+                from walk cross join lateral (
+                    select j.receiver, j.next_run_at from jobs j
+                    where j.kind = 'webhook' and j.state = 'pending' and j.receiver > walk.receiver
+                    order by j.receiver, j.next_run_at limit 1
+                ) next
+                where walk.step < $2
+            ),
+            known as materialized (
+                select w.receiver, w.next_run_at, coalesce(r.failures, 1) as failures, coalesce(r.probe_at, now()) as probe_at,
+                    case when r.failures = 0 then $3 - coalesce(held.jobs, 0) else 1 end as room
+                from walk w
+                left join receivers r on r.receiver = w.receiver
+                left join unnest($4::uuid[], $5::int[]) as held (receiver, jobs) on held.receiver = w.receiver
+                where w.next_run_at <= now()
+            ),
+            ready as materialized (
+                select *, count(*) filter (where failures > 0) over (order by receiver) as probes
+                from known
+                where room > 0 and (failures = 0 or probe_at <= now())
+            ),
+            chosen as materialized (
+                select * from ready where failures = 0 or probes <= $6 order by receiver limit $7
+            ),
+            due as materialized (
+                select j.id, chosen.receiver, chosen.failures
+                from chosen cross join lateral (
+                    select id from jobs
+                    where kind = 'webhook' and state = 'pending' and receiver = chosen.receiver and next_run_at <= now()
+                    order by next_run_at, id
+                    limit least(chosen.room, greatest($7 / (select count(*) from chosen), 1))
+                    for no key update skip locked
+                ) j
+            ),
+            probes as (
+                insert into receivers (receiver, probe_at)
+                select receiver, now() + make_interval(secs => $8) from due where failures > 0 order by receiver
+                on conflict (receiver) do update set probe_at = excluded.probe_at, changed_at = now()
+                    where receivers.failures > 0 and receivers.probe_at <= now()
+                returning receiver
+            ),
+            leased as (
+                update jobs
+                set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + make_interval(secs => $8)
+                from due
+                where jobs.id = due.id and (due.failures = 0 or due.receiver in (select receiver from probes))
+                returning jobs.*, due.failures
+            ),
+            opened as (
+                insert into attempts (job_id, number) select id, attempt from leased
+            ),
+            pruned as (
+                delete from attempts a using leased l where l.attempt > $9 and a.job_id = l.id and a.number <= l.attempt - $9
+            ),
+            hint as (
+                select
+                    case
+                        -- Somebody else was faster, or a receiver has just changed.
+                        when exists (select from due) then 0
+                        else extract(epoch from least(
+                            (select next_run_at from jobs where kind = 'webhook' and state = 'pending' and lane = 0 and next_run_at > now()
+                                order by next_run_at limit 1),
+                            (select next_run_at from jobs where kind = 'webhook' and state = 'pending' and lane = 1 and next_run_at > now()
+                                order by next_run_at limit 1),
+                            (select min(probe_at) from known where failures > 0 and probe_at > now())
+                        ) - now())
+                    end::float8 as next_in,
+                    case
+                        when (select count(*) from chosen) = $7 then (select receiver from chosen order by receiver desc limit 1)
+                        when (select max(step) from walk) = $2 then (select receiver from walk order by step desc limit 1)
+                    end as stopped_at
+            )
+            select
+                leased.id as "id?", leased.request_id, leased.lease_token, leased.attempt - leased.excused as "attempt?",
+                leased.traceparent, leased.receiver, leased.failures as "failures?", r.webhook_url,
+                r.webhook_headers as "webhook_headers?: Json<HashMap<String, String>>", r.sealed_webhook_headers, r.webhook_headers_key_id,
+                k.id as "api_key_id?", k.webhook_secret as "webhook_secret?", k.webhook_secret_key_id,
+                retired.secrets as "retired?", retired.key_ids as "retired_key_ids?: Vec<Option<String>>",
+                hint.next_in, hint.stopped_at
+            from hint
+            left join leased on true
+            left join requests r on r.id = leased.request_id
+            left join api_keys k on k.id = r.api_key_id
+            left join lateral (
+                select array_agg(s.secret order by s.id desc) as secrets, array_agg(s.secret_key_id order by s.id desc) as key_ids
+                from retired_webhook_secrets s
+                where s.api_key_id = k.id and s.signs_until > now()
+            ) retired on true"#,
+            wanted.after.map_or(Uuid::nil(), |receiver| receiver.0),
+            STEPS,
+            i32::try_from(wanted.per_receiver).unwrap_or(i32::MAX),
+            &held_by,
+            &held,
+            i64::from(wanted.probes),
+            i64::try_from(wanted.most.max(1)).unwrap_or(i64::MAX),
+            seconds(lease),
+            KEPT_ATTEMPTS,
+        )
+        .fetch_all(&self.database)
+        .await?;
+        let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
+        let stopped_at = rows.first().and_then(|row| row.stopped_at).map(ReceiverId);
+        let ids: Vec<Uuid> = rows.iter().filter_map(|row| row.request_id).collect();
+        if ids.is_empty() {
+            return Ok(ClaimedWebhooks { claimed: Claimed { jobs: Vec::new(), next_in }, stopped_at });
+        }
+        let mut states = self.requests(&ids).await?;
+        let jobs = rows
+            .into_iter()
+            .filter_map(|row| Some((row.id?, row)))
+            .map(|(id, row)| {
+                let read = || {
+                    let (request_id, api_key_id) = (row.request_id?, row.api_key_id?);
+                    let retired = row.retired.unwrap_or_default().into_iter().zip(row.retired_key_ids.unwrap_or_default());
+                    let stored = Stored { key_id: row.webhook_secret_key_id, bytes: row.webhook_secret? };
+                    let secrets = std::iter::once(stored).chain(retired.map(|(bytes, key_id)| Stored { key_id, bytes }));
+                    let headers = match (row.sealed_webhook_headers, row.webhook_headers) {
+                        (Some(bytes), _) => Headers::Sealed(Stored { key_id: row.webhook_headers_key_id, bytes }),
+                        (None, plain) => Headers::Plain(plain.map(|headers| headers.0).unwrap_or_default()),
+                    };
+                    Some(WebhookJob {
+                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease),
+                        request: states.remove(&request_id)?.request,
+                        url: row.webhook_url?,
+                        receiver: ReceiverId(row.receiver?),
+                        failures: count(row.failures?),
+                        confidential: self.confidential(request_id, api_key_id, secrets, headers),
+                        attempt: count(row.attempt?),
+                        traceparent: row.traceparent,
+                    })
+                };
+                read().ok_or(StoreError::Corrupt("webhook job"))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(ClaimedWebhooks { claimed: Claimed { jobs, next_in }, stopped_at })
+    }
+
+    /// Decrypts what belongs to one job. What can't be read is that job's misfortune, and must not keep the others from being sent.
+    fn confidential(
+        &self,
+        request: Uuid,
+        api_key: Uuid,
+        secrets: impl Iterator<Item = Stored>,
+        headers: Headers,
+    ) -> Result<Confidential, EncryptionError> {
+        let unreadable = |_| EncryptionError::Forged(String::new());
+        let secrets = secrets.map(|stored| {
+            let opened = self.keyring.open(Place::WebhookSecret(api_key), stored)?;
+            WebhookSecret::from_bytes(opened.expose().clone()).map_err(unreadable)
+        });
+        let headers = match headers {
+            Headers::Plain(headers) => headers,
+            Headers::Sealed(stored) => {
+                let opened = self.keyring.open(Place::WebhookHeaders(request), stored)?;
+                serde_json::from_slice(opened.expose()).map_err(|_| EncryptionError::Forged(String::new()))?
+            }
+        };
+        Ok(Confidential { secrets: secrets.collect::<Result<_, _>>()?, headers: Secret::new(headers) })
+    }
+}
+
+/// The headers of a request as they are stored.
+enum Headers {
+    Plain(HashMap<String, String>),
+    Sealed(Stored),
+}

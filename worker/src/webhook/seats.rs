@@ -1,0 +1,177 @@
+//! Who may send now: the calls of this process, shared out among receivers.
+//!
+//! A job that was claimed has a seat until its outcome is written. More are seated than may call at the same time, so that the claim and
+//! the write of others hide behind the calls of these. A call needs a permit of its receiver and then one of the process; one who waits for
+//! a slow receiver's permit holds none of the process, and is in nobody's way.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use shared::store::webhook_claim::{ReceiverId, Wanted};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Jobs that are seated for each call that may be made at the same time: one calls, one is being claimed, one is being written.
+const SEATS_PER_CALL: usize = 3;
+
+/// How many calls may be made at the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// To all receivers.
+    pub calls: usize,
+    /// To one receiver.
+    pub per_receiver: usize,
+}
+
+impl Limits {
+    /// Most jobs that are seated.
+    #[must_use]
+    pub fn seats(self) -> usize {
+        self.calls * SEATS_PER_CALL
+    }
+}
+
+/// The seats of a process. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Seats {
+    limits: Limits,
+    calls: Arc<Semaphore>,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    receivers: HashMap<ReceiverId, Receiver>,
+    probes: usize,
+    /// Where the last claim stopped.
+    stopped_at: Option<ReceiverId>,
+}
+
+#[derive(Debug)]
+struct Receiver {
+    seated: u32,
+    calls: Arc<Semaphore>,
+}
+
+/// The seat of one job. Dropping it frees it.
+#[derive(Debug)]
+pub struct Seat {
+    receiver: ReceiverId,
+    probe: bool,
+    calls: Arc<Semaphore>,
+    seats: Seats,
+}
+
+/// The right to make one call.
+#[derive(Debug)]
+pub struct Call {
+    _receiver: OwnedSemaphorePermit,
+    _process: OwnedSemaphorePermit,
+}
+
+impl Seats {
+    /// Seats for `limits`.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, calls: Arc::new(Semaphore::new(limits.calls)), table: Arc::default() }
+    }
+
+    /// What to claim, if up to `most` jobs have room: no more of a receiver than it has seats, and receivers that fail share half of the
+    /// calls, so that however many there are, those that work have the other half.
+    #[must_use]
+    pub fn wanted(&self, most: usize) -> Wanted {
+        let table = self.table();
+        let probes = (self.limits.calls / 2).max(1).saturating_sub(table.probes);
+        Wanted {
+            most,
+            per_receiver: u32::try_from(self.limits.per_receiver * SEATS_PER_CALL).unwrap_or(u32::MAX),
+            held: table.receivers.iter().map(|(id, receiver)| (*id, receiver.seated)).collect(),
+            probes: u32::try_from(probes).unwrap_or(u32::MAX),
+            after: table.stopped_at,
+        }
+    }
+
+    /// Remembers where the next claim goes on.
+    pub fn stopped_at(&self, receiver: Option<ReceiverId>) {
+        self.table().stopped_at = receiver;
+    }
+
+    /// Seats a job of this receiver; `probe`: the receiver fails, or is new.
+    #[must_use]
+    pub fn take(&self, id: ReceiverId, probe: bool) -> Seat {
+        let mut table = self.table();
+        table.probes += usize::from(probe);
+        let new = || Receiver { seated: 0, calls: Arc::new(Semaphore::new(self.limits.per_receiver)) };
+        let receiver = table.receivers.entry(id).or_insert_with(new);
+        receiver.seated += 1;
+        Seat { receiver: id, probe, calls: Arc::clone(&receiver.calls), seats: self.clone() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    /// Waits until this job may call.
+    pub async fn call(&self) -> Call {
+        let never_closed = "the semaphores are never closed";
+        let receiver = Arc::clone(&self.calls).acquire_owned().await.expect(never_closed);
+        let process = Arc::clone(&self.seats.calls).acquire_owned().await.expect(never_closed);
+        Call { _receiver: receiver, _process: process }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut table = self.seats.table();
+        table.probes -= usize::from(self.probe);
+        if let Some(receiver) = table.receivers.get_mut(&self.receiver) {
+            receiver.seated -= 1;
+            if receiver.seated == 0 {
+                table.receivers.remove(&self.receiver);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn seats() -> Seats {
+        Seats::new(Limits { calls: 4, per_receiver: 2 })
+    }
+
+    fn id(number: u128) -> ReceiverId {
+        ReceiverId::from(uuid::Uuid::from_u128(number))
+    }
+
+    #[test]
+    fn a_slow_receiver_never_holds_more_calls_than_its_own() {
+        let seats = seats();
+        let slow: Vec<Seat> = (0..6).map(|_| seats.take(id(1), false)).collect();
+        let calling: Vec<Option<Call>> = slow.iter().map(|seat| seat.call().now_or_never()).collect();
+        assert_eq!(calling.iter().flatten().count(), 2);
+        let quick: Vec<Seat> = [2, 3].map(|number| seats.take(id(number), false)).into();
+        let others: Vec<Call> = quick.iter().filter_map(|seat| seat.call().now_or_never()).collect();
+        assert_eq!(others.len(), 2);
+        assert!(seats.take(id(4), false).call().now_or_never().is_none(), "the process has no more");
+        drop(others);
+        assert!(seats.take(id(4), false).call().now_or_never().is_some());
+    }
+
+    #[test]
+    fn what_is_seated_is_not_wanted_again_and_what_left_is() {
+        let seats = seats();
+        let taken = [seats.take(id(1), false), seats.take(id(1), true), seats.take(id(2), true)];
+        let mut wanted = seats.wanted(5);
+        wanted.held.sort_by_key(|(_, jobs)| *jobs);
+        assert_eq!(wanted.held, [(id(2), 1), (id(1), 2)]);
+        assert_eq!((wanted.per_receiver, wanted.probes), (6, 0));
+        drop(taken);
+        let wanted = seats.wanted(5);
+        assert!(wanted.held.is_empty() && wanted.probes == 2);
+    }
+}
