@@ -12,7 +12,8 @@ use shared::settings::DatabaseSettings;
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 use shared::store::upstream::WorkerId;
-use shared::store::webhook_jobs::{Delivery, WebhookFinish, WebhookJob};
+use shared::store::webhook_claim::{Wanted, WebhookJob};
+use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
 use shared::store::{Audience, Claimed, Hint, JobKind, Store, StoreError};
 use shared::units::Rate;
 use tokio::sync::Notify;
@@ -78,11 +79,20 @@ impl Queue for Webhook {
     const NAME: &'static str = "webhook";
 
     async fn claim(&self, most: usize) -> Result<Claimed<WebhookJob>, StoreError> {
-        self.store.claim_webhook_jobs(most, LEASE).await
+        Ok(self.store.claim_webhook_jobs(&Wanted::up_to(most), LEASE).await?.claimed)
     }
 
     async fn work(&self, job: WebhookJob, _give_up: CancellationToken) {
-        self.finisher.finish(WebhookFinish { lease: job.lease, ending: Delivery::Delivered, status: Some(200), error: None }).await;
+        let finish = WebhookFinish {
+            lease: job.lease,
+            ending: Delivery::Delivered,
+            status: Some(200),
+            error: None,
+            took: std::time::Duration::ZERO,
+            response: Some(Vec::new()),
+            receiver: ReceiverNews::Works,
+        };
+        self.finisher.finish(finish).await;
     }
 }
 

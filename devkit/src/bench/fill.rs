@@ -55,8 +55,11 @@ posts as (
     from signs, key
     order by signs.id
     returning id
+),
+counted as (
+    update pending_requests set requests = requests + (select count(*) from signs) where shard = 0 and $4 is null
 )
-insert into jobs (kind, request_id) select 'webhook', id from posts where $5 is not null
+insert into jobs (kind, request_id, receiver) select 'webhook', posts.id, receiver_of(key.id, $5) from posts, key where $5 is not null
 ";
 
 /// Writes so many, and says every now and then how far it is. What `prefix` the messages begin with tells one filling from another.

@@ -82,7 +82,13 @@ async fn deliver(world: &World, latency_ms: u16) -> Result<(f64, f64)> {
     let (database, url) = (world.fresh().await?, format!("{}/hook", receiver.url()));
     fill(&database, &world.progress, Rows::Undelivered { url: &url }, count, "webhook ").await?;
     let concurrency = CONCURRENCY.to_string();
-    let settings = [("WORKER_QUEUES", "webhook"), ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"), ("WEBHOOK_CONCURRENCY", concurrency.as_str())];
+    let settings = [
+        ("WORKER_QUEUES", "webhook"),
+        ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"),
+        ("WEBHOOK_CONCURRENCY", concurrency.as_str()),
+        // There is one receiver only.
+        ("WEBHOOK_RECEIVER_CONCURRENCY", concurrency.as_str()),
+    ];
     let worker = world.worker(&database, &settings).await?;
     database.until_none(PATIENCE, UNDELIVERED).await?;
     let time = receiver.first().map(|first| first.elapsed()).ok_or_else(|| Error::new("nothing was delivered"))?;
