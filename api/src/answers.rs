@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use shared::batch::{BatchError, Batcher};
 use shared::contract::{SigningRequest, Status};
+use shared::forecast::Place;
 use shared::message::Message;
 use shared::store::accept::{Accepted, NewRequest};
 use shared::store::keys::KeyId;
@@ -131,18 +132,26 @@ impl Answers {
         let wait = self.affordable(wait);
         let known = Known::of(&request);
         let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
-        let (id, created_at, settled) = match stored {
-            Ok(Ok(Ok(Accepted::Stored { id, created_at, settled }))) => (id, created_at, settled),
+        let (id, created_at, settled, waiting) = match stored {
+            Ok(Ok(Ok(Accepted::Stored { id, created_at, settled, waiting }))) => (id, created_at, settled, waiting),
             Ok(Ok(Ok(Accepted::Mismatch))) => return Err(NotStored::Mismatch),
             Ok(Ok(Ok(Accepted::Full))) => return Err(NotStored::Full),
             Ok(Ok(Err(reason))) => return Err(reason),
             Ok(Err(BatchError::Full | BatchError::Stopped | BatchError::Failed(_))) | Err(_) => return Err(NotStored::Unavailable),
         };
         let deadline = if settled { arrived } else { arrived + wait };
+        // Who does not wait, and is the first to ask for this message, learns nothing more by reading.
+        if let Some(waiting) = waiting
+            && deadline <= Instant::now()
+        {
+            let latest = arrived + ANSWER_WITHIN;
+            let place = timeout_at(latest, self.queue.place(waiting, created_at)).await.ok().flatten();
+            return Ok(known.pending(id, created_at, place));
+        }
         let latest = arrived + ANSWER_WITHIN.max(wait + READ_AFTERWARDS);
         let state = self.wait(id, &mut waiter, deadline, latest, !settled).await;
         // It is stored: whatever happened since, the caller gets a receipt.
-        Ok(state.ok().flatten().map_or_else(|| known.pending(id, created_at), |state| state.request))
+        Ok(state.ok().flatten().map_or_else(|| known.pending(id, created_at, None), |state| state.request))
     }
 
     /// The state of a request that `caller` may see, once it is final or `wait` is over; nothing if there is none.
@@ -206,7 +215,7 @@ impl Answers {
             let Some(mut state) = self.reads.submit(id).await? else { return Ok(None) };
             if let Some(waiting) = state.waiting {
                 // Without a place, the answer is as true as with one.
-                let place = self.queue.forecast(state.request.created_at).await.ok().map(|forecast| forecast.place(waiting));
+                let place = self.queue.place(waiting, state.request.created_at).await;
                 state.request.queue_position = place.map(|place| place.position);
                 state.request.estimated_completion_at = place.map(|place| place.expected_at);
                 state.request.status_url = Some(status_url(id));
@@ -256,7 +265,7 @@ impl Known {
         Self { message: request.message.text().to_owned(), client_request_id: request.client_request_id.clone() }
     }
 
-    fn pending(self, id: Uuid, created_at: time::OffsetDateTime) -> SigningRequest {
+    fn pending(self, id: Uuid, created_at: time::OffsetDateTime, place: Option<Place>) -> SigningRequest {
         SigningRequest {
             id,
             status: Status::Pending,
@@ -268,8 +277,8 @@ impl Known {
             signed_at: None,
             failed_at: None,
             next_attempt_at: Some(created_at),
-            queue_position: Some(1),
-            estimated_completion_at: Some(created_at),
+            queue_position: Some(place.map_or(1, |place| place.position)),
+            estimated_completion_at: Some(place.map_or(created_at, |place| place.expected_at)),
             status_url: Some(status_url(id)),
             last_error: None,
             webhook: None,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::forecast::Forecast;
-use shared::store::{Store, StoreError};
+use shared::forecast::{Forecast, Place, Waiting};
+use shared::store::Store;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -12,8 +12,11 @@ use tokio::time::Instant;
 /// How long a look is good for. The queue moves as slowly as the upstream signs.
 const GOOD_FOR: Duration = Duration::from_millis(250);
 
+/// In a queue of this length, those that came since the last look are few beside those that it saw.
+const LONG: u32 = 2000;
+
 /// What was seen, and when.
-type Look = (Instant, Arc<Forecast>);
+type Look = (Instant, Forecast);
 
 /// Looks at the queue, seldom. Clones share the last look.
 #[derive(Clone)]
@@ -29,21 +32,19 @@ impl Queue {
         Self { store, last: Arc::default() }
     }
 
-    /// A look at the queue that was taken after `since`, so that it holds what was stored until then. Of many who ask at once, one
-    /// looks and the others wait for it.
-    ///
-    /// # Errors
-    /// If Postgres is not available.
-    pub async fn forecast(&self, since: OffsetDateTime) -> Result<Arc<Forecast>, StoreError> {
+    /// The place of what was stored at `since`, by a look that is not much older. Of many who ask at once, one looks and the others wait
+    /// for it. Nothing, if Postgres is not available.
+    pub async fn place(&self, waiting: Waiting, since: OffsetDateTime) -> Option<Place> {
         let mut last = self.last.lock().await;
         if let Some((looked, forecast)) = &*last
             && looked.elapsed() < GOOD_FOR
-            && forecast.at >= since
+            && (forecast.at >= since || forecast.length() >= LONG)
         {
-            return Ok(Arc::clone(forecast));
+            return Some(forecast.place(waiting));
         }
-        let forecast = Arc::new(self.store.forecast().await?);
-        *last = Some((Instant::now(), Arc::clone(&forecast)));
-        Ok(forecast)
+        let forecast = self.store.forecast().await.ok()?;
+        let place = forecast.place(waiting);
+        *last = Some((Instant::now(), forecast));
+        Some(place)
     }
 }

@@ -63,7 +63,7 @@ where
     {
         let mut tickets = Vec::with_capacity(largest);
         // Whoever holds the lock waits for arrivals, and takes all that are there; the others are at work, or next.
-        while arrivals.lock().await.recv_many(&mut tickets, largest).await > 0 {
+        while Self::gather(&mut *arrivals.lock().await, &mut tickets, largest).await {
             // A caller that has given up is answered already: its item must not be done behind its back.
             let (items, answers): (Vec<I>, Vec<_>) = tickets.drain(..).filter(|(_, answer)| !answer.is_closed()).unzip();
             if items.is_empty() {
@@ -83,6 +83,21 @@ where
                 }
             }
         }
+    }
+
+    /// Takes what is there, once something is; false: nothing will come any more.
+    async fn gather(arrivals: &mut mpsc::Receiver<Ticket<I, O, E>>, tickets: &mut Vec<Ticket<I, O, E>>, largest: usize) -> bool {
+        if arrivals.recv_many(tickets, largest).await == 0 {
+            return false;
+        }
+        // Whoever was about to submit at this moment does it now, in the same batch; this takes no time where nobody was.
+        tokio::task::yield_now().await;
+        while tickets.len() < largest
+            && let Ok(ticket) = arrivals.try_recv()
+        {
+            tickets.push(ticket);
+        }
+        true
     }
 
     /// Queues one item and waits for its result. An item whose caller stops waiting before its batch begins is not done.

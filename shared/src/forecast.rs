@@ -92,6 +92,12 @@ impl Forecast {
         Place { position, expected_at: self.call(position).max(job.turn.0) }
     }
 
+    /// How many wait, as far as was looked.
+    #[must_use]
+    pub fn length(&self) -> u32 {
+        self.fresh.length().saturating_add(self.retries.length())
+    }
+
     /// When the call of this number, counted from 1, is made, if every call before it is made as soon as a slot is free.
     fn call(&self, number: u32) -> OffsetDateTime {
         let opens = self.closed_until.max(self.at);

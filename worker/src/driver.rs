@@ -43,6 +43,10 @@ const LAST_CLAIM_WITHIN: Duration = Duration::from_secs(3);
 /// Hints are looked into at once; but a queue whose due jobs others are just taking is not asked again sooner than this.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
 
+/// While more is due than can be in flight, claims are for half of the permits at least, unless that many do not become free so soon: a
+/// claim for each permit that becomes free would be a commit for each job.
+const GATHER_FOR: Duration = Duration::from_millis(5);
+
 /// Runs `queue` until `stop`, then for up to the grace until what is in flight has ended.
 ///
 /// `wake` is a hint that there may be something to claim. The driver registers for it before it claims, so that a hint that comes
@@ -50,8 +54,13 @@ const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(pace.permits));
     let (tasks, give_up) = (TaskTracker::new(), CancellationToken::new());
-    let mut failing = false;
+    let half = u32::try_from(pace.permits / 2).unwrap_or(u32::MAX);
+    let (mut failing, mut more_is_due) = (false, false);
     loop {
+        if more_is_due {
+            // They are given back at once, and taken one by one below: only this loop takes permits.
+            let _ = tokio::time::timeout(GATHER_FOR, permits.acquire_many(half)).await;
+        }
         let permit = tokio::select! {
             biased;
             () = stop.cancelled() => break,
@@ -62,7 +71,8 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
         hint.as_mut().enable();
 
         // Only this loop takes permits: what is free now stays free.
-        let claim = tokio::time::timeout(CLAIM_WITHIN, queue.claim(1 + permits.available_permits()));
+        let most = 1 + permits.available_permits();
+        let claim = tokio::time::timeout(CLAIM_WITHIN, queue.claim(most));
         let claimed = tokio::select! {
             claimed = claim => claimed.unwrap_or_else(|_| Err(StoreError::timed_out())),
             // A claim that is under way is waited for, so that no lease is taken in vain; but not for ever.
@@ -71,6 +81,7 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
         if claimed.is_ok() && std::mem::take(&mut failing) {
             tracing::info!(queue = Q::NAME, "claiming again");
         }
+        more_is_due = claimed.as_ref().is_ok_and(|claimed| claimed.jobs.len() >= most);
         let sleep = match claimed {
             Ok(Claimed { jobs, .. }) if !jobs.is_empty() => {
                 metrics::counter!("countersign_jobs_claimed_total", "queue" => Q::NAME).increment(jobs.len() as u64);

@@ -13,6 +13,7 @@ use super::database::Transaction;
 use super::keys::KeyId;
 use super::{Result, Store, StoreError, listen};
 use crate::encryption::{Keyring, Place};
+use crate::forecast::Waiting;
 use crate::message::{Message, digest_of_parts};
 use crate::secret::Secret;
 
@@ -72,6 +73,8 @@ pub enum Accepted {
         created_at: OffsetDateTime,
         /// Whether its outcome is there already.
         settled: bool,
+        /// How its message waits, if nobody has waited for it before: then nothing else is to be known about the request.
+        waiting: Option<Waiting>,
     },
     /// The idempotency key was used with another payload. Nothing was stored.
     Mismatch,
@@ -183,6 +186,7 @@ impl Store {
                 coalesce(s.created_at, e.created_at) as created_at,
                 coalesce(e.same, w.payload = p.payload) as same,
                 coalesce(w.signed, j.state <> 'pending') as settled,
+                (select o.id from opened o where o.message_digest = w.digest and w.live_job is null) as opened,
                 (select count(*) from admitted) = (select count(*) from stored) as "whole!",
                 w.id is not null and not exists (select from admitted a where a.id = w.id) as "full!",
                 (select count(*) from told) as "told!"
@@ -221,7 +225,10 @@ impl Store {
                     Ok(Accepted::Full)
                 } else {
                     match (row.id, row.created_at, row.same, row.settled) {
-                        (Some(id), Some(created_at), Some(true), Some(settled)) => Ok(Accepted::Stored { id, created_at, settled }),
+                        (Some(id), Some(created_at), Some(true), Some(settled)) => {
+                            let waiting = row.opened.map(|job| Waiting { fresh: true, turn: (created_at, job), in_flight: false });
+                            Ok(Accepted::Stored { id, created_at, settled, waiting })
+                        }
                         (_, _, Some(false), _) => Ok(Accepted::Mismatch),
                         _ => Err(StoreError::Corrupt("request")),
                     }
