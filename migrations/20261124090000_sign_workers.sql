@@ -19,9 +19,10 @@ comment on column sign_workers.seen_at is 'When the worker last said that it liv
 alter table upstream_slots add column window_length interval;
 update upstream_slots set window_length = (select window_length from upstream);
 alter table upstream_slots alter column window_length set not null;
+-- For a slot that a worker of the version before adds: the longest window there can be, until a worker of this version says which it is.
+alter table upstream_slots alter column window_length set default interval '24 hours';
 comment on column upstream_slots.window_length is 'Length of the window of the agreed rate: how long after the response the slot is free again.';
 
 alter table upstream add column breaker_at timestamptz;
 update upstream set breaker_at = now() where probe_at is not null;
-alter table upstream add constraint breaker_at_iff_open check ((breaker_at is null) = (probe_at is null));
-comment on column upstream.breaker_at is 'When the last failure that opened the circuit breaker, or kept it open, was noticed; null: the breaker is closed.';
+comment on column upstream.breaker_at is 'When the last failure that opened the circuit breaker, or kept it open, was noticed. Means nothing while probe_at is null; workers of the version before do not write it.';

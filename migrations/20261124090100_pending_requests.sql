@@ -12,5 +12,5 @@ set requests = (select count(*) from requests r join jobs j on j.id = r.sign_job
 where shard = 0;
 
 comment on table pending_requests is 'The number of unfinished requests is the sum over all rows.';
-comment on column pending_requests.shard is 'A session counts in the row of its process number modulo 16.';
+comment on column pending_requests.shard is 'A session counts in a row that no other holds at the moment.';
 comment on column pending_requests.requests is 'Accepted less finished, as counted in this row; below zero where more were finished than accepted.';

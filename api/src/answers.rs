@@ -144,8 +144,7 @@ impl Answers {
         if let Some(waiting) = waiting
             && deadline <= Instant::now()
         {
-            let latest = arrived + ANSWER_WITHIN;
-            let place = timeout_at(latest, self.queue.place(waiting, created_at)).await.ok().flatten();
+            let place = self.queue.place(waiting, created_at).await;
             return Ok(known.pending(id, created_at, place));
         }
         let latest = arrived + ANSWER_WITHIN.max(wait + READ_AFTERWARDS);
@@ -214,7 +213,6 @@ impl Answers {
         let read = async {
             let Some(mut state) = self.reads.submit(id).await? else { return Ok(None) };
             if let Some(waiting) = state.waiting {
-                // Without a place, the answer is as true as with one.
                 let place = self.queue.place(waiting, state.request.created_at).await;
                 state.request.queue_position = place.map(|place| place.position);
                 state.request.estimated_completion_at = place.map(|place| place.expected_at);

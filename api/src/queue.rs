@@ -12,6 +12,9 @@ use tokio::time::Instant;
 /// How long a look is good for. The queue moves as slowly as the upstream signs.
 const GOOD_FOR: Duration = Duration::from_millis(250);
 
+/// How long a look may take.
+const LOOK_WITHIN: Duration = Duration::from_millis(200);
+
 /// In a queue of this length, those that came since the last look are few beside those that it saw.
 const LONG: u32 = 2000;
 
@@ -33,8 +36,12 @@ impl Queue {
     }
 
     /// The place of what was stored at `since`, by a look that is not much older. Of many who ask at once, one looks and the others wait
-    /// for it. Nothing, if Postgres is not available.
+    /// for it. Nothing, if Postgres is not available or not fast: without a place, an answer is as true as with one.
     pub async fn place(&self, waiting: Waiting, since: OffsetDateTime) -> Option<Place> {
+        tokio::time::timeout(LOOK_WITHIN, self.look(waiting, since)).await.ok().flatten()
+    }
+
+    async fn look(&self, waiting: Waiting, since: OffsetDateTime) -> Option<Place> {
         let mut last = self.last.lock().await;
         if let Some((looked, forecast)) = &*last
             && looked.elapsed() < GOOD_FOR

@@ -172,10 +172,18 @@ impl Store {
                 where w.signed and w.url is not null
                 returning id
             ),
+            -- One that nobody holds at this moment; each session begins at its own.
+            shard as materialized (
+                select coalesce(
+                    (select shard from pending_requests order by (shard + pg_backend_pid()) % 16, shard limit 1
+                        for no key update skip locked),
+                    pg_backend_pid() % 16
+                ) as shard
+            ),
             counted as (
                 update pending_requests
                 set requests = requests + (select count(*) from stored s join admitted a on a.id = s.id where not a.signed)
-                where shard = pg_backend_pid() % 16 and exists (select from admitted where not signed)
+                where shard = (select shard from shard) and exists (select from admitted where not signed)
             ),
             told as (
                 select case when exists (select from opened) then pg_notify($9, 'sign') end,

@@ -9,9 +9,8 @@
 //!   connection asks for: it refuses them or forgets them. Then every statement runs in a transaction that brings its settings along,
 //!   and is prepared without a name.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_stream::try_stream;
 use futures_util::future::{BoxFuture, select_ok};
@@ -26,8 +25,9 @@ use crate::settings::each_host;
 /// How long a statement waits for a free connection. Short: a caller is promised an answer within two seconds.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Where there are several hosts: how long a connection to the last good one may take before the others are asked.
+/// How long a connection may take, while nobody else gets one either, before the hosts are asked: several hosts, and one alone.
 const ELSEWHERE_AFTER: Duration = Duration::from_millis(250);
+const ALONE_AFTER: Duration = Duration::from_millis(900);
 
 /// How long the hosts may take to say what they are.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
@@ -41,7 +41,8 @@ const SESSION: [(&str, &str); 4] =
 
 /// The same for one transaction.
 const BEGIN_WITH_SETTINGS: &str = "begin; set local lock_timeout = '500ms'; set local statement_timeout = '10s'; \
-    set local idle_in_transaction_session_timeout = '5s'; set local synchronous_commit = 'on'";
+    set local idle_in_transaction_session_timeout = '5s'; set local synchronous_commit = 'on'; \
+    set local enable_seqscan = 'off'";
 
 /// A setting that only we know. Who still has it after connecting has a session of its own.
 const MARK: &str = "countersign.session";
@@ -58,17 +59,23 @@ pub(super) enum Sessions {
 /// Connections to the Postgres that takes writes. Clones share them. Runs statements like a pool: each in a transaction of its own.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
-    pool: PgPool,
     hosts: Arc<[PgConnectOptions]>,
-    found: Arc<Found>,
+    most: u32,
+    found: Arc<RwLock<Found>>,
+    looking: Arc<Mutex<()>>,
 }
 
-/// What was found out about the hosts, and how often it was looked for.
-#[derive(Debug, Default)]
+/// What was found out about the hosts.
+#[derive(Clone, Debug)]
 struct Found {
-    sessions: RwLock<Option<Sessions>>,
-    looks: AtomicU64,
-    looking: Mutex<()>,
+    /// Connections to the host that was found last.
+    pool: PgPool,
+    /// What they are good for; nothing: no host was asked yet.
+    sessions: Option<Sessions>,
+    /// How often hosts were asked with success.
+    looks: u64,
+    /// When a connection was had last.
+    had: Instant,
 }
 
 impl Database {
@@ -78,19 +85,18 @@ impl Database {
             .iter()
             .map(|url| Ok(url.parse::<PgConnectOptions>()?.application_name("countersign")))
             .collect::<Result<Arc<[_]>, sqlx::Error>>()?;
-        let pool = PgPoolOptions::new()
-            .max_connections(most)
-            .acquire_timeout(ACQUIRE_WITHIN)
-            // A host that takes writes today may be a standby tomorrow.
-            .after_connect(|connection, _| Box::pin(async move { takes_writes(connection).await }))
-            .connect_lazy_with(hosts[0].clone());
-        Ok(Self { pool, hosts, found: Arc::default() })
+        let found = Found { pool: pool(most, hosts[0].clone()), sessions: None, looks: 0, had: Instant::now() };
+        Ok(Self { hosts, most, found: Arc::new(RwLock::new(found)), looking: Arc::default() })
     }
 
     /// Closes every connection, after the statements that run on them.
     pub(super) async fn close(&self) {
         // A Postgres that stands still must not keep the process.
-        let _ = tokio::time::timeout(CLOSE_WITHIN, self.pool.close()).await;
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.found().pool.close()).await;
+    }
+
+    fn found(&self) -> Found {
+        self.found.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Begins a transaction of several statements.
@@ -104,30 +110,36 @@ impl Database {
     /// A connection that hears notifications; none where sessions are shared, for they would be somebody else's.
     pub(super) async fn listener(&self) -> Result<Option<PgListener>, sqlx::Error> {
         match self.sessions().await? {
-            Sessions::Kept => PgListener::connect_with(&self.pool).await.map(Some),
+            Sessions::Kept => PgListener::connect_with(&self.found().pool).await.map(Some),
             Sessions::Shared => Ok(None),
         }
     }
 
-    /// A connection to the host that takes writes. If none can be had soon and there are other hosts, they are asked.
+    /// A connection to the host that takes writes. If none could be had for a while, the hosts are asked, and connections to the one that
+    /// takes writes take the place of those that may be waiting for a host that has vanished without a word.
     async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        if self.hosts.len() == 1 {
-            return self.pool.acquire().await;
-        }
-        let looks = self.found.looks.load(Ordering::Acquire);
-        if let Ok(Ok(connection)) = tokio::time::timeout(ELSEWHERE_AFTER, self.pool.acquire()).await {
+        let found = self.found();
+        let patience = if self.hosts.len() == 1 { ALONE_AFTER } else { ELSEWHERE_AFTER };
+        let acquired = match tokio::time::timeout(patience, found.pool.acquire()).await {
+            Ok(acquired) => acquired,
+            // Everybody else gets connections: there are only too few of them.
+            Err(_) if self.found().had.elapsed() < patience => found.pool.acquire().await,
+            Err(_) => Err(sqlx::Error::PoolTimedOut),
+        };
+        if let Ok(connection) = acquired {
+            self.found.write().unwrap_or_else(PoisonError::into_inner).had = Instant::now();
             return Ok(connection);
         }
         // Whoever waits for this connection may give up any moment; the search goes on.
         let database = self.clone();
-        let look = tokio::spawn(async move { database.look(looks).await });
+        let look = tokio::spawn(async move { database.look(found.looks).await });
         look.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
-        self.pool.acquire().await
+        self.found().pool.acquire().await
     }
 
     /// What connections are good for; the first call finds it out.
     pub(super) async fn sessions(&self) -> Result<Sessions, sqlx::Error> {
-        let known = *self.found.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.found.read().unwrap_or_else(PoisonError::into_inner).sessions;
         match known {
             Some(sessions) => Ok(sessions),
             None => self.look(0).await,
@@ -136,10 +148,9 @@ impl Database {
 
     /// Asks all hosts, and uses the first that says it takes writes from now on; unless somebody did so since there were `looks`.
     async fn look(&self, looks: u64) -> Result<Sessions, sqlx::Error> {
-        let _one_at_a_time = self.found.looking.lock().await;
-        if self.found.looks.load(Ordering::Acquire) != looks
-            && let Some(sessions) = *self.found.sessions.read().unwrap_or_else(PoisonError::into_inner)
-        {
+        let _one_at_a_time = self.looking.lock().await;
+        let before = self.found();
+        if let (true, Some(sessions)) = (before.looks != looks, before.sessions) {
             return Ok(sessions);
         }
         let asked = self.hosts.iter().map(|host| Box::pin(ask(host)));
@@ -148,11 +159,22 @@ impl Database {
             Err(_) => return Err(sqlx::Error::PoolTimedOut),
         };
         let (sessions, options) = found;
-        self.pool.set_connect_options(options);
-        *self.found.sessions.write().unwrap_or_else(PoisonError::into_inner) = Some(sessions);
-        self.found.looks.fetch_add(1, Ordering::AcqRel);
+        let found = Found { pool: pool(self.most, options), sessions: Some(sessions), looks: looks + 1, had: Instant::now() };
+        *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
+        // What is idle is closed; what hangs is left to the system.
+        tokio::spawn(async move { tokio::time::timeout(CLOSE_WITHIN, before.pool.close()).await });
         Ok(sessions)
     }
+}
+
+/// Connections that are made when they are needed.
+fn pool(most: u32, options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(ACQUIRE_WITHIN)
+        // A host that takes writes today may be a standby tomorrow.
+        .after_connect(|connection, _| Box::pin(async move { takes_writes(connection).await }))
+        .connect_lazy_with(options)
 }
 
 /// Connects to `host` once: what its connections are good for, and how to make them. An error, if it does not take writes.
@@ -310,13 +332,13 @@ impl<'c> Executor<'c> for &'c Database {
     where
         'c: 'e,
     {
-        (&self.pool).prepare_with(sql, parameters)
+        Box::pin(async move { self.found().pool.prepare_with(sql, parameters).await })
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
     where
         'c: 'e,
     {
-        (&self.pool).describe(sql)
+        Box::pin(async move { self.found().pool.describe(sql).await })
     }
 }

@@ -1,6 +1,6 @@
 //! Who has a job, and until when; what a claim gives and what a finish answers, for any kind of job.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
@@ -17,13 +17,15 @@ pub struct Lease {
     pub(super) job: JobId,
     pub(super) token: Uuid,
     ends: Instant,
+    ends_by_the_wall: SystemTime,
 }
 
 impl Lease {
     /// A lease that was claimed by a statement sent at `asked`, for `length`. Postgres counts from when it ran the statement, which
     /// was later; so this process thinks the lease ends no later than Postgres does, whatever the two clocks show.
     pub(super) fn new(job: JobId, token: Uuid, asked: Instant, length: Duration) -> Self {
-        Self { job, token, ends: asked + length }
+        let wall = SystemTime::now() + length.saturating_sub(asked.elapsed());
+        Self { job, token, ends: asked + length, ends_by_the_wall: wall }
     }
 
     /// The job.
@@ -33,9 +35,12 @@ impl Lease {
     }
 
     /// How much of the lease is left. Work that can take longer must not begin.
+    ///
+    /// By the clock that says less: the steady one stands still while a machine is suspended, the other one may be set.
     #[must_use]
     pub fn left(&self) -> Duration {
-        self.ends.saturating_duration_since(Instant::now())
+        let by_the_wall = self.ends_by_the_wall.duration_since(SystemTime::now()).unwrap_or_default();
+        self.ends.saturating_duration_since(Instant::now()).min(by_the_wall)
     }
 }
 

@@ -100,10 +100,18 @@ impl Store {
         listener.listen_all(channels.iter().copied()).await?;
         self.hearing.store(true, Ordering::Release);
         tell(Hint::Everything);
-        while let Some(notification) = listener.try_recv().await? {
-            tell(read(notification.channel(), notification.payload()));
+        loop {
+            match tokio::time::timeout(SILENT_FOR, listener.try_recv()).await {
+                Ok(Ok(Some(notification))) => tell(read(notification.channel(), notification.payload())),
+                Ok(Ok(None)) => return Ok(Heard::Something),
+                Ok(Err(error)) => return Err(error),
+                // A server that has vanished without a word is silent too.
+                Err(_) => {
+                    let alive = tokio::time::timeout(ALIVE_WITHIN, sqlx::raw_sql("select 1").execute(&mut listener));
+                    alive.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+                }
+            }
         }
-        Ok(Heard::Something)
     }
 
     /// Whether notifications arrive at present. If not, who waits for something has to look for it more often.
@@ -121,6 +129,10 @@ enum Heard {
     /// There is no connection that could hear.
     Never,
 }
+
+/// After so long without a notification the connection is asked whether it is alive, and how long it may take to answer.
+const SILENT_FOR: Duration = Duration::from_secs(5);
+const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 
 const RECONNECT_AFTER: Duration = Duration::from_millis(200);
 

@@ -138,6 +138,27 @@ impl Store {
         );
         Ok(u64::try_from(pending.fetch_one(&self.database).await?).unwrap_or(0))
     }
+
+    /// Counts the unfinished requests anew, and corrects the count that is kept by the difference: processes of a version that did not
+    /// count may have worked beside this one. Says by how much it was wrong.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn recount_pending_requests(&self) -> Result<i64> {
+        // One statement sees one moment: both numbers are of before or after any other transaction.
+        let corrected = sqlx::query_scalar!(
+            r#"-- requests.recount
+            with difference as materialized (
+                select (select count(*) from jobs j join requests r on r.sign_job_id = j.id where j.kind = 'sign' and j.state = 'pending')
+                    - (select sum(requests) from pending_requests)::bigint as off_by
+            ),
+            corrected as (
+                update pending_requests set requests = requests + off_by from difference where shard = 0 and off_by <> 0
+            )
+            select off_by as "off_by!" from difference"#
+        );
+        Ok(corrected.fetch_one(&self.database).await?)
+    }
 }
 
 struct Row {

@@ -168,10 +168,18 @@ impl Store {
                 order by r.id
                 returning id
             ),
+            -- One that nobody holds at this moment; each session begins at its own.
+            shard as materialized (
+                select coalesce(
+                    (select shard from pending_requests order by (shard + pg_backend_pid()) % 16, shard limit 1
+                        for no key update skip locked),
+                    pg_backend_pid() % 16
+                ) as shard
+            ),
             counted as (
                 update pending_requests
                 set requests = requests - (select count(*) from requests r join ended e on r.sign_job_id = e.id where e.state <> 'pending')
-                where shard = pg_backend_pid() % 16 and exists (select from ended where state <> 'pending')
+                where shard = (select shard from shard) and exists (select from ended where state <> 'pending')
             ),
             told as (
                 select case when exists (select from outbox) then pg_notify($12, 'webhook') end,

@@ -129,6 +129,14 @@ impl Store {
             .execute(&mut transaction)
             .await?;
         }
+        // Those that a worker of the version before has added.
+        sqlx::query!(
+            "-- upstream.mend_windows
+            update upstream_slots set window_length = make_interval(secs => $1) where window_length <> make_interval(secs => $1)",
+            seconds(rate.window()),
+        )
+        .execute(&mut transaction)
+        .await?;
         // Those that stay are the ones that are free last. When the first of them is, all that were taken away have been, so no more
         // than the new number of calls is in the window that the next call closes. The others are kept, with the time of their use,
         // for the day when the rate is raised again.

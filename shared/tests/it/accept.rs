@@ -198,3 +198,34 @@ async fn the_count_of_unfinished_requests_is_right_after_anything_at_once() {
     let counted = "select count(*) from requests r join jobs j on j.id = r.sign_job_id where j.state = 'pending'";
     assert_eq!(i64::try_from(f.store.pending_requests().await.unwrap()).unwrap(), f.number(counted).await);
 }
+
+#[tokio::test]
+async fn a_count_that_another_version_left_wrong_is_corrected_while_others_count() {
+    let f = Fixture::new().await;
+    for n in 0..5 {
+        f.post(&format!("m{n}")).await;
+    }
+    f.run("update pending_requests set requests = requests + 7 where shard = 3").await;
+    let (corrected, ()) = tokio::join!(f.store.recount_pending_requests(), async {
+        for n in 5..9 {
+            f.post(&format!("m{n}")).await;
+        }
+    });
+    assert_eq!(corrected.unwrap(), -7);
+    assert_eq!(f.store.pending_requests().await.unwrap(), 9);
+    assert_eq!(f.store.recount_pending_requests().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_session_that_holds_its_row_of_the_count_delays_no_other() {
+    use sqlx::Connection;
+    let f = Fixture::new().await;
+    let mut connection = f.connection().await;
+    let mut holder = connection.begin().await.unwrap();
+    sqlx::query("select from pending_requests where shard <> 7 for update").execute(&mut *holder).await.unwrap();
+    for n in 0..20 {
+        f.post(&format!("m{n}")).await;
+    }
+    holder.rollback().await.unwrap();
+    assert_eq!(f.store.pending_requests().await.unwrap(), 20);
+}

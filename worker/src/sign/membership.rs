@@ -14,6 +14,7 @@ use crate::error::StartError;
 /// How long a worker whose rate differs waits for the others to go: a little longer than one that was killed seems to live.
 const OTHERS_GO_WITHIN: Duration = Duration::from_secs(LIVES_FOR.as_secs() + 2);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+const JOIN_WITHIN: Duration = Duration::from_secs(15);
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// The part that this process takes.
@@ -34,7 +35,8 @@ impl Membership {
         let member = Self { store: store.clone(), worker: WorkerId::generate(), rate };
         let mut refused: Option<Instant> = None;
         while !stop.is_cancelled() {
-            match store.join_workers(member.worker, rate).await {
+            let join = tokio::time::timeout(JOIN_WITHIN, store.join_workers(member.worker, rate));
+            match join.await.unwrap_or_else(|_| Err(StoreError::timed_out())) {
                 Ok(Agreement::Agreed) => return Ok(Some(member)),
                 Ok(Agreement::Differs(others)) => {
                     let since = *refused.get_or_insert_with(|| {
@@ -62,7 +64,12 @@ impl Membership {
     /// If others, who had to take this worker for dead, work with another rate by now. What is claimed is finished; nothing more is.
     pub async fn keep(self, stop: CancellationToken) -> Result<(), StartError> {
         while !stop.is_cancelled() {
-            match self.store.stay_worker(self.worker, self.rate).await {
+            let stay = tokio::time::timeout(SEEN_EVERY, self.store.stay_worker(self.worker, self.rate));
+            let stayed = tokio::select! {
+                stayed = stay => stayed.unwrap_or_else(|_| Err(StoreError::timed_out())),
+                () = stop.cancelled() => return Ok(()),
+            };
+            match stayed {
                 Ok(Agreement::Agreed) => {}
                 Ok(Agreement::Differs(others)) => return Err(StartError::Settings(differs(self.rate, others))),
                 Err(error) => tracing::debug!(error = display_chain(&error), "can't say that this worker lives"),
