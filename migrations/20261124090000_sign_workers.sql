@@ -26,3 +26,6 @@ comment on column upstream_slots.window_length is 'Length of the window of the a
 alter table upstream add column breaker_at timestamptz;
 update upstream set breaker_at = now() where probe_at is not null;
 comment on column upstream.breaker_at is 'When the last failure that opened the circuit breaker, or kept it open, was noticed. Means nothing while probe_at is null; workers of the version before do not write it.';
+
+alter table upstream add column timeline text;
+comment on column upstream.timeline is 'Timeline of the server by whose clock free_at of the slots was last set. Another one means that a standby has taken over, whose clock may be ahead: slots then wait as if they had just been used.';

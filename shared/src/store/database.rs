@@ -42,7 +42,7 @@ const SESSION: [(&str, &str); 4] =
 /// The same for one transaction.
 const BEGIN_WITH_SETTINGS: &str = "begin; set local lock_timeout = '500ms'; set local statement_timeout = '10s'; \
     set local idle_in_transaction_session_timeout = '5s'; set local synchronous_commit = 'on'; \
-    set local enable_seqscan = 'off'";
+    set local enable_seqscan = 'off'; set local jit = 'off'";
 
 /// A setting that only we know. Who still has it after connecting has a session of its own.
 const MARK: &str = "countersign.session";

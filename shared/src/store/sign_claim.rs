@@ -3,7 +3,7 @@
 //! A job may only be worked on with a slot of the budget, and taking the two apart could strand either; so one statement takes both.
 //! It reads like this:
 //!
-//! 1. `gate`, `room`: if the rate is the agreed one, and the upstream neither paused nor down, how many slots are free. If the circuit breaker is open and a probe
+//! 1. `gate`, `room`: if the rate is the agreed one, the server the one whose clock the slots know (see `upstream`), and the upstream neither paused nor down, how many slots are free. If the circuit breaker is open and a probe
 //!    is due, one.
 //! 2. `fresh`, `retries`: the first due jobs of either lane, locked. `skip locked` passes over what another worker is taking at
 //!    this moment. The lock is `for no key update`, not the plain `for update`: a POST that attaches itself to a job holds a key-share
@@ -63,6 +63,7 @@ impl Store {
                 from upstream
                 where paused_until <= now() and (probe_at is null or probe_at <= now())
                     and calls = $6 and window_length = make_interval(secs => $7)
+                    and timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
             ),
             room as materialized (
                 select least(count(*), case when probing then 1 else $1::bigint end) as n

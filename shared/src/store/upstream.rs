@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::database::Transaction;
 use super::{Result, Store, StoreError, count, duration, seconds};
 use crate::units::Rate;
 
@@ -129,6 +130,7 @@ impl Store {
             .execute(&mut transaction)
             .await?;
         }
+        trust_no_other_clock(&mut transaction).await?;
         // Those that a worker of the version before has added.
         sqlx::query!(
             "-- upstream.mend_windows
@@ -180,7 +182,8 @@ impl Store {
         Ok(Agreement::Agreed)
     }
 
-    /// Says that `worker` lives, and looks whether its rate is still the agreed one. It is not if the worker was taken for dead.
+    /// Says that `worker` lives, and looks whether its rate is still the agreed one. It is not if the worker was taken for dead. After a
+    /// failover, makes the slots wait until the clock of the new server counts.
     ///
     /// # Errors
     /// Those of a statement.
@@ -194,13 +197,21 @@ impl Store {
                 insert into sign_workers (id, calls, window_length) select $1, calls, window_length from agreed where same
                 on conflict (id) do update set seen_at = now()
             )
-            select calls, extract(epoch from window_length)::float8 as "window!", same as "same!" from agreed"#,
+            select calls, extract(epoch from window_length)::float8 as "window!", same as "same!",
+                (select timeline from upstream) is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as "taken_over!"
+            from agreed"#,
             worker.0,
             i32::from(rate.calls()),
             seconds(rate.window()),
         )
         .fetch_one(&self.database)
         .await?;
+        if row.taken_over {
+            let mut transaction = self.database.begin().await?;
+            sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
+            trust_no_other_clock(&mut transaction).await?;
+            transaction.commit().await?;
+        }
         Ok(if row.same { Agreement::Agreed } else { Agreement::Differs(read_rate(row.calls, row.window)?) })
     }
 
@@ -237,6 +248,33 @@ impl Store {
         })
         .transpose()
     }
+}
+
+/// If another server has taken over since the slots were set: each waits as if it had been used just now, by the clock of this one; and one
+/// that is in use, as if it had been claimed just now. A clock that is behind makes slots wait longer by itself.
+async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
+    sqlx::query!(
+        "-- upstream.take_over
+        with taken_over as (
+            update upstream set timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+            where timeline is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+            returning only_row
+        ),
+        claimed as (
+            select j.lease_token, a.started_at
+            from jobs j join attempts a on a.job_id = j.id and a.number = j.attempt
+            where j.kind = 'sign' and j.state = 'pending' and j.lease_token is not null
+        )
+        update upstream_slots s
+        set free_at = greatest(s.free_at, now() + coalesce(
+            (select s.free_at - c.started_at from claimed c where c.lease_token = s.lease_token), s.window_length * $1::float8
+        ))
+        where exists (select from taken_over) and s.free_at > '-infinity'",
+        CLOCKS_DRIFT,
+    )
+    .execute(&mut *transaction)
+    .await?;
+    Ok(())
 }
 
 fn read_rate(calls: i32, window: f64) -> Result<Rate> {

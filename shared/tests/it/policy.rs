@@ -53,9 +53,9 @@ impl State {
             .await
             .unwrap();
         sqlx::query(
-            "insert into upstream (calls, window_length, probe_at, breaker_failures, breaker_reason, breaker_at)
+            "insert into upstream (calls, window_length, probe_at, breaker_failures, breaker_reason, breaker_at, timeline)
             select 10, make_interval(secs => $1), case when $2 then now() - interval '30 s' end, $2::int,
-                case when $2 then 'test' end, case when $2 then now() end",
+                case when $2 then 'test' end, case when $2 then now() end, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
         )
         .bind(WINDOW)
         .bind(self.probing)

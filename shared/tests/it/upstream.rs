@@ -1,3 +1,4 @@
+use shared::store::sign_finish::Ending;
 use shared::store::upstream::{Agreement, WorkerId};
 
 use crate::fixture::{Fixture, LEASE};
@@ -102,4 +103,31 @@ async fn a_worker_that_was_taken_for_dead_claims_nothing_under_its_old_rate() {
     assert!(f.store.claim_sign_jobs(1, LEASE, twenty).await.unwrap().jobs.is_empty());
     assert_eq!(f.store.stay_worker(slow, twenty).await.unwrap(), Agreement::Differs(ten));
     assert_eq!(f.store.claim_sign_jobs(1, LEASE, ten).await.unwrap().jobs.len(), 1);
+}
+
+#[tokio::test]
+async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
+    let f = Fixture::new().await;
+    for n in 0..3 {
+        f.post(&format!("m{n}")).await;
+    }
+    let used = f.claim(2).await;
+    f.finish(used.into_iter().next().unwrap(), Ending::Retry(LEASE)).await;
+    // The clock of the server that has taken over is two minutes ahead.
+    f.run(
+        "update upstream_slots set free_at = free_at - interval '2 min' where free_at > '-infinity';
+        update attempts set started_at = started_at - interval '2 min';
+        update upstream set timeline = '00000000'",
+    )
+    .await;
+    assert!(f.claim(10).await.is_empty(), "not before a worker has seen that another server has taken over");
+    let (worker, rate) = (WorkerId::generate(), "10/60s".parse().unwrap());
+    assert_eq!(f.store.stay_worker(worker, rate).await.unwrap(), Agreement::Agreed);
+    let waits = async |sql| {
+        f.number(&format!("select extract(epoch from {sql}(free_at) - now())::bigint from upstream_slots where free_at > '-infinity'"))
+            .await
+    };
+    assert_eq!(waits("min").await, 60, "the one that was used: a window");
+    assert_eq!(waits("max").await, 120, "the one that is in use: until its lease is over, too");
+    assert_eq!(f.claim(10).await.len(), 1, "the slots that were never used are free");
 }
