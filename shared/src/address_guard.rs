@@ -172,6 +172,18 @@ impl Guard {
     }
 }
 
+/// The one spelling of an address. A parser has dealt with case, slashes, escapes and the usual port; what is left is the dot that ends an
+/// absolute name. Judge what comes out, not what went in: without its dots, a name can be a literal address.
+#[must_use]
+pub fn canonical(mut url: url::Url) -> url::Url {
+    let shorter = url.domain().map(|name| name.trim_end_matches('.')).filter(|shorter| Some(*shorter) != url.domain());
+    if let Some(shorter) = shorter.map(ToOwned::to_owned) {
+        // A name of nothing but dots stays as it is: it has no address.
+        let _ = url.set_host(Some(&shorter));
+    }
+    url
+}
+
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => REFUSED_V4.iter().all(|network| !network.contains(&address)),
@@ -423,6 +435,29 @@ mod tests {
         assert!(guarded.allows("93.184.216.35".parse().unwrap()));
         assert!(Guard::with_own(&settings("93.184.216.34/32", ""), &own).allows(own[0]), "the operator may allow one");
         assert!(interfaces().iter().any(IpAddr::is_loopback), "{:?}", interfaces());
+    }
+
+    #[test]
+    fn every_spelling_of_a_host_is_one_address() {
+        for spelling in [
+            "http:example.com/1",
+            "http:/example.com/1",
+            "http:\\\\example.com\\1",
+            "http://example.com:80/1",
+            "http://example.com./1",
+            "http://example.com.:80/1",
+            "http://%65xample.com/1",
+            "HTTP://EXAMPLE.com/1",
+            "http://ｅxample。com/1",
+        ] {
+            assert_eq!(canonical(spelling.parse().unwrap()).as_str(), "http://example.com/1", "{spelling}");
+        }
+        assert_eq!(canonical("http://example.com.:8080/".parse().unwrap()).as_str(), "http://example.com:8080/");
+        for url in ["http://127.0.0.1../", "http://0x7f.1.../"] {
+            if let Ok(url) = url.parse() {
+                assert_eq!(guard("", "").check(&canonical(url)), Err(Forbidden::Address));
+            }
+        }
     }
 
     #[test]

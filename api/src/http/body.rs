@@ -10,7 +10,7 @@ use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object};
 use serde_json::{Map, Value};
-use shared::address_guard::{Forbidden, Guard};
+use shared::address_guard::{Forbidden, Guard, canonical};
 use shared::message::Message;
 use shared::secret::Secret;
 use shared::store::accept::WebhookTarget;
@@ -124,7 +124,11 @@ fn parse(bytes: &[u8], most: usize, guard: &Guard) -> Result<Posted, ApiError> {
     let mut flaws = Vec::new();
     let message =
         text(&mut fields, "message", &mut flaws, |text| if text.is_empty() { Err("accepted: at least one byte") } else { Ok(()) });
-    let url = text(&mut fields, "webhookUrl", &mut flaws, |text| check_url(text, guard));
+    let mut url = None;
+    let posted_url = text(&mut fields, "webhookUrl", &mut flaws, |text| {
+        url = Some(check_url(text, guard)?);
+        Ok(())
+    });
     let headers = headers(fields.remove("webhookHeaders"), &mut flaws);
     let client_request_id =
         text(&mut fields, "clientRequestId", &mut flaws, |text| if is_client_request_id(text) { Ok(()) } else { Err(CLIENT_REQUEST_ID) });
@@ -140,7 +144,7 @@ fn parse(bytes: &[u8], most: usize, guard: &Guard) -> Result<Posted, ApiError> {
             if message.len() > most {
                 return Err(ApiError::TooLarge);
             }
-            let webhook = url.map(|url| WebhookTarget { url, headers: Secret::new(headers) });
+            let webhook = posted_url.zip(url).map(|(posted, url)| WebhookTarget::new(posted, &url, Secret::new(headers)));
             Ok(Posted { message: Message::new(message), webhook, client_request_id })
         }
         _ => Err(ApiError::Invalid(flaws)),
@@ -165,18 +169,20 @@ fn text(
     None
 }
 
-fn check_url(text: &str, guard: &Guard) -> Result<(), &'static str> {
+/// Parses and judges the address of a receiver.
+fn check_url(text: &str, guard: &Guard) -> Result<url::Url, &'static str> {
     const ACCEPTED: &str = "accepted: an http or https address of up to 2048 characters, without credentials";
-    // A URL parser drops or encodes what has no place in a URL; what is stored is the text, so it must have none.
+    // A URL parser drops them in silence: the address would not be the one that its author sees.
     if text.len() > LONGEST_URL || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(ACCEPTED);
     }
-    let url = url::Url::parse(text).map_err(|_| ACCEPTED)?;
-    guard.check(&url).map_err(|forbidden| match forbidden {
+    let url = canonical(url::Url::parse(text).map_err(|_| ACCEPTED)?);
+    let judged = guard.check(&url).map_err(|forbidden| match forbidden {
         Forbidden::Scheme | Forbidden::Credentials => ACCEPTED,
         Forbidden::Port => "accepted: the ports 80, 443, and 1024 and above",
         Forbidden::Address => "accepted: a name, or an address of the public internet",
-    })
+    });
+    judged.map(|()| url)
 }
 
 fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, String> {

@@ -37,10 +37,21 @@ pub struct NewRequest {
 /// Where a webhook goes.
 #[derive(Clone, Debug)]
 pub struct WebhookTarget {
-    /// The address.
-    pub url: String,
-    /// Headers that the caller wants sent along; they may hold the receiver's credentials.
-    pub headers: Secret<BTreeMap<String, String>>,
+    url: String,
+    posted: String,
+    headers: Secret<BTreeMap<String, String>>,
+}
+
+impl WebhookTarget {
+    /// A target at the address `url`, that was `posted` as this text, with headers that the caller wants sent along; they may hold the
+    /// receiver's credentials.
+    ///
+    /// What is stored is the parsed address: a text has many spellings, and a receiver would be another one in each of them. The posted
+    /// text still tells a repeated request from another one, so that one from before a change of the parser stays the same.
+    #[must_use]
+    pub fn new(posted: String, url: &url::Url, headers: Secret<BTreeMap<String, String>>) -> Self {
+        Self { url: url.as_str().to_owned(), posted, headers }
+    }
 }
 
 impl NewRequest {
@@ -51,7 +62,7 @@ impl NewRequest {
         let digest = self.message.digest();
         let mut parts: Vec<&[u8]> = vec![digest.as_bytes()];
         if let Some(webhook) = &self.webhook {
-            parts.push(webhook.url.as_bytes());
+            parts.push(webhook.posted.as_bytes());
             for (name, value) in webhook.headers.expose() {
                 parts.extend([name.as_bytes(), value.as_bytes()]);
             }
@@ -329,4 +340,28 @@ fn stored_headers(request: &NewRequest, keyring: &Keyring) -> StoredHeaders {
     }
     let stored = keyring.seal(Place::WebhookHeaders(request.id), headers.to_string().as_bytes());
     StoredHeaders { plain: None, sealed: Some(stored.bytes), sealed_with: stored.key_id }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::digest_of_parts;
+
+    #[test]
+    fn the_payload_digest_covers_the_address_as_it_was_posted_and_what_is_stored_is_the_parsed_one() {
+        let posted = "HTTP:Example.com:80/%7Ea";
+        let webhook = WebhookTarget::new(posted.to_owned(), &posted.parse().unwrap(), Secret::new(BTreeMap::new()));
+        let request = NewRequest {
+            id: Uuid::nil(),
+            key: KeyId(Uuid::nil()),
+            message: Message::new("m".to_owned()),
+            webhook: Some(webhook),
+            client_request_id: None,
+            traceparent: None,
+        };
+        let columns = Columns::of(&[request], &Keyring::default());
+        let stored_before = digest_of_parts(&[Message::new("m".to_owned()).digest().as_bytes(), posted.as_bytes()]);
+        assert_eq!(columns.payloads, [stored_before]);
+        assert_eq!(columns.urls, [Some("http://example.com/%7Ea".to_owned())]);
+    }
 }

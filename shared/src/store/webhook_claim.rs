@@ -41,7 +41,7 @@ const STEPS: i32 = 256;
 pub(super) const KEPT_ATTEMPTS: i32 = 100;
 
 /// Identifies a receiver: scheme, host and port of an address, for one API key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReceiverId(pub(super) Uuid);
 
 impl From<Uuid> for ReceiverId {

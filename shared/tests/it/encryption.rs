@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use clap::Parser;
 use shared::encryption::EncryptionError;
-use shared::secret::Secret;
 use shared::settings::DatabaseSettings;
 use shared::standard_webhooks::WebhookSecret;
-use shared::store::accept::{Accepted, NewRequest, WebhookTarget};
+use shared::store::accept::{Accepted, NewRequest};
 use shared::store::keys::{ApiKey, Scope};
 use shared::store::webhook_claim::{Wanted, WebhookJob};
 use shared::store::{Store, StoreError};
 
-use crate::fixture::{Fixture, LEASE, id};
+use crate::fixture::{Fixture, LEASE, id, webhook_to};
 
 const A: &str = "a:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const B: &str = "b:BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBE=";
@@ -42,7 +41,7 @@ fn error(started: Result<Store, StoreError>) -> EncryptionError {
 
 fn request(f: &Fixture, token: &str, idempotency_key: Option<&str>) -> NewRequest {
     let headers: BTreeMap<String, String> = [("authorization".to_owned(), token.to_owned())].into();
-    let webhook = WebhookTarget { url: "http://example.com/".to_owned(), headers: Secret::new(headers) };
+    let webhook = webhook_to("http://example.com/", headers);
     NewRequest { webhook: Some(webhook), client_request_id: idempotency_key.map(ToOwned::to_owned), ..f.request("a") }
 }
 

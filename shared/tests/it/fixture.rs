@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use clap::Parser;
+use shared::address_guard::canonical;
 use shared::message::Message;
 use shared::secret::Secret;
 use shared::settings::DatabaseSettings;
@@ -90,7 +91,7 @@ impl Fixture {
     }
 
     pub(crate) fn with_webhook(&self, message: &str) -> NewRequest {
-        let webhook = WebhookTarget { url: "http://example.com/".to_owned(), headers: Secret::new(BTreeMap::new()) };
+        let webhook = webhook_to("http://example.com/", BTreeMap::new());
         NewRequest { webhook: Some(webhook), ..self.request(message) }
     }
 
@@ -141,6 +142,11 @@ pub(crate) async fn new_key(store: &Store, name: &str) -> KeyId {
     let key = ApiKey::generate();
     store.create_key(name, &key, &[Scope::Sign], &WebhookSecret::generate(), None).await.unwrap();
     store.callers(&[key.digest()]).await.unwrap().remove(0).1.key
+}
+
+/// A webhook to an address as an `api` would store it.
+pub(crate) fn webhook_to(url: &str, headers: BTreeMap<String, String>) -> WebhookTarget {
+    WebhookTarget::new(url.to_owned(), &canonical(url.parse().unwrap()), Secret::new(headers))
 }
 
 pub(crate) fn id(accepted: &Accepted) -> Uuid {

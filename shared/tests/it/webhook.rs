@@ -2,22 +2,20 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use shared::contract::{DeliveryOutcome, WebhookStatus};
-use shared::secret::Secret;
 use shared::store::Finished;
-use shared::store::accept::WebhookTarget;
 use shared::store::deliveries::Replay;
 use shared::store::webhook_claim::{ClaimedWebhooks, ReceiverId, Wanted, WebhookJob};
 use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
 use uuid::Uuid;
 
-use crate::fixture::{Fixture, LEASE, id};
+use crate::fixture::{Fixture, LEASE, id, webhook_to};
 
 /// Stores a request with a webhook to `url` whose outcome is there.
 async fn told_at(f: &Fixture, url: &str) -> Uuid {
     if f.number("select count(*) from messages where signature is not null").await == 0 {
         f.signed("a").await;
     }
-    let webhook = WebhookTarget { url: url.to_owned(), headers: Secret::new([("x".to_owned(), "y".to_owned())].into()) };
+    let webhook = webhook_to(url, [("x".to_owned(), "y".to_owned())].into());
     let request = shared::store::accept::NewRequest { webhook: Some(webhook), ..f.request("a") };
     id(&f.accept(request).await)
 }
@@ -335,7 +333,7 @@ async fn one_tenant_cannot_make_anothers_receiver_look_dead() {
     let f = Fixture::new().await;
     let other = crate::fixture::new_key(&f.store, "other").await;
     proven(&f, "http://shared.example/mine").await;
-    let webhook = WebhookTarget { url: "http://shared.example/theirs".to_owned(), headers: Secret::new([].into()) };
+    let webhook = webhook_to("http://shared.example/theirs", [].into());
     let theirs = shared::store::accept::NewRequest { key: other, webhook: Some(webhook), ..f.request("a") };
     f.accept(theirs).await;
     let job = claim(&f).await.remove(0);
@@ -343,6 +341,23 @@ async fn one_tenant_cannot_make_anothers_receiver_look_dead() {
     let mine = told_at(&f, "HTTP://Shared.Example/again?x=y").await;
     let jobs = claim(&f).await;
     assert_eq!((jobs.len(), jobs[0].request.id, jobs[0].failures), (1, mine, 0));
+}
+
+#[tokio::test]
+async fn however_its_address_is_spelled_a_receiver_is_one() {
+    let f = Fixture::new().await;
+    for url in [
+        "http:example.com/1",
+        "http:/example.com/2",
+        "http://example.com\\3",
+        "http://example.com:80",
+        "http://example.com./",
+        "http://%65xample.com/",
+    ] {
+        told_at(&f, url).await;
+    }
+    assert_eq!(f.number("select count(distinct receiver) from jobs where kind = 'webhook'").await, 1);
+    assert_eq!(claim(&f).await.len(), 1, "one probe for all");
 }
 
 #[tokio::test]

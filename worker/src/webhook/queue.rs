@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::store::webhook_claim::WebhookJob;
+use shared::store::webhook_claim::{ReceiverId, WebhookJob};
 use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
 use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
@@ -32,6 +32,27 @@ pub struct WebhookQueue {
     pub finisher: Shared<WebhookFinish>,
 }
 
+/// The walks of one claim: from where the claim before stopped to the end, and from the beginning to there.
+struct Circle {
+    began_after: Option<ReceiverId>,
+    /// The end was reached, so what is walked now is the part before `began_after`.
+    wrapped: bool,
+}
+
+impl Circle {
+    fn from(after: Option<ReceiverId>) -> Self {
+        Self { began_after: after, wrapped: after.is_none() }
+    }
+
+    /// Whether every receiver was looked at once, now that a walk stopped there; nothing: it reached the end.
+    fn is_complete(&mut self, stopped_at: Option<ReceiverId>) -> bool {
+        match stopped_at {
+            None => std::mem::replace(&mut self.wrapped, true),
+            Some(at) => self.wrapped && self.began_after.is_some_and(|began| at >= began),
+        }
+    }
+}
+
 /// A job and its seat.
 pub struct Seated {
     job: WebhookJob,
@@ -45,17 +66,20 @@ impl Queue for WebhookQueue {
     async fn claim(&self, most: usize) -> Result<Claimed<Seated>, StoreError> {
         // Twice the time limit: a job may wait for as long as another one's delivery takes before its own begins.
         let lease = self.sender.timeout() * 2 + MARGIN;
+        let mut circle = Circle::from(self.seats.wanted(most).after);
+        let mut soonest: Option<Duration> = None;
         loop {
             let wanted = self.seats.wanted(most);
             let found = self.store.claim_webhook_jobs(&wanted, lease).await?;
             self.seats.stopped_at(found.stopped_at);
             let (jobs, next_in) = (found.claimed.jobs, found.claimed.next_in);
+            soonest = soonest.into_iter().chain(next_in).min();
             // Nothing among the receivers that were looked at: on to the next ones, until the circle is complete.
-            if jobs.is_empty() && (found.stopped_at.is_some() || wanted.after.is_some()) {
+            if jobs.is_empty() && !circle.is_complete(found.stopped_at) {
                 continue;
             }
             let seat = |job: WebhookJob| Seated { seat: self.seats.take(job.receiver, job.failures > 0), job };
-            return Ok(Claimed { jobs: jobs.into_iter().map(seat).collect(), next_in });
+            return Ok(Claimed { jobs: jobs.into_iter().map(seat).collect(), next_in: soonest });
         }
     }
 
@@ -137,5 +161,36 @@ fn report(ending: Delivery, answer: &Answer) {
         Delivery::Retry(delay) => tracing::info!(status, error, retry_in = ?delay, "webhook not delivered; will try again"),
         Delivery::Exhausted(code) => tracing::warn!(status, error, code, "webhook not delivered; kept"),
         Delivery::Released => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u128) -> ReceiverId {
+        ReceiverId::from(uuid::Uuid::from_u128(number))
+    }
+
+    /// How many walks of 256 receivers, of so many in all, a claim makes that begins after this one and finds nothing.
+    fn walks(receivers: u128, began: Option<u128>) -> u32 {
+        let mut circle = Circle::from(began.map(id));
+        let mut after = began.unwrap_or(0);
+        for walks in 1..100 {
+            let last = receivers.min(after + 256);
+            let stopped_at = (last == after + 256).then(|| id(last));
+            if circle.is_complete(stopped_at) {
+                return walks;
+            }
+            after = if stopped_at.is_some() { last } else { 0 };
+        }
+        panic!("it goes on for ever");
+    }
+
+    #[test]
+    fn a_claim_that_finds_nothing_goes_around_once_wherever_it_began() {
+        assert_eq!([0, 1, 255, 256, 257, 1000].map(|receivers| walks(receivers, None)), [1, 1, 1, 2, 2, 4]);
+        assert_eq!([0, 1, 255, 256, 257, 1000].map(|receivers| walks(receivers, Some(256))), [2, 2, 2, 2, 2, 4]);
+        assert_eq!(walks(1000, Some(500)), 4);
     }
 }

@@ -84,7 +84,7 @@ impl World {
                 id: Uuid::now_v7(),
                 key: self.key,
                 message: Message::new(message),
-                webhook: Some(WebhookTarget { url, headers: Secret::new(BTreeMap::new()) }),
+                webhook: Some(WebhookTarget::new(url.clone(), &url.parse().unwrap(), Secret::new(BTreeMap::new()))),
                 client_request_id: None,
                 traceparent: None,
             })
