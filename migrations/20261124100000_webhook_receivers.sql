@@ -40,6 +40,7 @@ create index jobs_by_receiver on jobs (receiver, next_run_at, id) where kind = '
 create table receivers (
     receiver uuid primary key,
     failures integer not null default 1,
+    slow boolean not null default false,
     probe_at timestamptz not null default now(),
     failing_since timestamptz default now(),
     changed_at timestamptz not null default now(),
@@ -47,9 +48,13 @@ create table receivers (
     constraint failing_since_iff_failures check ((failing_since is null) = (failures = 0))
 );
 
-comment on table receivers is 'A circuit breaker for each receiver of webhooks, shared by all workers. Written only when a receiver changes between working and failing.';
+comment on table receivers is 'A circuit breaker for each receiver of webhooks, shared by all workers. Written only when a receiver changes between working, slow and failing.';
 comment on column receivers.receiver is 'As in jobs.receiver.';
 comment on column receivers.failures is 'Failures in a row; those of deliveries that were in flight together count once. 0: it works, and several deliveries at a time go to it. Above: one at a time, and from the third on ever less often. Begins with 1: a receiver that nobody knows has to show first that it works.';
+comment on column receivers.slow is 'Its last answer took so long that several deliveries at a time would hold calls that others wait for: one at a time goes to it.';
 comment on column receivers.probe_at is 'While it fails: when the next delivery may be tried; while that one is in flight, the end of its lease.';
-comment on column receivers.failing_since is 'When the first of these failures was; null while it works.';
+comment on column receivers.failing_since is 'When the first of these failures was, or of those since somebody watched again; null while it works.';
 comment on column receivers.changed_at is 'When this row last changed, so that it can be forgotten.';
+
+-- For those that nobody needs any more.
+create index receivers_by_change on receivers (changed_at);

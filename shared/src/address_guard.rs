@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::ifaddrs::getifaddrs;
 
 /// What is not the public internet, version 4: the special-purpose registry of IANA (RFC 6890 and its updates), and multicast.
-pub const SPECIAL_V4: [(Ipv4Addr, u8); 17] = [
+pub const SPECIAL_V4: [(Ipv4Addr, u8); 18] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),        // this network
     (Ipv4Addr::new(10, 0, 0, 0), 8),       // private
     (Ipv4Addr::new(100, 64, 0, 0), 10),    // carrier-grade NAT
@@ -28,6 +28,7 @@ pub const SPECIAL_V4: [(Ipv4Addr, u8); 17] = [
     (Ipv4Addr::new(192, 52, 193, 0), 24),  // AMT
     (Ipv4Addr::new(192, 88, 99, 0), 24),   // 6to4 relays
     (Ipv4Addr::new(192, 168, 0, 0), 16),   // private
+    (Ipv4Addr::new(192, 175, 48, 0), 24),  // AS112, direct delegation
     (Ipv4Addr::new(198, 18, 0, 0), 15),    // benchmarks
     (Ipv4Addr::new(198, 51, 100, 0), 24),  // documentation
     (Ipv4Addr::new(203, 0, 113, 0), 24),   // documentation
@@ -219,22 +220,37 @@ impl Own {
             Self::Interfaces(read) => {
                 let mut read = read.lock().unwrap_or_else(PoisonError::into_inner);
                 if read.as_ref().is_none_or(|known| known.read_at.elapsed() > BELIEVED_FOR) {
-                    *read = Some(Interfaces { read_at: Instant::now(), addresses: interfaces() });
+                    believe(&mut read, interfaces());
                 }
-                read.as_ref().is_some_and(|known| known.addresses.contains(&address))
+                may_be_own(read.as_ref(), address)
             }
         }
     }
 }
 
-fn interfaces() -> Vec<IpAddr> {
-    let Ok(all) = getifaddrs() else { return Vec::new() };
-    all.filter_map(|interface| interface.address)
+/// Replaces what is known by what was read now; if nothing could be read, the last that could stays.
+fn believe(known: &mut Option<Interfaces>, addresses: Option<Vec<IpAddr>>) {
+    if let Some(addresses) = addresses {
+        *known = Some(Interfaces { read_at: Instant::now(), addresses });
+    }
+}
+
+/// As long as nothing could be read, any address may be one of ours.
+fn may_be_own(known: Option<&Interfaces>, address: IpAddr) -> bool {
+    known.is_none_or(|known| known.addresses.contains(&address))
+}
+
+/// The addresses of this machine; nothing if the system does not say.
+fn interfaces() -> Option<Vec<IpAddr>> {
+    let all = getifaddrs().ok()?;
+    let addresses = all
+        .filter_map(|interface| interface.address)
         .filter_map(|address| {
             let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
         })
-        .collect()
+        .collect();
+    Some(addresses)
 }
 
 #[cfg(test)]
@@ -305,6 +321,7 @@ mod tests {
             "192.31.196.1",
             "192.52.193.1",
             "192.88.99.1",
+            "192.175.48.1",
             "198.18.0.1",
             "198.19.255.255",
             "198.51.100.1",
@@ -434,7 +451,18 @@ mod tests {
         assert!(own.iter().all(|&address| !guarded.allows(address)));
         assert!(guarded.allows("93.184.216.35".parse().unwrap()));
         assert!(Guard::with_own(&settings("93.184.216.34/32", ""), &own).allows(own[0]), "the operator may allow one");
-        assert!(interfaces().iter().any(IpAddr::is_loopback), "{:?}", interfaces());
+        assert!(interfaces().unwrap().iter().any(IpAddr::is_loopback), "{:?}", interfaces());
+    }
+
+    #[test]
+    fn while_the_machine_does_not_say_what_its_addresses_are_the_last_ones_count_and_without_any_all_are_refused() {
+        let (own, other): (IpAddr, IpAddr) = ("93.184.216.34".parse().unwrap(), "93.184.216.35".parse().unwrap());
+        let mut known = None;
+        believe(&mut known, None);
+        assert!(may_be_own(known.as_ref(), own) && may_be_own(known.as_ref(), other));
+        believe(&mut known, Some(vec![own]));
+        believe(&mut known, None);
+        assert!(may_be_own(known.as_ref(), own) && !may_be_own(known.as_ref(), other));
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl Queue for Webhook {
             error: None,
             took: std::time::Duration::ZERO,
             response: Some(Vec::new()),
-            receiver: ReceiverNews::Works,
+            receiver: ReceiverNews::Works { slow: false },
         };
         self.finisher.finish(finish).await;
     }

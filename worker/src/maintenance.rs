@@ -1,6 +1,7 @@
 //! What nobody waits for: requests that waited too long are ended, and what ended long ago is deleted. A little at a time, by every
 //! worker; two at once skip each other's rows.
 
+use std::future::Future;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -32,40 +33,46 @@ pub struct Ages {
     pub retention: Duration,
 }
 
+/// How long one step of a round may take.
+const STEP_WITHIN: Duration = Duration::from_secs(30);
+
 /// Runs until `stop`.
 pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: CancellationToken) {
     loop {
-        let round = async {
-            let ended = match ages.deadline {
-                Some(deadline) => end_overdue(&store, deadline, &finisher).await?,
-                None => 0,
-            };
-            let lost = match ages.webhooks {
-                Some(age) => store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE).await?,
-                None => 0,
-            };
-            store.forget_receivers_and_secrets(ages.retention).await?;
-            let deleted = store.forget(ages.retention, AT_ONCE).await?;
-            metrics::counter!("countersign_requests_deleted_total").increment(deleted.into());
-            Ok::<bool, StoreError>([ended, lost, deleted].contains(&AT_ONCE))
-        };
-        let done = tokio::select! {
-            done = round => done,
+        let full = tokio::select! {
+            full = round(&store, ages, &finisher) => full,
             () = stop.cancelled() => return,
         };
-        let pause = match done {
-            Ok(true) => NEXT_GROUP,
-            Ok(false) => NEXT_ROUND.mul_f64(rand::rng().random_range(0.8..1.2)),
-            Err(error) => {
-                tracing::debug!(error = display_chain(&error), "no maintenance this time");
-                NEXT_ROUND
-            }
-        };
+        let pause = if full { NEXT_GROUP } else { NEXT_ROUND.mul_f64(rand::rng().random_range(0.8..1.2)) };
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// One group of everything. True if one of the groups was full, so that there may be more.
+async fn round(store: &Store, ages: Ages, finisher: &Shared<SignFinish>) -> bool {
+    let mut full = false;
+    if let Some(deadline) = ages.deadline {
+        full |= step("overdue", end_overdue(store, deadline, finisher)).await == AT_ONCE;
+    }
+    if let Some(age) = ages.webhooks {
+        full |= step("lost receivers", store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE)).await == AT_ONCE;
+    }
+    full |= step("old receivers", store.forget_receivers_and_secrets(ages.retention, AT_ONCE)).await == AT_ONCE;
+    let deleted = step("retention", store.forget(ages.retention, AT_ONCE)).await;
+    metrics::counter!("countersign_requests_deleted_total").increment(deleted.into());
+    full || deleted == AT_ONCE
+}
+
+/// How many a step handled: none if it failed or took too long. That is no reason not to take the next step.
+async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -> u32 {
+    let done = tokio::time::timeout(STEP_WITHIN, work).await.unwrap_or_else(|_| Err(StoreError::timed_out()));
+    done.unwrap_or_else(|error| {
+        tracing::debug!(step = name, error = display_chain(&error), "no maintenance this time");
+        0
+    })
 }
 
 async fn end_overdue(store: &Store, deadline: Duration, finisher: &Shared<SignFinish>) -> Result<u32, StoreError> {
@@ -77,4 +84,16 @@ async fn end_overdue(store: &Store, deadline: Duration, finisher: &Shared<SignFi
         tracing::warn!(count, "requests were not signed before their deadline");
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_fails_or_never_ends_counts_nothing_and_lets_the_next_one_follow() {
+        assert_eq!(step("fails", async { Err(StoreError::Corrupt("test")) }).await, 0);
+        assert_eq!(step("hangs", std::future::pending()).await, 0);
+        assert_eq!(step("works", async { Ok(3) }).await, 3);
+    }
 }

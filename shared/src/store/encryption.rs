@@ -56,14 +56,14 @@ impl Store {
     /// `ENCRYPTION_KEY` then. Headers of requests stay as they are, and go with their requests.
     ///
     /// # Errors
-    /// Those of a statement, or if a value can't be read; then nothing was changed.
+    /// Those of a statement, or if a value can't be read; then nothing was changed, or only the secrets were.
     pub async fn reencrypt(&self) -> Result<Reencrypted> {
         let first = self.keyring.first().map(ToOwned::to_owned);
         let mut transaction = self.database.begin().await?;
         let keys = sqlx::query!(
             "-- encryption.secrets
             select id, webhook_secret, webhook_secret_key_id from api_keys
-            where webhook_secret_key_id is distinct from $1 order by id for update",
+            where webhook_secret_key_id is distinct from $1 order by id for no key update",
             first.as_deref(),
         )
         .fetch_all(&mut transaction)
@@ -103,18 +103,30 @@ impl Store {
             .execute(&mut transaction)
             .await?;
         }
+        // What may take long comes after, so that no key's row is held meanwhile.
+        transaction.commit().await?;
         let needed = sqlx::query!(
             r#"-- encryption.needed
             select k.id, (select count(*) from requests r where r.webhook_headers_key_id = k.id) as "requests!"
             from encryption_keys k where k.id is distinct from $1 order by k.id"#,
             first.as_deref(),
         )
-        .fetch_all(&mut transaction)
+        .fetch_all(&self.database)
         .await?;
         let (needed, forgotten): (Vec<_>, Vec<_>) = needed.into_iter().map(|row| (row.id, row.requests)).partition(|(_, n)| *n > 0);
         let forgotten: Vec<String> = forgotten.into_iter().map(|(id, _)| id).collect();
-        sqlx::query!("-- encryption.forget\ndelete from encryption_keys where id = any($1)", &forgotten).execute(&mut transaction).await?;
-        transaction.commit().await?;
+        // Another process may have used one in the meantime.
+        sqlx::query!(
+            "-- encryption.forget
+            delete from encryption_keys k
+            where k.id = any($1)
+                and not exists (select from requests r where r.webhook_headers_key_id = k.id)
+                and not exists (select from api_keys a where a.webhook_secret_key_id = k.id)
+                and not exists (select from retired_webhook_secrets s where s.secret_key_id = k.id)",
+            &forgotten,
+        )
+        .execute(&self.database)
+        .await?;
         Ok(Reencrypted { secrets, needed })
     }
 }

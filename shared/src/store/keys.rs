@@ -245,7 +245,8 @@ impl Store {
     /// Those of a statement.
     pub async fn rotate_webhook_secret(&self, name: &str, secret: &WebhookSecret, grace: std::time::Duration) -> Result<bool> {
         let mut transaction = self.database.begin().await?;
-        let held = sqlx::query_scalar!("-- keys.hold\nselect id from api_keys where name = $1 and revoked_at is null for update", name,);
+        let held =
+            sqlx::query_scalar!("-- keys.hold\nselect id from api_keys where name = $1 and revoked_at is null for no key update", name,);
         let Some(id) = held.fetch_optional(&mut transaction).await? else { return Ok(false) };
         if grace.is_zero() {
             sqlx::query!("-- keys.drop_retired\ndelete from retired_webhook_secrets where api_key_id = $1", id)

@@ -7,8 +7,10 @@
 //!    receiver's first job, so the step also says whether anything is due. The ten thousand jobs behind it are never looked at. A walk has
 //!    [`STEPS`] steps at most; the caller goes on from where it ended.
 //! 2. `ready`: those with a due job and room for it. A receiver that works has room up to a bound that this process keeps; one that fails,
-//!    or that nobody knows yet, has room for one job, and only when its probe is due (see [`ReceiverNews`](super::webhook_jobs::ReceiverNews)).
-//! 3. `chosen`: as many receivers as jobs are wanted, and no more failing ones than the caller has room for.
+//!    or that nobody knows yet, has room for one job, and only when its probe is due (see [`ReceiverNews`](super::webhook_jobs::ReceiverNews));
+//!    and a slow one for one of this process.
+//! 3. `chosen`: as many receivers as jobs are wanted, and no more [new and troubled](Standing) ones than the caller has room for: those that
+//!    have been due for longest, so that each has its turn.
 //! 4. `due`: the same number of jobs from each, first due first, locked. `skip locked` passes over what another worker is taking.
 //! 5. `probes`: a failing receiver lets one worker through; `on conflict` rechecks its condition after waiting, so it is one even if two
 //!    race. Jobs first, then probes: who finds no job takes no probe.
@@ -63,12 +65,25 @@ pub struct WebhookJob {
     pub receiver: ReceiverId,
     /// Failures of the receiver in a row before this delivery; above 0 this delivery is a probe.
     pub failures: u32,
+    /// What is known of the receiver.
+    pub standing: Standing,
     /// What it is signed with and sent along with, if that could be decrypted.
     pub confidential: Result<Confidential, EncryptionError>,
     /// Which try this is, counted from 1, of those that count.
     pub attempt: u32,
     /// The trace of the request.
     pub traceparent: Option<String>,
+}
+
+/// What is known of a receiver: those that may hold a call for long have a share of the calls each, and can't be in the others' way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It works, and is quick.
+    Good,
+    /// Nothing, or it has failed once: the next delivery will show.
+    New,
+    /// It fails, or it is slow.
+    Troubled,
 }
 
 /// What is encrypted at rest.
@@ -89,8 +104,10 @@ pub struct Wanted {
     pub per_receiver: u32,
     /// Jobs that this process has.
     pub held: Vec<(ReceiverId, u32)>,
-    /// Most jobs of receivers that fail or are new.
-    pub probes: u32,
+    /// Most jobs of receivers that are [new](Standing::New).
+    pub newcomers: u32,
+    /// Most jobs of receivers that are [troubled](Standing::Troubled).
+    pub troubled: u32,
     /// The receiver at which the last claim stopped; nothing: begin with the first.
     pub after: Option<ReceiverId>,
 }
@@ -99,7 +116,7 @@ impl Wanted {
     /// Up to `most` jobs, whoever they are for.
     #[must_use]
     pub fn up_to(most: usize) -> Self {
-        Self { most, per_receiver: u32::MAX, held: Vec::new(), probes: u32::MAX, after: None }
+        Self { most, per_receiver: u32::MAX, held: Vec::new(), newcomers: u32::MAX, troubled: u32::MAX, after: None }
     }
 }
 
@@ -139,23 +156,30 @@ impl Store {
                 where walk.step < $2
             ),
             known as materialized (
-                select w.receiver, w.next_run_at, coalesce(r.failures, 1) as failures, coalesce(r.probe_at, now()) as probe_at,
-                    case when r.failures = 0 then $3 - coalesce(held.jobs, 0) else 1 end as room
+                select w.receiver, w.next_run_at, coalesce(r.failures, 1) as failures, coalesce(r.probe_at, w.next_run_at) as probe_at,
+                    case
+                        when r.failures > 1 or r.failures = 0 and r.slow then 2
+                        when r.failures = 0 then 0
+                        else 1
+                    end as standing,
+                    case when r.failures = 0 then (case when r.slow then 1 else $3 end) - coalesce(held.jobs, 0) else 1 end as room
                 from walk w
                 left join receivers r on r.receiver = w.receiver
                 left join unnest($4::uuid[], $5::int[]) as held (receiver, jobs) on held.receiver = w.receiver
                 where w.next_run_at <= now()
             ),
             ready as materialized (
-                select *, count(*) filter (where failures > 0) over (order by receiver) as probes
+                select *, row_number() over (partition by standing order by greatest(probe_at, next_run_at), receiver) as place
                 from known
                 where room > 0 and (failures = 0 or probe_at <= now())
             ),
             chosen as materialized (
-                select * from ready where failures = 0 or probes <= $6 order by receiver limit $7
+                select * from ready
+                where standing = 0 or standing = 1 and place <= $6 or standing = 2 and place <= $10
+                order by receiver limit $7
             ),
             due as materialized (
-                select j.id, chosen.receiver, chosen.failures
+                select j.id, chosen.receiver, chosen.failures, chosen.standing
                 from chosen cross join lateral (
                     select id from jobs
                     where kind = 'webhook' and state = 'pending' and receiver = chosen.receiver and next_run_at <= now()
@@ -167,7 +191,11 @@ impl Store {
             probes as (
                 insert into receivers (receiver, probe_at)
                 select receiver, now() + make_interval(secs => $8) from due where failures > 0 order by receiver
-                on conflict (receiver) do update set probe_at = excluded.probe_at, changed_at = now()
+                on conflict (receiver) do update set probe_at = excluded.probe_at, changed_at = now(),
+                    -- A probe that was due for an hour: nobody watched, and what the receiver did meanwhile is not known.
+                    failing_since = case
+                        when receivers.probe_at < now() - interval '1 h' then now() else receivers.failing_since
+                    end
                     where receivers.failures > 0 and receivers.probe_at <= now()
                 returning receiver
             ),
@@ -176,7 +204,7 @@ impl Store {
                 set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + make_interval(secs => $8)
                 from due
                 where jobs.id = due.id and (due.failures = 0 or due.receiver in (select receiver from probes))
-                returning jobs.*, due.failures
+                returning jobs.*, due.failures, due.standing
             ),
             opened as (
                 insert into attempts (job_id, number) select id, attempt from leased
@@ -204,7 +232,8 @@ impl Store {
             )
             select
                 leased.id as "id?", leased.request_id, leased.lease_token, leased.attempt - leased.excused as "attempt?",
-                leased.traceparent, leased.receiver, leased.failures as "failures?", r.webhook_url,
+                leased.traceparent, leased.receiver, leased.failures as "failures?",
+                leased.standing as "standing?", r.webhook_url,
                 r.webhook_headers as "webhook_headers?: Json<HashMap<String, String>>", r.sealed_webhook_headers, r.webhook_headers_key_id,
                 k.id as "api_key_id?", k.webhook_secret as "webhook_secret?", k.webhook_secret_key_id,
                 retired.secrets as "retired?", retired.key_ids as "retired_key_ids?: Vec<Option<String>>",
@@ -223,10 +252,11 @@ impl Store {
             i32::try_from(wanted.per_receiver).unwrap_or(i32::MAX),
             &held_by,
             &held,
-            i64::from(wanted.probes),
+            i64::from(wanted.newcomers),
             i64::try_from(wanted.most.max(1)).unwrap_or(i64::MAX),
             seconds(lease),
             KEPT_ATTEMPTS,
+            i64::from(wanted.troubled),
         )
         .fetch_all(&self.database)
         .await?;
@@ -256,6 +286,11 @@ impl Store {
                         url: row.webhook_url?,
                         receiver: ReceiverId(row.receiver?),
                         failures: count(row.failures?),
+                        standing: match row.standing? {
+                            0 => Standing::Good,
+                            1 => Standing::New,
+                            _ => Standing::Troubled,
+                        },
                         confidential: self.confidential(request_id, api_key_id, secrets, headers),
                         attempt: count(row.attempt?),
                         traceparent: row.traceparent,

@@ -51,8 +51,11 @@ pub enum ReceiverNews {
         /// Failures before.
         before: u32,
     },
-    /// It answers: several deliveries at a time may go to it.
-    Works,
+    /// It answers: several deliveries at a time may go to it; or one, if it is slow.
+    Works {
+        /// Whether its answer took so long that it must not hold several calls.
+        slow: bool,
+    },
     /// It does not: one at a time, and the next one after this pause.
     Fails {
         /// Failures before.
@@ -74,9 +77,9 @@ impl Store {
             with outcome as materialized (
                 select * from unnest(
                     $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::text[], $6::text[], $7::int[], $8::text[], $9::int[], $10::bytea[],
-                    $11::bool[], $12::int[], $13::float8[]
+                    $11::bool[], $12::int[], $13::float8[], $14::bool[]
                 ) with ordinality as o
-                    (job, token, state, delay, failure, verdict, status, error, duration_ms, response, works, before, pause, ord)
+                    (job, token, state, delay, failure, verdict, status, error, duration_ms, response, works, before, pause, slow, ord)
             ),
             ended as (
                 update jobs j
@@ -99,15 +102,16 @@ impl Store {
             ),
             -- One that works makes up for others of this group that did not. Otherwise: fails, with the pause; or nothing was learned.
             news as materialized (
-                select receiver, coalesce(bool_or(works), false) as works, max(before) as before, max(pause) as pause
+                select receiver, coalesce(bool_or(works), false) as works, max(before) as before, max(pause) as pause,
+                    coalesce(bool_or(slow), false) as slow
                 from ended group by receiver
             ),
             -- The rows that change, in order, so that two groups can't wait for each other. A receiver that works, as it did, has none.
             changed as materialized (
-                select r.receiver, n.works, n.before, n.pause
+                select r.receiver, n.works, n.before, n.pause, n.slow
                 from receivers r join news n on n.receiver = r.receiver
                 where case
-                    when n.works then r.failures > 0
+                    when n.works then r.failures > 0 or r.slow <> n.slow
                     when n.pause is not null then r.failures <= n.before
                     else r.failures > 0 and r.failures = n.before
                 end
@@ -118,6 +122,7 @@ impl Store {
                 update receivers r
                 set failures = case when c.works then 0 when c.pause is not null then c.before + 1 else r.failures end,
                     probe_at = now() + make_interval(secs => case when c.works then 0 else coalesce(c.pause, 0) end),
+                    slow = case when c.works then c.slow else r.slow end,
                     failing_since = case when c.works then null else coalesce(r.failing_since, now()) end,
                     changed_at = now()
                 from changed c
@@ -137,14 +142,16 @@ impl Store {
             &columns.works,
             &columns.before,
             &columns.pauses as &[Option<f64>],
+            &columns.slow,
         )
         .fetch_all(&self.database)
         .await?;
         Ok((1..).take(finishes.len()).map(|ord| if written.contains(&ord) { Finished::Written } else { Finished::LeaseLost }).collect())
     }
 
-    /// Ends up to `most` webhook jobs that have been due for longer than `age`, to receivers that have failed for as long: a receiver that is
-    /// down is asked so seldom that not each of its webhooks gets its tries. They are exhausted, and kept.
+    /// Ends up to `most` webhook jobs that have been due for longer than `age`, to receivers that have failed for as long, as somebody watched:
+    /// a receiver that is down is asked so seldom that not each of its webhooks gets its tries. They are exhausted, and kept. While no
+    /// worker was there to ask, no receiver is taken for lost: its probe is overdue then, and the next one begins a new time of failures.
     ///
     /// # Errors
     /// Those of a statement.
@@ -162,7 +169,7 @@ impl Store {
                     limit $2
                     for no key update skip locked
                 ) j
-                where r.failing_since < now() - make_interval(secs => $1)
+                where r.failing_since < now() - make_interval(secs => $1) and r.probe_at > now() - interval '1 h'
                 limit $2
             )",
             seconds(age),
@@ -173,24 +180,38 @@ impl Store {
         Ok(count(ended.rows_affected()))
     }
 
-    /// Forgets receivers that have no webhook waiting and have not changed for longer than `age`, and webhook secrets whose grace is over.
+    /// Forgets up to `most` receivers that have no webhook waiting and have not changed for longer than `age`, and as many webhook secrets
+    /// whose grace is over. Says how many of either it forgot, whichever is more.
     ///
     /// # Errors
     /// Those of a statement.
-    pub async fn forget_receivers_and_secrets(&self, age: Duration) -> Result<()> {
-        sqlx::query!(
-            "-- webhook.forget
+    pub async fn forget_receivers_and_secrets(&self, age: Duration, most: u32) -> Result<u32> {
+        let gone = sqlx::query_scalar!(
+            r#"-- webhook.forget
             with receivers_gone as (
-                delete from receivers r
-                where r.changed_at < now() - make_interval(secs => $1)
-                    and not exists (select from jobs j where j.kind = 'webhook' and j.state = 'pending' and j.receiver = r.receiver)
+                delete from receivers where receiver in (
+                    select r.receiver from receivers r
+                    where r.changed_at < now() - make_interval(secs => $1)
+                        and not exists (select from jobs j where j.kind = 'webhook' and j.state = 'pending' and j.receiver = r.receiver)
+                    order by r.changed_at
+                    limit $2
+                    for update skip locked
+                )
+                returning receiver
+            ),
+            secrets_gone as (
+                delete from retired_webhook_secrets where id in (
+                    select id from retired_webhook_secrets where signs_until < now() order by id limit $2 for update skip locked
+                )
+                returning id
             )
-            delete from retired_webhook_secrets where signs_until < now()",
+            select greatest((select count(*) from receivers_gone), (select count(*) from secrets_gone)) as "gone!""#,
             seconds(age),
+            i64::from(most),
         )
-        .execute(&self.database)
+        .fetch_one(&self.database)
         .await?;
-        Ok(())
+        Ok(u32::try_from(gone).unwrap_or(u32::MAX))
     }
 }
 
@@ -210,6 +231,7 @@ struct Columns {
     works: Vec<bool>,
     before: Vec<i32>,
     pauses: Vec<Option<f64>>,
+    slow: Vec<bool>,
 }
 
 impl Columns {
@@ -224,7 +246,7 @@ impl Columns {
             };
             let (works, before, pause) = match finish.receiver {
                 ReceiverNews::None { before } => (false, before, None),
-                ReceiverNews::Works => (true, 0, None),
+                ReceiverNews::Works { .. } => (true, 0, None),
                 ReceiverNews::Fails { before, pause } => (false, before, Some(seconds(pause))),
             };
             columns.jobs.push(finish.lease.job.0);
@@ -240,6 +262,7 @@ impl Columns {
             columns.works.push(works);
             columns.before.push(i32::try_from(before).unwrap_or(i32::MAX - 1));
             columns.pauses.push(pause);
+            columns.slow.push(finish.receiver == ReceiverNews::Works { slow: true });
         }
         columns
     }

@@ -184,7 +184,40 @@ async fn secrets_rotated_twice_at_once_all_sign_until_their_grace_ends_and_then_
     f.run("update retired_webhook_secrets set signs_until = now() - interval '1 s'").await;
     again(&f).await;
     assert_eq!(claim(&f.store).await.confidential.unwrap().secrets.len(), 1);
-    f.store.forget_receivers_and_secrets(Duration::from_hours(1)).await.unwrap();
+    f.store.forget_receivers_and_secrets(Duration::from_hours(1), 100).await.unwrap();
     assert_eq!(f.number("select count(*) from retired_webhook_secrets").await, 0);
     assert!(!f.store.rotate_webhook_secret("nobody", &secrets[0], grace).await.unwrap());
+}
+
+#[tokio::test]
+async fn while_a_secret_is_replaced_requests_are_accepted() {
+    use sqlx::Connection;
+    let f = Fixture::new().await;
+    let a = with(&f, &[A]).await.unwrap();
+    // Both stop where they write what they hold already.
+    f.run(
+        "create function wait() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock(7); return new; end $$;
+        create trigger wait before update on api_keys for each row execute function wait()",
+    )
+    .await;
+    for rotates in [true, false] {
+        let mut connection = f.connection().await;
+        let mut holder = connection.begin().await.unwrap();
+        sqlx::query("select pg_advisory_xact_lock(7)").execute(&mut *holder).await.unwrap();
+        let replacing = async {
+            if rotates {
+                assert!(a.rotate_webhook_secret("test", &WebhookSecret::generate(), Duration::ZERO).await.unwrap());
+            } else {
+                with(&f, &[B, A]).await.unwrap().reencrypt().await.unwrap();
+            }
+        };
+        let posting = async {
+            while f.number("select count(*) from pg_locks where locktype = 'advisory' and not granted").await == 0 {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::timeout(Duration::from_secs(5), f.post(&format!("posted {rotates}"))).await.expect("it waits for the key's row");
+            holder.commit().await.unwrap();
+        };
+        tokio::join!(replacing, posting);
+    }
 }

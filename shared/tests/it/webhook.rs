@@ -55,7 +55,7 @@ fn finish_of(job: WebhookJob, ending: Delivery, status: u16, receiver: ReceiverN
 }
 
 async fn finish(f: &Fixture, job: WebhookJob, ending: Delivery, status: u16) -> Finished {
-    f.store.finish_webhook_jobs(&[finish_of(job, ending, status, ReceiverNews::Works)]).await.unwrap()[0]
+    f.store.finish_webhook_jobs(&[finish_of(job, ending, status, ReceiverNews::Works { slow: false })]).await.unwrap()[0]
 }
 
 /// The receiver fails; the next probe may follow after `pause`.
@@ -269,7 +269,7 @@ async fn deliveries_that_fail_together_count_once_and_one_that_works_makes_up_fo
     f.store.finish_webhook_jobs(&finishes).await.unwrap();
     f.store.finish_webhook_jobs(&[second]).await.unwrap();
     assert_eq!(f.number("select failures::bigint from receivers").await, 1);
-    let works = WebhookFinish { receiver: ReceiverNews::Works, ending: Delivery::Delivered, ..last };
+    let works = WebhookFinish { receiver: ReceiverNews::Works { slow: false }, ending: Delivery::Delivered, ..last };
     f.store.finish_webhook_jobs(&[works]).await.unwrap();
     assert_eq!(f.number("select failures::bigint from receivers where failing_since is null").await, 0);
 }
@@ -307,6 +307,17 @@ async fn webhooks_of_a_receiver_that_is_lost_are_exhausted_in_the_end_and_others
         update jobs set next_run_at = now() - interval '2 days' where state = 'pending'",
     )
     .await;
+    // Nobody watched: the next failure begins a new time.
+    f.run("update receivers set probe_at = now() - interval '2 h'").await;
+    assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 0);
+    let job = claim(&f).await.remove(0);
+    assert_eq!(f.number("select count(*) from receivers where failing_since > now() - interval '1 h'").await, 1);
+    fail(&f, job, Duration::from_hours(1)).await;
+    f.run(
+        "update receivers set failing_since = now() - interval '2 days';
+        update jobs set next_run_at = now() - interval '2 days' where state = 'pending'",
+    )
+    .await;
     // It has been due for as long, because no worker was there; its receiver did nothing wrong.
     let patient = told_at(&f, "http://patient.example/").await;
     f.run("update jobs set next_run_at = now() - interval '2 days' where state = 'pending'").await;
@@ -324,8 +335,75 @@ async fn receivers_that_nobody_needs_are_forgotten() {
     let job = claim(&f).await.remove(0);
     fail(&f, job, Duration::ZERO).await;
     f.run("update receivers set changed_at = now() - interval '2 days'").await;
-    f.store.forget_receivers_and_secrets(Duration::from_hours(24)).await.unwrap();
+    f.store.forget_receivers_and_secrets(Duration::from_hours(24), 10).await.unwrap();
     assert_eq!(f.number("select count(*) from receivers").await, 1);
+}
+
+#[tokio::test]
+async fn more_receivers_to_forget_than_fit_into_one_statement_are_forgotten_by_the_next() {
+    let f = Fixture::new().await;
+    f.run("insert into receivers (receiver, changed_at) select gen_random_uuid(), now() - interval '2 days' from generate_series(1, 25)")
+        .await;
+    let mut forgotten = Vec::new();
+    for _ in 0..4 {
+        forgotten.push(f.store.forget_receivers_and_secrets(Duration::from_hours(24), 10).await.unwrap());
+    }
+    assert_eq!(forgotten, [10, 10, 5, 0]);
+}
+
+#[tokio::test]
+async fn among_two_hundred_that_fail_a_new_receiver_is_told_at_once_and_each_has_its_turn() {
+    let f = Fixture::new().await;
+    flood(&f, "http://hangs.example/", 199, true).await;
+    f.run("insert into receivers (receiver, failures) select receiver, 2 from jobs where kind = 'webhook'").await;
+    let wanted = Wanted { newcomers: 20, troubled: 20, ..Wanted::up_to(100) };
+    let mut served = std::collections::HashSet::new();
+    for round in 0..10 {
+        let new = told_at(&f, &format!("http://new{round}.example/")).await;
+        let jobs = claimed(&f, &wanted).await.claimed.jobs;
+        assert_eq!(jobs.len(), 21, "round {round}");
+        for job in jobs {
+            if job.request.id == new {
+                finish(&f, job, Delivery::Delivered, 200).await;
+            } else {
+                assert!(served.insert(job.receiver), "round {round}: before each has had its turn");
+                fail(&f, job, Duration::ZERO).await;
+            }
+        }
+    }
+    assert_eq!(served.len(), 200);
+}
+
+#[tokio::test]
+async fn receivers_that_nobody_knows_are_tried_in_the_order_in_which_they_came() {
+    let f = Fixture::new().await;
+    flood(&f, "http://hangs.example/", 60, true).await;
+    let wanted = Wanted { newcomers: 20, ..Wanted::up_to(100) };
+    let last = told_at(&f, "http://last.example/").await;
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        order.extend(claimed(&f, &wanted).await.claimed.jobs.into_iter().map(|job| job.request.id));
+    }
+    assert_eq!(order.len(), 62);
+    assert!(order[60..].contains(&last), "the others had been due for an hour, or were there before");
+}
+
+#[tokio::test]
+async fn a_slow_receiver_has_one_delivery_at_a_time_in_a_process_until_it_is_quick_again() {
+    let f = Fixture::new().await;
+    for _ in 0..6 {
+        told(&f).await;
+    }
+    for slow in [true, true, false] {
+        let mut jobs = claim(&f).await;
+        assert_eq!(jobs.len(), 1);
+        let held = Wanted { held: vec![(jobs[0].receiver, 1)], ..Wanted::up_to(10) };
+        assert!(claimed(&f, &held).await.claimed.jobs.is_empty());
+        let news = ReceiverNews::Works { slow };
+        f.store.finish_webhook_jobs(&[finish_of(jobs.remove(0), Delivery::Delivered, 200, news)]).await.unwrap();
+    }
+    let none_left = Wanted { troubled: 0, newcomers: 0, ..Wanted::up_to(10) };
+    assert_eq!(claimed(&f, &none_left).await.claimed.jobs.len(), 3);
 }
 
 #[tokio::test]
@@ -499,8 +577,8 @@ async fn the_claim_walks_its_index_and_reads_no_table_whole() {
     let mut connection = f.connection().await;
     let explained = format!(
         "set plan_cache_mode = force_generic_plan;
-        prepare claim (uuid, int, int, uuid[], int[], bigint, bigint, float8, int) as {sql};
-        explain (analyze, timing off, summary on) execute claim ('{}', 256, 48, '{{}}', '{{}}', 32, 64, 60, 100)",
+        prepare claim (uuid, int, int, uuid[], int[], bigint, bigint, float8, int, bigint) as {sql};
+        explain (analyze, timing off, summary on) execute claim ('{}', 256, 48, '{{}}', '{{}}', 16, 64, 60, 100, 16)",
         Uuid::nil(),
     );
     let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(explained)).fetch_all(&mut connection).await.unwrap();

@@ -21,8 +21,8 @@ use crate::settings::{Schedule, WebhookSettings};
 /// Most bytes of an answer that are read: enough for the connection to end in order, and no more.
 const LARGEST_ANSWER: usize = 64 * 1024;
 
-/// How long a connection that is not used is kept.
-const IDLE: Duration = Duration::from_secs(30);
+/// How long a connection that is not used is kept: not for long, because a thousand receivers with 16 each are more than a process may have.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// What came back from a delivery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -191,8 +191,12 @@ pub fn decide(answer: &Answer, attempt: u32, schedule: &Schedule, rng: &mut impl
     }
     let Some(delay) = schedule.after(attempt) else { return Delivery::Exhausted("exhausted") };
     let delay = Jitter::new(0.2).unwrap_or(Jitter::NONE).apply(delay, rng);
-    let asked = answer.retry_after.filter(|_| matches!(answer.status, Some(429 | 503))).unwrap_or_default();
-    Delivery::Retry(delay.max(asked.min(LONGEST_WAIT)))
+    Delivery::Retry(delay.max(asked(answer).min(LONGEST_WAIT)))
+}
+
+/// How long the receiver asks to be left alone, where the specification has it.
+fn asked(answer: &Answer) -> Duration {
+    answer.retry_after.filter(|_| matches!(answer.status, Some(429 | 503))).unwrap_or_default()
 }
 
 /// From this many failures in a row on, the receiver is asked less and less often.
@@ -200,6 +204,12 @@ const PATIENT_FAILURES: u32 = 3;
 
 /// The longest pause between two deliveries to a receiver that fails.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
+/// The longest pause that a receiver can ask for: the next delivery asks whether it still wants it.
+const LONGEST_ASKED_PAUSE: Duration = Duration::from_hours(1);
+
+/// A receiver whose answer takes longer has one delivery at a time: it would hold the calls that others wait for.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// What `answer` says about the receiver, which had failed `before` times in a row.
 ///
@@ -209,8 +219,12 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 pub fn news(answer: &Answer, before: u32) -> ReceiverNews {
     match (answer.status, answer.error) {
         (_, Some("unreadable" | "pending")) => ReceiverNews::None { before },
-        (Some(429 | 500..=599) | None, _) | (_, Some(_)) => ReceiverNews::Fails { before, pause: pause(before.saturating_add(1)) },
-        (Some(_), None) => ReceiverNews::Works,
+        (Some(429 | 500..=599) | None, _) | (_, Some(_)) => {
+            // What it asks for is about the receiver, and not about this webhook only.
+            let pause = pause(before.saturating_add(1)).max(asked(answer).min(LONGEST_ASKED_PAUSE));
+            ReceiverNews::Fails { before, pause }
+        }
+        (Some(_), None) => ReceiverNews::Works { slow: answer.took > SLOW },
     }
 }
 
@@ -275,13 +289,27 @@ mod tests {
     fn a_receiver_works_if_it_answers_and_else_is_asked_less_and_less_often() {
         let answered = |status| Answer { status: Some(status), ..Answer::default() };
         for status in [200, 204, 302, 400, 404, 410] {
-            assert_eq!(news(&answered(status), 5), ReceiverNews::Works, "{status}");
+            assert_eq!(news(&answered(status), 5), ReceiverNews::Works { slow: false }, "{status}");
         }
         for status in [429, 500, 503] {
             assert_eq!(news(&answered(status), 0), ReceiverNews::Fails { before: 0, pause: Duration::ZERO }, "{status}");
         }
+        let late = Answer { took: Duration::from_millis(1001), ..answered(200) };
+        assert_eq!(news(&late, 0), ReceiverNews::Works { slow: true });
         let seconds: Vec<u64> = [1, 2, 3, 4, 5, 8, 9, 10, u32::MAX].map(|failures| pause(failures).as_secs()).into();
         assert_eq!(seconds, [0, 0, 1, 2, 4, 32, 60, 60, 60]);
+    }
+
+    #[test]
+    fn a_receiver_that_asks_to_wait_is_left_alone_for_as_long_within_an_hour() {
+        let asking =
+            |status, seconds| Answer { status: Some(status), retry_after: Some(Duration::from_secs(seconds)), ..Answer::default() };
+        for (status, seconds, expected) in [(429, 300, 300), (503, 300, 300), (503, 99_999, 3600), (500, 300, 0)] {
+            let pause = Duration::from_secs(expected);
+            assert_eq!(news(&asking(status, seconds), 0), ReceiverNews::Fails { before: 0, pause }, "{status}");
+        }
+        let ReceiverNews::Fails { pause, .. } = news(&asking(429, 1), 10) else { panic!("it fails") };
+        assert_eq!(pause, LONGEST_PAUSE, "but never for less than it would be");
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Queue for WebhookQueue {
             if jobs.is_empty() && !circle.is_complete(found.stopped_at) {
                 continue;
             }
-            let seat = |job: WebhookJob| Seated { seat: self.seats.take(job.receiver, job.failures > 0), job };
+            let seat = |job: WebhookJob| Seated { seat: self.seats.take(job.receiver, job.standing), job };
             return Ok(Claimed { jobs: jobs.into_iter().map(seat).collect(), next_in: soonest });
         }
     }

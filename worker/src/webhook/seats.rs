@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shared::store::webhook_claim::{ReceiverId, Wanted};
+use shared::store::webhook_claim::{ReceiverId, Standing, Wanted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Jobs that are seated for each call that may be made at the same time: one calls, one is being claimed, one is being written.
@@ -41,7 +41,8 @@ pub struct Seats {
 #[derive(Debug, Default)]
 struct Table {
     receivers: HashMap<ReceiverId, Receiver>,
-    probes: usize,
+    newcomers: usize,
+    troubled: usize,
     /// Where the last claim stopped.
     stopped_at: Option<ReceiverId>,
 }
@@ -56,7 +57,7 @@ struct Receiver {
 #[derive(Debug)]
 pub struct Seat {
     receiver: ReceiverId,
-    probe: bool,
+    standing: Standing,
     calls: Arc<Semaphore>,
     seats: Seats,
 }
@@ -75,17 +76,19 @@ impl Seats {
         Self { limits, calls: Arc::new(Semaphore::new(limits.calls)), table: Arc::default() }
     }
 
-    /// What to claim, if up to `most` jobs have room: no more of a receiver than it has seats, and receivers that fail share half of the
-    /// calls, so that however many there are, those that work have the other half.
+    /// What to claim, if up to `most` jobs have room: no more of a receiver than it has seats. Receivers that fail or are slow share a quarter
+    /// of the calls, and those that nobody knows another one, so that however many there are of either, the others have their share, and
+    /// those that work have half of all.
     #[must_use]
     pub fn wanted(&self, most: usize) -> Wanted {
         let table = self.table();
-        let probes = (self.limits.calls / 2).max(1).saturating_sub(table.probes);
+        let left = |taken| u32::try_from((self.limits.calls / 4).max(1).saturating_sub(taken)).unwrap_or(u32::MAX);
         Wanted {
             most,
             per_receiver: u32::try_from(self.limits.per_receiver * SEATS_PER_CALL).unwrap_or(u32::MAX),
             held: table.receivers.iter().map(|(id, receiver)| (*id, receiver.seated)).collect(),
-            probes: u32::try_from(probes).unwrap_or(u32::MAX),
+            newcomers: left(table.newcomers),
+            troubled: left(table.troubled),
             after: table.stopped_at,
         }
     }
@@ -95,19 +98,32 @@ impl Seats {
         self.table().stopped_at = receiver;
     }
 
-    /// Seats a job of this receiver; `probe`: the receiver fails, or is new.
+    /// Seats a job of this receiver, of which this is known.
     #[must_use]
-    pub fn take(&self, id: ReceiverId, probe: bool) -> Seat {
+    pub fn take(&self, id: ReceiverId, standing: Standing) -> Seat {
         let mut table = self.table();
-        table.probes += usize::from(probe);
+        if let Some(taken) = table.share_of(standing) {
+            *taken += 1;
+        }
         let new = || Receiver { seated: 0, calls: Arc::new(Semaphore::new(self.limits.per_receiver)) };
         let receiver = table.receivers.entry(id).or_insert_with(new);
         receiver.seated += 1;
-        Seat { receiver: id, probe, calls: Arc::clone(&receiver.calls), seats: self.clone() }
+        Seat { receiver: id, standing, calls: Arc::clone(&receiver.calls), seats: self.clone() }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// The seats that are taken of the share that receivers of this standing have.
+    fn share_of(&mut self, standing: Standing) -> Option<&mut usize> {
+        match standing {
+            Standing::Good => None,
+            Standing::New => Some(&mut self.newcomers),
+            Standing::Troubled => Some(&mut self.troubled),
+        }
     }
 }
 
@@ -124,7 +140,9 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut table = self.seats.table();
-        table.probes -= usize::from(self.probe);
+        if let Some(taken) = table.share_of(self.standing) {
+            *taken -= 1;
+        }
         if let Some(receiver) = table.receivers.get_mut(&self.receiver) {
             receiver.seated -= 1;
             if receiver.seated == 0 {
@@ -151,27 +169,27 @@ mod tests {
     #[test]
     fn a_slow_receiver_never_holds_more_calls_than_its_own() {
         let seats = seats();
-        let slow: Vec<Seat> = (0..6).map(|_| seats.take(id(1), false)).collect();
+        let slow: Vec<Seat> = (0..6).map(|_| seats.take(id(1), Standing::Good)).collect();
         let calling: Vec<Option<Call>> = slow.iter().map(|seat| seat.call().now_or_never()).collect();
         assert_eq!(calling.iter().flatten().count(), 2);
-        let quick: Vec<Seat> = [2, 3].map(|number| seats.take(id(number), false)).into();
+        let quick: Vec<Seat> = [2, 3].map(|number| seats.take(id(number), Standing::Good)).into();
         let others: Vec<Call> = quick.iter().filter_map(|seat| seat.call().now_or_never()).collect();
         assert_eq!(others.len(), 2);
-        assert!(seats.take(id(4), false).call().now_or_never().is_none(), "the process has no more");
+        assert!(seats.take(id(4), Standing::Good).call().now_or_never().is_none(), "the process has no more");
         drop(others);
-        assert!(seats.take(id(4), false).call().now_or_never().is_some());
+        assert!(seats.take(id(4), Standing::Good).call().now_or_never().is_some());
     }
 
     #[test]
     fn what_is_seated_is_not_wanted_again_and_what_left_is() {
         let seats = seats();
-        let taken = [seats.take(id(1), false), seats.take(id(1), true), seats.take(id(2), true)];
+        let taken = [seats.take(id(1), Standing::Good), seats.take(id(1), Standing::New), seats.take(id(2), Standing::Troubled)];
         let mut wanted = seats.wanted(5);
         wanted.held.sort_by_key(|(_, jobs)| *jobs);
         assert_eq!(wanted.held, [(id(2), 1), (id(1), 2)]);
-        assert_eq!((wanted.per_receiver, wanted.probes), (6, 0));
+        assert_eq!((wanted.per_receiver, wanted.newcomers, wanted.troubled), (6, 0, 0));
         drop(taken);
         let wanted = seats.wanted(5);
-        assert!(wanted.held.is_empty() && wanted.probes == 2);
+        assert!(wanted.held.is_empty() && (wanted.newcomers, wanted.troubled) == (1, 1));
     }
 }

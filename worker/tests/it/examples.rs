@@ -1,7 +1,7 @@
 //! The receivers of docs/webhooks.md are real: they take what the real worker sends, and refuse what somebody changed.
 //!
-//! Node and Python get the library from their registries, into a folder beside the build. Where one of them is missing, the test says so and
-//! does nothing else.
+//! Node and Python get the library from their registries, into a folder beside the build. Where one of them is missing, the test says that it
+//! did not run; any other failure is one.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -31,15 +31,42 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// Runs a command to its end; false, and a line that says why, if it can't be or fails.
+/// Runs a command to its end; false, and a line that says why, if the program or its registry is missing on this machine.
+///
+/// # Panics
+/// If it fails for any other reason.
 fn prepared(what: &str, command: &mut Command) -> bool {
-    let failure = match command.output() {
+    let missing = match command.output() {
         Ok(done) if done.status.success() => return true,
-        Ok(done) => String::from_utf8_lossy(&done.stderr).lines().last().unwrap_or_default().to_owned(),
-        Err(error) => error.to_string(),
+        Ok(done) => {
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert!(is_away(&said), "{what}: {said}");
+            said.lines().last().unwrap_or_default().to_owned()
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{what}: {error}");
+            error.to_string()
+        }
     };
-    eprintln!("SKIPPED: {what}: {failure}");
+    eprintln!("NOT RUN: {what}: {missing}");
     false
+}
+
+/// Whether npm or pip failed because it, or its registry, is not there.
+fn is_away(said: &str) -> bool {
+    const NPM: [&str; 6] = ["ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ERR_SOCKET_TIMEOUT"];
+    const PIP: [&str; 4] = ["NewConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "No module named pip"];
+    NPM.iter().chain(&PIP).any(|sign| said.contains(sign))
+}
+
+#[test]
+fn only_a_registry_that_is_away_excuses_a_failure() {
+    assert!(is_away("npm error code EAI_AGAIN\nnpm error network request failed"));
+    assert!(is_away("WARNING: Retrying after connection broken by 'NewConnectionError(...)'\nERROR: No matching distribution found"));
+    assert!(!is_away("npm error code E404\nnpm error 404 Not Found"));
+    assert!(!is_away("ERROR: No matching distribution found for standardwebhooks==1.*"));
+    assert!(std::panic::catch_unwind(|| prepared("fails", &mut Command::new("false"))).is_err());
+    assert!(!prepared("missing", &mut Command::new("a-program-that-does-not-exist")));
 }
 
 /// Sends what the worker sent once more, to `url`, with this body.

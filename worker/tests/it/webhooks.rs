@@ -147,6 +147,31 @@ async fn with_one_of_ten_receivers_hanging_the_other_nine_are_told_as_fast_as_wi
     assert!(with <= without.mul_f64(1.5).max(Duration::from_millis(50)), "{with:?} with a hanging receiver, {without:?} without");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn receivers_that_answer_well_but_slowly_delay_nobody_else() {
+    let _alone = MEASURING.lock().await;
+    let world = reliable().await;
+    let _worker = world.worker(&[]);
+    world.signed("known").await;
+    // Every address of 127.0.0.0/8 is a receiver of its own.
+    let all_addresses = ReceiverOptions { secret: Some(SECRET.to_owned()) };
+    let slow = Receiver::start("0.0.0.0:0".parse().unwrap(), all_addresses).await.unwrap();
+    slow.set_behaviour(latency(3000));
+    let port = slow.addr().port();
+    let targets = (0..40).flat_map(|_| 2..=6).map(|host| ("known".to_owned(), format!("http://127.0.0.{host}:{port}/")));
+    world.post_to(targets).await;
+    // Each has answered once, so it is known to work.
+    slow.wait_for(PATIENCE, |all| all.len() >= 10).await.unwrap();
+    for n in 0..20 {
+        let posted = SystemTime::now();
+        world.post_to([("known".to_owned(), world.receiver.url(&format!("/quick{n}")))]).await;
+        let path = format!("/quick{n}");
+        let all = world.receiver.wait_for(PATIENCE, |all| all.iter().any(|one| one.path == path)).await.unwrap();
+        let took = all.iter().find(|one| one.path == path).unwrap().received_at.duration_since(posted).unwrap();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+}
+
 /// With `concurrency` deliveries at a time to a receiver that takes so long: how many there are in a second, and how long each takes, in
 /// seconds, from the look-up to the end of the answer.
 async fn rate(concurrency: u16, milliseconds: u64, count: u16) -> (f64, f64) {
