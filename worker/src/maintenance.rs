@@ -7,6 +7,7 @@ use std::time::Duration;
 use rand::RngExt;
 use shared::store::sign_finish::SignFinish;
 use shared::store::{Store, StoreError};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::display_chain;
@@ -33,12 +34,20 @@ pub struct Ages {
     pub retention: Duration,
 }
 
+/// How often the unfinished requests are counted anew.
+const RECOUNT_EVERY: Duration = Duration::from_hours(1);
+
 /// How long one step of a round may take.
 const STEP_WITHIN: Duration = Duration::from_secs(30);
 
 /// Runs until `stop`.
 pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: CancellationToken) {
+    let mut recount_at = Instant::now();
     loop {
+        if recount_at <= Instant::now() {
+            recount_at = Instant::now() + RECOUNT_EVERY;
+            step("recount", recount(&store)).await;
+        }
         let full = tokio::select! {
             full = round(&store, ages, &finisher) => full,
             () = stop.cancelled() => return,
@@ -73,6 +82,15 @@ async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -
         tracing::debug!(step = name, error = display_chain(&error), "no maintenance this time");
         0
     })
+}
+
+/// Mends the count of unfinished requests, which is wrong while, or after, processes of a version that does not count were at work.
+async fn recount(store: &Store) -> Result<u32, StoreError> {
+    let off_by = store.recount_pending_requests().await?;
+    if off_by != 0 {
+        tracing::warn!(off_by, "the count of unfinished requests was wrong; mended");
+    }
+    Ok(0)
 }
 
 async fn end_overdue(store: &Store, deadline: Duration, finisher: &Shared<SignFinish>) -> Result<u32, StoreError> {
