@@ -1,12 +1,10 @@
 //! The challenge's burst, at sixty times its speed, through real processes that are killed on the way.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use devkit::processes::Signal;
 use devkit::upstream::SimulatorOptions;
-use futures_util::future::join_all;
-use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -30,41 +28,11 @@ fn challenge() -> Options {
 }
 
 async fn post_burst(world: &World) -> Vec<String> {
-    let posts = (0..MESSAGES).map(|n| {
-        let body =
-            json!({ "message": format!("burst {n}"), "webhookUrl": world.hook(&format!("/{n}")), "clientRequestId": format!("burst-{n}") });
-        async move {
-            // A caller does what callers do: it asks again, with its idempotency key, until it has a receipt.
-            let mut id = None;
-            until("the request is accepted", async || {
-                let Ok(response) = world.post(&body).header("Prefer", "respond-async").send().await else { return false };
-                let answered = answer(response).await;
-                if matches!(answered.status.as_u16(), 200 | 202) {
-                    id = Some(answered.id());
-                }
-                id.is_some()
-            })
-            .await;
-            id.unwrap()
-        }
-    });
-    join_all(posts).await
+    world.post_all((0..MESSAGES).map(|n| format!("burst {n}"))).await
 }
 
 async fn all_signed_and_delivered(world: &World, ids: &[String]) {
-    let states = join_all(ids.iter().map(|id| world.settled(id))).await;
-    assert!(states.iter().all(|state| state["status"] == "signed"), "{states:?}");
-    until("every webhook is delivered", async || {
-        let told: HashSet<String> = world
-            .receiver
-            .deliveries()
-            .iter()
-            .filter(|d| d.verified)
-            .map(|d| d.body["data"]["id"].as_str().unwrap_or("").to_owned())
-            .collect();
-        ids.iter().all(|id| told.contains(id))
-    })
-    .await;
+    world.all_signed_and_delivered(ids).await;
     let audit = world.upstream.audit();
     assert!(audit.max_in_window <= 10 && audit.over_budget == 0, "{audit:?}");
     assert_eq!(audit.max_in_flight_per_message, 1);

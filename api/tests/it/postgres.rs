@@ -1,45 +1,9 @@
 //! Postgres as it is run for real: behind a proxy that pools transactions, and with a standby that takes over.
 
-use std::collections::HashSet;
-
 use devkit::postgres::{Bouncer, Cluster, ClusterOptions, StopMode};
-use futures_util::future::join_all;
-use serde_json::json;
 use sqlx::{Connection, PgConnection, Row};
 
-use crate::world::{Options, World, answer, env, until};
-
-/// Posts messages with webhooks, to be signed later.
-async fn post(world: &World, messages: impl Iterator<Item = String>) -> Vec<String> {
-    let posts = messages.map(|message| {
-        let body = json!({ "message": message, "webhookUrl": world.hook("/"), "clientRequestId": message });
-        async move {
-            // Asked again with its idempotency key, until there is a receipt: what callers do.
-            let mut id = None;
-            until("the request is accepted", async || {
-                let Ok(response) = world.post(&body).header("Prefer", "respond-async").send().await else { return false };
-                let answered = answer(response).await;
-                id = matches!(answered.status.as_u16(), 200 | 202).then(|| answered.id());
-                id.is_some()
-            })
-            .await;
-            id.unwrap()
-        }
-    });
-    join_all(posts).await
-}
-
-async fn all_signed_and_delivered(world: &World, ids: &[String]) {
-    let states = join_all(ids.iter().map(|id| world.settled(id))).await;
-    assert!(states.iter().all(|state| state["status"] == "signed"), "{states:?}");
-    until("every webhook is delivered", async || {
-        let deliveries = world.receiver.deliveries();
-        let told: HashSet<&str> =
-            deliveries.iter().filter(|delivery| delivery.verified).filter_map(|delivery| delivery.body["data"]["id"].as_str()).collect();
-        ids.iter().all(|id| told.contains(id.as_str()))
-    })
-    .await;
-}
+use crate::world::{Options, World, env, until};
 
 #[tokio::test]
 async fn through_a_proxy_that_pools_transactions_all_works_by_polling_alone() {
@@ -57,11 +21,11 @@ async fn through_a_proxy_that_pools_transactions_all_works_by_polling_alone() {
     let answered = world.sign("at once").await;
     assert_eq!(answered.status, 200, "{answered:?}\n{}\n{}", world.api.log(), world.worker.log());
     // Many at a time, more than there are sessions; a second worker; and everybody starts again.
-    let ids = post(&world, (0..40).map(|n| format!("proxied {n}"))).await;
+    let ids = world.post_all((0..40).map(|n| format!("proxied {n}"))).await;
     let another = world.another_worker().await;
     let replaced = std::mem::replace(&mut world.worker, another);
     world.restart_api().await;
-    all_signed_and_delivered(&world, &ids).await;
+    world.all_signed_and_delivered(&ids).await;
     assert!(world.upstream.audit().max_in_window <= 20);
 
     for log in [world.api.log(), world.worker.log(), replaced.log()] {
@@ -91,15 +55,15 @@ async fn a_failover_to_a_standby_loses_nothing_that_was_acknowledged() {
     let worker = env(&[("UPSTREAM_TIMEOUT", "1s"), ("WEBHOOK_TIMEOUT", "1s")]);
     let options = Options { address: Some(address), worker, rate: "10/1s", ..Options::default() };
     let world = World::over(Some(primary), options).await;
-    let mut ids = post(&world, (0..60).map(|n| format!("before {n}"))).await;
+    let mut ids = world.post_all((0..60).map(|n| format!("before {n}"))).await;
     until("some are signed", async || world.upstream.audit().sign_calls >= 15).await;
 
     world.own_postgres.as_ref().unwrap().stop(StopMode::Immediate).await.unwrap();
     let mut promoted = PgConnection::connect(&standby.url("postgres")).await.unwrap();
     sqlx::query("select pg_promote()").execute(&mut promoted).await.unwrap();
 
-    ids.extend(post(&world, (0..10).map(|n| format!("after {n}"))).await);
-    all_signed_and_delivered(&world, &ids).await;
+    ids.extend(world.post_all((0..10).map(|n| format!("after {n}"))).await);
+    world.all_signed_and_delivered(&ids).await;
     let audit = world.upstream.audit();
     assert!(audit.max_in_window <= 10 && audit.max_in_flight_per_message == 1, "{audit:?}");
 

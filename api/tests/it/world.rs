@@ -1,11 +1,13 @@
 //! Everything a test of the whole service needs, each part the real one.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use devkit::postgres::{Cluster, ClusterOptions, free_port, shared_cluster};
 use devkit::processes::{self, Process};
 use devkit::receiver::{Delivery, Receiver, ReceiverOptions};
 use devkit::upstream::{FaultKind, Faults, Simulator, SimulatorOptions, When};
+use futures_util::future::join_all;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -177,6 +179,39 @@ impl World {
 
     pub(crate) async fn get(&self, id: &str) -> Response {
         self.client.get(format!("{}/crypto/sign/{id}", self.url)).header("X-API-Key", KEY).send().await.unwrap()
+    }
+
+    /// Posts messages with webhooks, to be signed later; their ids. Asks again with the idempotency key until there is a receipt: what
+    /// callers do.
+    pub(crate) async fn post_all(&self, messages: impl Iterator<Item = String>) -> Vec<String> {
+        let posts = messages.map(|message| {
+            let body = json!({ "message": message, "webhookUrl": self.hook("/"), "clientRequestId": message });
+            async move {
+                let mut id = None;
+                until("the request is accepted", async || {
+                    let Ok(response) = self.post(&body).header("Prefer", "respond-async").send().await else { return false };
+                    let answered = answer(response).await;
+                    id = matches!(answered.status.as_u16(), 200 | 202).then(|| answered.id());
+                    id.is_some()
+                })
+                .await;
+                id.unwrap()
+            }
+        });
+        join_all(posts).await
+    }
+
+    /// Waits until each of these requests is signed, and its webhook delivered and verified.
+    pub(crate) async fn all_signed_and_delivered(&self, ids: &[String]) {
+        let states = join_all(ids.iter().map(|id| self.settled(id))).await;
+        assert!(states.iter().all(|state| state["status"] == "signed"), "{states:?}");
+        until("every webhook is delivered", async || {
+            let deliveries = self.receiver.deliveries();
+            let verified = deliveries.iter().filter(|delivery| delivery.verified);
+            let told: HashSet<&str> = verified.filter_map(|delivery| delivery.body["data"]["id"].as_str()).collect();
+            ids.iter().all(|id| told.contains(id.as_str()))
+        })
+        .await;
     }
 
     /// Waits until a request is final and gives its state.
