@@ -104,11 +104,7 @@ impl Answers {
         let accepts = Batcher::spawn(LARGEST_GROUP, MOST_WAITING, AT_ONCE, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
             // A group whose callers have all been told 503 must not go on in the dark, and must not keep the next one waiting.
-            async move {
-                let stored = tokio::time::timeout(STORE_WITHIN, store_all(&store, &requests, bounds.pending)).await;
-                let stored = stored.unwrap_or_else(|_| Err(StoreError::timed_out()));
-                stored.inspect_err(|error| tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests"))
-            }
+            async move { store_all(&store, requests, bounds.pending).await.inspect_err(warn) }
         });
         let reading = store.clone();
         let reads = Batcher::spawn(LARGEST_GROUP, MOST_READS, AT_ONCE, move |ids: Vec<Uuid>| {
@@ -224,9 +220,30 @@ impl Answers {
     }
 }
 
-/// Stores `requests` together. Should Postgres refuse the group, or somebody hold one of its messages, each is stored alone, so that one
-/// spoils no other.
-async fn store_all(store: &Store, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+/// Stores `requests` together, within [`STORE_WITHIN`]: the new messages in one statement, then what is left. Should Postgres refuse a
+/// group, or somebody hold one of its messages, each is stored alone, so that one spoils no other.
+async fn store_all(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+    let deadline = Instant::now() + STORE_WITHIN;
+    let new = timeout_at(deadline, store.accept_new(&requests, most_pending)).await;
+    let mut stored: Vec<Option<Result<Accepted, NotStored>>> = match new.unwrap_or_else(|_| Err(StoreError::timed_out())) {
+        Ok(accepted) => accepted.into_iter().map(|accepted| accepted.map(Ok)).collect(),
+        Err(StoreError::Refused(_) | StoreError::Contended(_)) => requests.iter().map(|_| None).collect(),
+        Err(error) => return Err(error),
+    };
+    let left: Vec<NewRequest> =
+        requests.into_iter().zip(&stored).filter(|(_, stored)| stored.is_none()).map(|(request, _)| request).collect();
+    if !left.is_empty() {
+        let known = timeout_at(deadline, store_known(store, &left, most_pending)).await.unwrap_or_else(|_| Err(StoreError::timed_out()));
+        let known = known.unwrap_or_else(|error| {
+            warn(&error);
+            left.iter().map(|_| Err(NotStored::Unavailable)).collect()
+        });
+        stored.iter_mut().filter(|stored| stored.is_none()).zip(known).for_each(|(place, result)| *place = Some(result));
+    }
+    Ok(stored.into_iter().map(|stored| stored.unwrap_or(Err(NotStored::Refused))).collect())
+}
+
+async fn store_known(store: &Store, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
     match store.accept(requests, most_pending).await {
         Ok(accepted) => Ok(accepted.into_iter().map(Ok).collect()),
         Err(StoreError::Refused(_) | StoreError::Contended(_)) => {
@@ -244,6 +261,10 @@ async fn store_all(store: &Store, requests: &[NewRequest], most_pending: u64) ->
         }
         Err(error) => Err(error),
     }
+}
+
+fn warn(error: &StoreError) {
+    tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests");
 }
 
 /// Where to ask for the state of a request.

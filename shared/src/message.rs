@@ -32,6 +32,11 @@ impl Message {
     pub fn digest(&self) -> MessageDigest {
         self.digest
     }
+
+    /// The bytes of [`Self::digest`].
+    pub(crate) fn digest_bytes(&self) -> &[u8] {
+        &self.digest.0
+    }
 }
 
 /// SHA-256 of a message: its identity in the store and in notifications.

@@ -36,8 +36,15 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What every session is told. A process that stands still in a transaction must not hold its rows for long, nor may anybody wait for
 /// them for long; and an acknowledged commit is a durable one, whatever the default of the server is.
-const SESSION: [(&str, &str); 4] =
-    [("lock_timeout", "500ms"), ("statement_timeout", "10s"), ("idle_in_transaction_session_timeout", "5s"), ("synchronous_commit", "on")];
+const SESSION: [(&str, &str); 7] = [
+    ("lock_timeout", "500ms"),
+    ("statement_timeout", "10s"),
+    ("idle_in_transaction_session_timeout", "5s"),
+    ("synchronous_commit", "on"),
+    ("enable_seqscan", "off"),
+    ("jit", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+];
 
 /// The same for one transaction.
 const BEGIN_WITH_SETTINGS: &str = "begin; set local lock_timeout = '500ms'; set local statement_timeout = '10s'; \

@@ -16,6 +16,7 @@ pub struct JobId(pub(super) i64);
 pub struct Lease {
     pub(super) job: JobId,
     pub(super) token: Uuid,
+    pub(super) slot: Option<i32>,
     ends: Instant,
     ends_by_the_wall: SystemTime,
 }
@@ -25,7 +26,12 @@ impl Lease {
     /// was later; so this process thinks the lease ends no later than Postgres does, whatever the two clocks show.
     pub(super) fn new(job: JobId, token: Uuid, asked: Instant, length: Duration) -> Self {
         let wall = SystemTime::now() + length.saturating_sub(asked.elapsed());
-        Self { job, token, ends: asked + length, ends_by_the_wall: wall }
+        Self { job, token, slot: None, ends: asked + length, ends_by_the_wall: wall }
+    }
+
+    /// The same, with a slot of the upstream's budget.
+    pub(super) fn with_slot(self, slot: i32) -> Self {
+        Self { slot: Some(slot), ..self }
     }
 
     /// The job.

@@ -36,7 +36,10 @@ impl Store {
         // Until the rows were held, somebody may have asked for a webhook to be sent again: what waits to be sent stays.
         sqlx::query!(
             "-- retention.webhook_jobs
-            delete from jobs where kind = 'webhook' and request_id = any($1) and state <> 'pending'",
+            with forgotten as (
+                delete from jobs where kind = 'webhook' and request_id = any($1) and state <> 'pending' returning id
+            )
+            delete from attempts where job_id in (select id from forgotten)",
             &ids,
         )
         .execute(&mut transaction)
@@ -63,8 +66,12 @@ impl Store {
         .await?;
         sqlx::query!(
             "-- retention.sign_jobs
-            delete from jobs j
-            where j.id = any($1) and j.message_digest = any($2) and not exists (select from requests r where r.sign_job_id = j.id)",
+            with forgotten as (
+                delete from jobs j
+                where j.id = any($1) and j.message_digest = any($2) and not exists (select from requests r where r.sign_job_id = j.id)
+                returning id
+            )
+            delete from attempts where job_id in (select id from forgotten)",
             &sign_jobs,
             &digests,
         )
@@ -82,7 +89,9 @@ impl Store {
         sqlx::query!(
             "-- retention.messages
             delete from messages m
-            where m.digest = any($1) and not exists (select from jobs j where j.message_digest = m.digest)",
+            where m.digest = any($1) and m.signed_by is null
+                and not exists (select from jobs j where j.message_digest = m.digest and j.kind = 'sign' and j.state = 'pending')
+                and not exists (select from jobs j where j.message_digest = m.digest and j.kind = 'sign' and j.state = 'failed')",
             &digests,
         )
         .execute(&mut transaction)

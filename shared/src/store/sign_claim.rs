@@ -66,23 +66,25 @@ impl Store {
                     and timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
             ),
             room as materialized (
-                select least(count(*), case when probing then 1 else $1::bigint end) as n
-                from gate, upstream_slots
-                where free_at <= now() and not retired
-                group by probing
+                select count(*) as n from (
+                    select from upstream_slots
+                    where free_at <= now() and not retired
+                    limit (select case when probing then 1 else $1::bigint end from gate)
+                ) free
+                where exists (select from gate)
             ),
             fresh as materialized (
                 select id, next_run_at from jobs
                 where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at <= now()
                 order by next_run_at, id
-                limit (select coalesce(max(n), 0) from room)
+                limit (select n from room)
                 for no key update skip locked
             ),
             retries as materialized (
                 select id, next_run_at from jobs
                 where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at <= now()
                 order by next_run_at, id
-                limit (select coalesce(max(n), 0) from room)
+                limit (select n from room)
                 for no key update skip locked
             ),
             slots as materialized (
@@ -90,7 +92,7 @@ impl Store {
                 where free_at <= now() and not retired
                 order by free_at, slot
                 limit least(
-                    (select coalesce(max(n), 0) from room), (select count(*) from fresh) + (select count(*) from retries)
+                    (select n from room), (select count(*) from fresh) + (select count(*) from retries)
                 )
                 for update skip locked
             ),
@@ -137,21 +139,22 @@ impl Store {
             opened as (
                 insert into attempts (job_id, number) select id, attempt from leased
             ),
+            -- Who got something asks again anyway.
             hint as (
                 select case when due_at is not null then extract(epoch from greatest(
                     due_at, now(),
                     (select min(free_at) from upstream_slots where not retired),
                     (select greatest(paused_until, probe_at) from upstream)
                 ) - now())::float8 end as next_in
-                from (select least(
+                from (select case when not exists (select from leased) then least(
                     (select next_run_at from jobs where kind = 'sign' and state = 'pending' and lane = 0
                         order by next_run_at, id limit 1),
                     (select next_run_at from jobs where kind = 'sign' and state = 'pending' and lane = 1
                         order by next_run_at, id limit 1)
-                ) as due_at) first
+                ) end as due_at) first
             )
             select
-                leased.id as "id?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
+                leased.id as "id?", leased.slot as "slot?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
                 extract(epoch from now() - leased.created_at)::float8 as age,
                 messages.body as "body?",
                 gate.breaker_failures as "breaker_failures?",
@@ -162,7 +165,7 @@ impl Store {
                 hint.next_in
             from hint
             left join leased on true
-            left join messages on messages.digest = leased.message_digest
+            left join lateral (select body from messages m where m.digest = leased.message_digest limit 1) messages on true
             left join gate on true"#,
             i64::try_from(most).unwrap_or(i64::MAX),
             seconds(lease),
@@ -181,7 +184,7 @@ impl Store {
             .map(|(id, row)| {
                 let read = || {
                     Some(SignJob {
-                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease),
+                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease).with_slot(row.slot?),
                         message: Message::new(String::from_utf8(row.body?).ok()?),
                         attempt: count(row.attempt?),
                         age: row.age.and_then(duration)?,

@@ -120,8 +120,8 @@ impl Store {
             r#"-- sign.finish
             with outcome as materialized (
                 select * from unnest(
-                    $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[]
-                ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, ord)
+                    $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $15::int[]
+                ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, ord)
             ),
             ended as (
                 update jobs j
@@ -158,7 +158,7 @@ impl Store {
                 update upstream_slots s
                 set free_at = case when o.called then now() + s.window_length * $11::float8 else now() end, lease_token = null
                 from outcome o
-                where s.lease_token = o.token
+                where s.slot = o.slot and s.lease_token = o.token
             ),
             outbox as (
                 insert into jobs (kind, request_id, traceparent)
@@ -200,6 +200,7 @@ impl Store {
             listen::JOBS,
             listen::RESULTS,
             columns.hints,
+            &columns.slots as &[Option<i32>],
         )
         .fetch_all(&mut transaction)
         .await?;
@@ -249,6 +250,7 @@ async fn tell_of_upstream(transaction: &mut Transaction, news: UpstreamNews, err
 struct Columns {
     jobs: Vec<i64>,
     tokens: Vec<uuid::Uuid>,
+    slots: Vec<Option<i32>>,
     states: Vec<&'static str>,
     delays: Vec<Option<f64>>,
     signatures: Vec<Option<Vec<u8>>>,
@@ -275,6 +277,7 @@ impl Columns {
             };
             columns.jobs.push(finish.lease.job.0);
             columns.tokens.push(finish.lease.token);
+            columns.slots.push(finish.lease.slot);
             columns.states.push(state);
             columns.verdicts.push(verdict);
             columns.delays.push(match finish.ending {

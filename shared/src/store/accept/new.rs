@@ -1,0 +1,109 @@
+//! Storing messages that nobody has posted before, in one statement.
+//!
+//! What the transaction of [`any`](super::any) has to look up is known of a message that is inserted just now: nobody has signed it, no job
+//! is there for it, and nobody else can see it before the commit. So the statement inserts the messages, goes on with those that it did
+//! insert, and leaves the others alone. It does not join: which messages are new is one hashed look-up per row.
+//!
+//! An idempotency key that was used before breaks the unique index, and with it the whole statement; then everything goes the long way.
+//! Who repeats a request repeats its message too, so that happens only where somebody uses a key for something else.
+
+use std::collections::HashSet;
+
+use super::columns::Columns;
+use super::{Accepted, NewRequest};
+use crate::forecast::Waiting;
+use crate::store::{Result, Store, StoreError, listen};
+
+impl Store {
+    /// Stores those of `requests` whose message is new, together, durably, and tells the workers once. One result per request, in order;
+    /// nothing: it was not stored, and [`accept`](Self::accept) says what is to become of it. With room for fewer requests than these under
+    /// `most_pending`, none is stored.
+    ///
+    /// # Errors
+    /// Those of a statement; then nothing was stored, or (if the connection broke during the commit) all was.
+    pub async fn accept_new(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Option<Accepted>>> {
+        let mut accepted = vec![None; requests.len()];
+        let firsts = firsts(requests);
+        let columns = Columns::of(firsts.iter().map(|&place| &requests[place]), &self.keyring);
+        let rows = sqlx::query!(
+            r#"-- accept.new
+            with posted as materialized (
+                select p.*, nextval('jobs_id_seq') as job
+                from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::text[], $6::bytea[], $7::text[], $8::jsonb[], $9::text[],
+                    $10::bytea[], $11::text[])
+                    with ordinality as p (id, key, digest, body, client_id, payload, url, headers, traceparent, sealed, sealed_with, ord)
+                where cardinality($1) + (select sum(requests) from pending_requests) <= $12::bigint
+            ),
+            new as (
+                insert into messages (digest, body)
+                select digest, body from posted order by digest
+                on conflict (digest) do nothing
+                returning digest
+            ),
+            opened as (
+                insert into jobs (id, kind, message_digest, traceparent)
+                overriding system value
+                select job, 'sign', digest, traceparent from posted where (digest in (select digest from new)) is true
+            ),
+            stored as (
+                insert into requests
+                    (id, api_key_id, sign_job_id, client_request_id, payload_digest, webhook_url, webhook_headers, traceparent,
+                    sealed_webhook_headers, webhook_headers_key_id)
+                select id, key, job, client_id, payload, url, headers, traceparent, sealed, sealed_with
+                from posted where (digest in (select digest from new)) is true
+            ),
+            -- One that nobody holds at this moment; each session begins at its own.
+            shard as materialized (
+                select coalesce(
+                    (select shard from pending_requests order by (shard + pg_backend_pid()) % 16, shard limit 1
+                        for no key update skip locked),
+                    pg_backend_pid() % 16
+                ) as shard
+            ),
+            counted as (
+                update pending_requests
+                set requests = requests + (select count(*) from new)
+                where shard = (select shard from shard) and exists (select from new)
+            ),
+            told as (
+                select pg_notify($13, 'sign') from new limit 1
+            )
+            select ord as "ord!", job as "job!", now() as "created_at!", (select count(*) from told) as told
+            from posted where (digest in (select digest from new)) is true"#,
+            &columns.ids,
+            &columns.keys,
+            &columns.digests as _,
+            &columns.bodies as _,
+            &columns.client_ids as &[Option<&str>],
+            &columns.payloads as _,
+            &columns.urls as &[Option<&str>],
+            &columns.headers as &[Option<serde_json::Value>],
+            &columns.traceparents as &[Option<&str>],
+            &columns.sealed as &[Option<Vec<u8>>],
+            &columns.sealed_with as &[Option<String>],
+            i64::try_from(most_pending).unwrap_or(i64::MAX),
+            listen::JOBS,
+        )
+        .fetch_all(&self.database)
+        .await?;
+        for row in rows {
+            let place = usize::try_from(row.ord - 1).ok().and_then(|index| firsts.get(index)).ok_or(StoreError::Corrupt("request"))?;
+            let waiting = Some(Waiting { fresh: true, turn: (row.created_at, row.job), in_flight: false });
+            accepted[*place] = Some(Accepted::Stored { id: requests[*place].id, created_at: row.created_at, settled: false, waiting });
+        }
+        Ok(accepted)
+    }
+}
+
+/// Of each message, and of each idempotency key, the first request in the group: the others find what it has stored.
+fn firsts(requests: &[NewRequest]) -> Vec<usize> {
+    let mut messages = HashSet::with_capacity(requests.len());
+    let mut keys = HashSet::new();
+    (0..requests.len())
+        .filter(|&place| {
+            let request = &requests[place];
+            request.client_request_id.as_deref().is_none_or(|client_id| keys.insert((request.key, client_id)))
+                && messages.insert(request.message.digest())
+        })
+        .collect()
+}
