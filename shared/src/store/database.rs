@@ -34,14 +34,20 @@ const ASK_WITHIN: Duration = Duration::from_secs(3);
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
+/// How long a connection that worked is believed to work.
+const TRUSTED_FOR: Duration = Duration::from_millis(200);
+
 /// What every session is told. A process that stands still in a transaction must not hold its rows for long, nor may anybody wait for
-/// them for long; and an acknowledged commit is a durable one, whatever the default of the server is.
-const SESSION: [(&str, &str); 7] = [
+/// them for long; and an acknowledged commit is a durable one, whatever the default of the server is. Plans are made once, and by indexes:
+/// statements are prepared while the tables may still be empty, when reading all of them looks cheap; what they join is written so that one
+/// step of an index is the only way. Planning them anew would take longer than most of them run, and compiling them longer still.
+const SESSION: [(&str, &str); 8] = [
     ("lock_timeout", "500ms"),
     ("statement_timeout", "10s"),
     ("idle_in_transaction_session_timeout", "5s"),
     ("synchronous_commit", "on"),
     ("enable_seqscan", "off"),
+    ("enable_mergejoin", "off"),
     ("jit", "off"),
     ("plan_cache_mode", "force_generic_plan"),
 ];
@@ -49,7 +55,7 @@ const SESSION: [(&str, &str); 7] = [
 /// The same for one transaction.
 const BEGIN_WITH_SETTINGS: &str = "begin; set local lock_timeout = '500ms'; set local statement_timeout = '10s'; \
     set local idle_in_transaction_session_timeout = '5s'; set local synchronous_commit = 'on'; \
-    set local enable_seqscan = 'off'; set local jit = 'off'";
+    set local enable_seqscan = 'off'; set local enable_mergejoin = 'off'; set local jit = 'off'";
 
 /// A setting that only we know. Who still has it after connecting has a session of its own.
 const MARK: &str = "countersign.session";
@@ -179,6 +185,18 @@ fn pool(most: u32, options: PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .max_connections(most)
         .acquire_timeout(ACQUIRE_WITHIN)
+        // One more round trip for each statement is not worth it: a connection that worked a moment ago works. One that was idle for longer
+        // is asked whether its server is still there, so that whoever comes first after a restart is not told 503.
+        .test_before_acquire(false)
+        .before_acquire(|connection, about| {
+            let idle = about.idle_for;
+            Box::pin(async move {
+                if idle > TRUSTED_FOR {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         // A host that takes writes today may be a standby tomorrow.
         .after_connect(|connection, _| Box::pin(async move { takes_writes(connection).await }))
         .connect_lazy_with(options)

@@ -240,7 +240,7 @@ impl Store {
                 hint.next_in, hint.stopped_at
             from hint
             left join leased on true
-            left join requests r on r.id = leased.request_id
+            left join lateral (select * from requests where requests.id = leased.request_id limit 1) r on true
             left join api_keys k on k.id = r.api_key_id
             left join lateral (
                 select array_agg(s.secret order by s.id desc) as secrets, array_agg(s.secret_key_id order by s.id desc) as key_ids

@@ -38,6 +38,74 @@ async fn groups_that_race_for_one_message_make_one_job() {
 }
 
 #[tokio::test]
+async fn the_short_way_stores_what_is_new_and_leaves_what_is_known_to_the_long_one() {
+    let f = Fixture::new().await;
+    f.post("known").await;
+    f.signed("signed").await;
+    let group = [
+        f.request("a"),
+        f.request("known"),
+        f.request("a"),
+        keyed(f.with_webhook("b"), "k"),
+        keyed(f.request("c"), "k"),
+        f.request("signed"),
+    ];
+    let accepted = f.store.accept_new(&group, u64::MAX).await.unwrap();
+    let stored: Vec<bool> = accepted.iter().map(Option::is_some).collect();
+    assert_eq!(stored, [true, false, false, true, false, false], "one of each new message, and of each key");
+    assert_eq!((id(accepted[0].as_ref().unwrap()), id(accepted[3].as_ref().unwrap())), (group[0].id, group[3].id));
+    assert_eq!(f.number("select count(*) from requests").await, 4);
+    assert_eq!(f.number("select count(*) from jobs").await, 4);
+    assert_eq!(f.store.pending_requests().await.unwrap(), 3);
+    let state = &f.store.requests(&[group[3].id]).await.unwrap()[&group[3].id].request;
+    assert_eq!((state.client_request_id.as_deref(), state.webhook.is_some()), (Some("k"), true));
+    assert_eq!(f.strays().await, 0);
+}
+
+#[tokio::test]
+async fn a_key_that_was_used_for_something_else_stores_nothing_the_short_way_and_is_told_the_long_way() {
+    let f = Fixture::new().await;
+    f.accept(keyed(f.request("a"), "k")).await;
+    let group = [f.request("new"), keyed(f.request("b"), "k")];
+    assert!(matches!(f.store.accept_new(&group, u64::MAX).await, Err(shared::store::StoreError::Refused(_))));
+    assert_eq!(f.number("select count(*) from messages").await, 1, "nothing of the group");
+    let accepted = f.store.accept(&group, u64::MAX).await.unwrap();
+    assert!(matches!(accepted[..], [Accepted::Stored { .. }, Accepted::Mismatch]));
+}
+
+#[tokio::test]
+async fn where_there_is_not_room_for_all_the_short_way_stores_nothing() {
+    let f = Fixture::new().await;
+    f.post("a").await;
+    let group = [f.request("b"), f.request("c")];
+    assert_eq!(f.store.accept_new(&group, 2).await.unwrap(), [None, None]);
+    assert_eq!(f.number("select count(*) from messages").await, 1);
+    assert!(f.store.accept_new(&group, 3).await.unwrap().iter().all(Option::is_some));
+}
+
+#[tokio::test]
+async fn groups_that_race_the_short_and_the_long_way_make_one_job_per_message() {
+    let f = Fixture::new().await;
+    let posts = (0..40).map(|n| {
+        let group = [f.request(&format!("m{}", n % 7)), f.request(&format!("m{}", (n + 3) % 7)), f.request(&format!("own {n}"))];
+        let store = f.store.clone();
+        async move {
+            if n % 3 == 0 {
+                return store.accept(&group, u64::MAX).await.unwrap().len();
+            }
+            let new = store.accept_new(&group, u64::MAX).await.unwrap();
+            let left: Vec<NewRequest> = group.into_iter().zip(&new).filter(|(_, new)| new.is_none()).map(|(request, _)| request).collect();
+            new.iter().flatten().count() + store.accept(&left, u64::MAX).await.unwrap().len()
+        }
+    });
+    assert_eq!(join_all(posts).await.into_iter().sum::<usize>(), 120);
+    assert_eq!(f.number("select count(*) from requests").await, 120);
+    assert_eq!(f.number("select count(*) from jobs").await, 47);
+    assert_eq!(f.store.pending_requests().await.unwrap(), 120);
+    assert_eq!(f.strays().await, 0);
+}
+
+#[tokio::test]
 async fn the_same_idempotency_key_with_the_same_payload_is_the_same_request() {
     let f = Fixture::new().await;
     let group = [keyed(f.request("a"), "k"), keyed(f.request("a"), "k")];
@@ -197,6 +265,7 @@ async fn the_count_of_unfinished_requests_is_right_after_anything_at_once() {
     futures_util::future::join_all(posts).await;
     let counted = "select count(*) from requests r join jobs j on j.id = r.sign_job_id where j.state = 'pending'";
     assert_eq!(i64::try_from(f.store.pending_requests().await.unwrap()).unwrap(), f.number(counted).await);
+    assert_eq!(f.strays().await, 0);
 }
 
 #[tokio::test]

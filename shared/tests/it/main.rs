@@ -8,6 +8,7 @@ mod accept;
 mod encryption;
 mod fixture;
 mod listen;
+mod plans;
 mod policy;
 mod retention;
 mod sign;

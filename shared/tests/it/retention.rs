@@ -66,6 +66,7 @@ async fn a_message_whose_signing_job_is_gone_can_be_posted_and_signed_again() {
     age_everything(&f).await;
     assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 1, "the failed request's webhook still waits");
     assert_eq!(f.store.requests(&[failed]).await.unwrap().len(), 1);
+    assert_eq!(f.strays().await, 0, "the message stays for the job that failed");
     let again = f.signed("a").await;
     assert_eq!(f.store.requests(&[again]).await.unwrap()[&again].request.signature.as_deref(), Some("signature of a"));
 }
@@ -106,5 +107,6 @@ async fn retention_in_small_groups_disturbs_neither_claims_nor_posts_and_leaves_
     let unsigned = "select count(*) from requests r join jobs j on j.id = r.sign_job_id join messages m on m.digest = j.message_digest
         where m.signature is null";
     assert_eq!(f.number(unsigned).await, 0, "each of the young has its signature");
+    assert_eq!(f.strays().await, 0, "nothing refers to what is gone");
     assert_eq!(f.store.pending_requests().await.unwrap(), 0);
 }
