@@ -145,8 +145,9 @@ fn install(world: &World) -> Result<()> {
     }
     world.progress.note("fetching the peers that run on Node");
     let mut npm = Command::new("npm");
-    // Nothing that a package brings is run: what they compile is optional.
-    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder);
+    // Nothing that a package brings is run: what they compile is optional. Not `ci`: it wants the optional packages of every platform in the
+    // lock file, which npm writes only where it sees them; the versions are those of the lock file either way.
+    npm.args(["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder);
     run_build(npm, "the peers that run on Node")
 }
 

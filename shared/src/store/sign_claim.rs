@@ -6,8 +6,8 @@
 //! 1. `gate`, `room`: if the rate is the agreed one, the server the one whose clock the slots know (see `upstream`), and the upstream neither paused nor down, how many slots are free. If the circuit breaker is open and a probe
 //!    is due, one.
 //! 2. `fresh`, `retries`: the first due jobs of either lane, locked. `skip locked` passes over what another worker is taking at
-//!    this moment. The lock is `for no key update`, not the plain `for update`: a POST that attaches itself to a job holds a key-share
-//!    lock on it through the foreign key, and a message posted again and again must not keep its own job from being claimed.
+//!    this moment. The lock is `for no key update`, not the plain `for update`: it is the weakest that keeps two claims apart, and no check of
+//!    a foreign key makes it pass over a job.
 //!    An expired lease is nothing special: while leased, `next_run_at` is the end of the lease.
 //! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: who finds no job locks no slot, so slots are never
 //!    held by somebody who can't use them.

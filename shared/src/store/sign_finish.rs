@@ -1,8 +1,7 @@
 //! Giving sign jobs back with their outcome, in one transaction: the fenced update, the attempt closed, the signature stored, a webhook
 //! job for each request that waits, the slot released, and one notification.
 //!
-//! Conditions that seem to say a thing twice (`any($1)`), and `offset 0`, leave the planner no way but one step of an index per row: see
-//! `plans.rs` among the tests.
+//! `offset 0` leaves the planner no way but one step of an index per row: see `plans.rs` among the tests.
 
 use std::time::Duration;
 
@@ -141,20 +140,20 @@ impl Store {
                     failure = o.failure,
                     finished_at = case when o.state <> 'pending' then now() end
                 from outcome o
-                where j.id = any($1) and j.id = o.job and j.lease_token = o.token
+                where j.id = o.job and j.lease_token = o.token
                 returning j.id, j.attempt, j.message_digest, j.state, o.ord, o.signature, o.verdict, o.status, o.error
             ),
             closed as (
                 update attempts a
                 set finished_at = now(), outcome = e.verdict, status = e.status, error = e.error
                 from ended e
-                where a.job_id = any($1) and a.job_id = e.id and a.number = e.attempt
+                where a.job_id = e.id and a.number = e.attempt
             ),
             signed as (
                 update messages m
                 set signature = e.signature, signed_at = now(), signed_by = e.id
                 from ended e
-                where m.digest = any($16) and m.digest = e.message_digest and e.state = 'succeeded' and m.signature is null
+                where m.digest = e.message_digest and e.state = 'succeeded' and m.signature is null
             ),
             -- A slot belongs to the lease, not to the job: it is released even when the job was lost.
             freed as (
@@ -207,7 +206,6 @@ impl Store {
             listen::RESULTS,
             columns.hints,
             &columns.slots as &[Option<i32>],
-            &final_digests as _,
         )
         .fetch_all(&mut transaction)
         .await?;

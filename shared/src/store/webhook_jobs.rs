@@ -90,7 +90,7 @@ impl Store {
                     failure = o.failure,
                     finished_at = case when o.state <> 'pending' then now() end
                 from outcome o
-                where j.id = any($1) and j.id = o.job and j.lease_token = o.token
+                where j.id = o.job and j.lease_token = o.token
                 returning j.id, j.attempt, j.receiver, o.*
             ),
             closed as (
@@ -98,7 +98,7 @@ impl Store {
                 set finished_at = now(), outcome = e.verdict, status = e.status, error = e.error, duration_ms = e.duration_ms,
                     response = e.response
                 from ended e
-                where a.job_id = any($1) and a.job_id = e.id and a.number = e.attempt
+                where a.job_id = e.id and a.number = e.attempt
             ),
             -- One that works makes up for others of this group that did not. Otherwise: fails, with the pause; or nothing was learned.
             news as materialized (
