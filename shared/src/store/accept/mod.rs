@@ -1,4 +1,4 @@
-//! A group of POSTs becomes requests, messages and jobs, durably, in one commit.
+//! A group of POSTs becomes requests, messages and jobs, durably: in one commit, or two where a part of it is known already.
 //!
 //! | file | what |
 //! |---|---|
