@@ -35,6 +35,11 @@ pub(crate) struct Fixture {
     rate: Mutex<Rate>,
 }
 
+fn connect(url: &str) -> Store {
+    let settings = Settings::parse_from(["test", "--database-url", url, "--database-max-connections", "20"]);
+    Store::connect_lazily(&settings.database).unwrap()
+}
+
 impl Fixture {
     /// A migrated database with one API key, and ten calls a minute.
     pub(crate) async fn new() -> Self {
@@ -48,11 +53,16 @@ impl Fixture {
         let database = format!("t{}", Uuid::now_v7().simple());
         cluster.create_database(&database).await.unwrap();
         let url = cluster.url(&database);
-        let settings = Settings::parse_from(["test", "--database-url", &url, "--database-max-connections", "20"]);
-        let store = Store::connect_lazily(&settings.database).unwrap();
+        let store = connect(&url);
         store.migrate().await.unwrap();
         let key = new_key(&store, "test").await;
         Self { store, url, key, rate: Mutex::new("10/60s".parse().unwrap()) }
+    }
+
+    /// The same database, through sessions that have no plans yet.
+    pub(crate) async fn with_new_sessions(self) -> Self {
+        self.store.close().await;
+        Self { store: connect(&self.url), ..self }
     }
 
     /// A worker with this rate was here, and everybody else is one from now on.
