@@ -84,8 +84,26 @@ pub struct Bounds {
     pub pending: u64,
 }
 
-/// Stores, waits, reads. Clones share everything.
-#[derive(Clone)]
+/// A request that is stored, and what is left to do for its answer.
+pub struct Stored {
+    /// The answer, unless something is learned while it is waited for.
+    known: SigningRequest,
+    wait: Option<Wait>,
+}
+
+/// Waiting for a request that is stored. Small: there are many who wait.
+struct Wait {
+    id: Uuid,
+    waiter: Waiter,
+    /// Waited for until then.
+    deadline: Instant,
+    /// Read until then, but at least once.
+    latest: Instant,
+    /// Nothing can have changed before the first wake-up, so the first read can wait for it.
+    fresh: bool,
+}
+
+/// Stores, waits, reads.
 pub struct Answers {
     store: Store,
     waiters: Waiters,
@@ -119,12 +137,12 @@ impl Answers {
         Self { store, waiters, accepts, reads, queue, bounds, stop }
     }
 
-    /// Stores `request` and waits for its outcome until `wait` after `arrived`; answers its state at that time.
+    /// Stores `request`; its [outcome](Self::outcome) can be waited for until `wait` after `arrived`.
     ///
     /// # Errors
     /// If it was not stored.
-    pub async fn post(&self, request: NewRequest, arrived: Instant, wait: Duration) -> Result<SigningRequest, NotStored> {
-        let mut waiter = self.waiters.register(request.message.digest());
+    pub async fn post(&self, request: NewRequest, arrived: Instant, wait: Duration) -> Result<Stored, NotStored> {
+        let waiter = self.waiters.register(request.message.digest());
         let wait = self.affordable(wait);
         let known = Known::of(&request);
         let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
@@ -141,29 +159,45 @@ impl Answers {
             && deadline <= Instant::now()
         {
             let place = self.queue.place(waiting, created_at).await;
-            return Ok(known.pending(id, created_at, place));
+            return Ok(Stored { known: known.pending(id, created_at, place), wait: None });
         }
         let latest = arrived + ANSWER_WITHIN.max(wait + READ_AFTERWARDS);
-        let state = self.wait(id, &mut waiter, deadline, latest, !settled).await;
-        // It is stored: whatever happened since, the caller gets a receipt.
-        Ok(state.ok().flatten().map_or_else(|| known.pending(id, created_at, None), |state| state.request))
+        let wait = Wait { id, waiter, deadline, latest, fresh: !settled };
+        Ok(Stored { known: known.pending(id, created_at, None), wait: Some(wait) })
     }
 
-    /// The state of a request that `caller` may see, once it is final or `wait` is over; nothing if there is none.
+    /// The state of a request once it is final, or when its time is up.
+    pub async fn outcome(&self, stored: Stored) -> SigningRequest {
+        let Some(wait) = stored.wait else { return stored.known };
+        // It is stored: whatever happened since, the caller gets a receipt.
+        self.wait(wait).await.ok().flatten().map_or(stored.known, |state| state.request)
+    }
+
+    /// A request that `owner` (nothing: everybody) may see, whose [state](Self::state) can be waited for; nothing if there is none.
     ///
     /// # Errors
     /// If Postgres is not available.
-    pub async fn get(&self, id: Uuid, owner: Option<KeyId>, wait: Duration) -> Result<Option<SigningRequest>, ReadError> {
+    pub async fn get(&self, id: Uuid, owner: Option<KeyId>, wait: Duration) -> Result<Option<Stored>, ReadError> {
         let deadline = Instant::now() + wait;
         let Some(first) = self.read(id, READ_WITHIN).await?.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else {
             return Ok(None);
         };
         let digest = Message::new(first.request.message.clone()).digest();
-        let mut waiter = self.waiters.register(digest);
+        let waiter = self.waiters.register(digest);
         if first.request.status != Status::Pending || self.affordable(wait).is_zero() {
-            return Ok(Some(first.request));
+            return Ok(Some(Stored { known: first.request, wait: None }));
         }
-        Ok(self.wait(id, &mut waiter, deadline, deadline + READ_AFTERWARDS, false).await?.map(|state| state.request))
+        let wait = Wait { id, waiter, deadline, latest: deadline + READ_AFTERWARDS, fresh: false };
+        Ok(Some(Stored { known: first.request, wait: Some(wait) }))
+    }
+
+    /// The state of a request once it is final, or when its time is up; nothing if it is gone.
+    ///
+    /// # Errors
+    /// If Postgres is not available.
+    pub async fn state(&self, stored: Stored) -> Result<Option<SigningRequest>, ReadError> {
+        let Some(wait) = stored.wait else { return Ok(Some(stored.known)) };
+        Ok(self.wait(wait).await?.map(|state| state.request))
     }
 
     /// How long a caller that is registered may wait: not at all, if there are too many.
@@ -171,16 +205,8 @@ impl Answers {
         if self.waiters.count() > self.bounds.waiters { Duration::ZERO } else { wait }
     }
 
-    /// Reads until the state is final or the deadline has come; reads at least once, but not beyond `latest`. `fresh`: nothing can have
-    /// changed before the first wake-up, so the first read can wait for it.
-    async fn wait(
-        &self,
-        id: Uuid,
-        waiter: &mut Waiter,
-        deadline: Instant,
-        latest: Instant,
-        mut fresh: bool,
-    ) -> Result<Option<RequestState>, ReadError> {
+    /// Reads until the state is final or the deadline has come.
+    async fn wait(&self, Wait { id, mut waiter, deadline, latest, mut fresh }: Wait) -> Result<Option<RequestState>, ReadError> {
         let mut deaf = LOOK_DEAF.0;
         loop {
             let over = Instant::now() >= deadline || self.stop.is_cancelled();

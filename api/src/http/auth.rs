@@ -12,6 +12,7 @@ use shared::store::{Store, StoreError};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
+use super::Parts;
 use super::problem::ApiError;
 
 /// How long a key is believed without asking the store. Revocation is told to every process at once; where notifications do not pass,
@@ -105,7 +106,7 @@ impl Authorized {
 
 async fn check(request: &Request, presented: PresentedKey) -> poem::Result<Known> {
     let started = Instant::now();
-    let keys = request.data::<Keys>().ok_or(ApiError::Internal)?;
-    let caller = keys.find(&ApiKey::presented(&presented.key)).await?;
+    let parts = request.data::<Arc<Parts>>().ok_or(ApiError::Internal)?;
+    let caller = parts.keys.find(&ApiKey::presented(&presented.key)).await?;
     Ok(Known { caller, took: started.elapsed() })
 }

@@ -1,6 +1,7 @@
 //! The body of a POST: read up to a bound, parsed once, every flaw named with its place.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use poem::http::{HeaderName, HeaderValue};
@@ -16,7 +17,7 @@ use shared::secret::Secret;
 use shared::store::accept::WebhookTarget;
 use tokio::io::AsyncReadExt;
 
-use super::Limits;
+use super::Parts;
 use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
 use super::problem::{ApiError, Flaw};
 
@@ -86,8 +87,8 @@ impl<'a> ApiExtractor<'a> for Posted {
         if !request.content_type().is_some_and(Json::<SignRequest>::check_content_type) {
             return Err(ApiError::NotJson.into());
         }
-        let most = request.data::<Limits>().ok_or(ApiError::Internal)?.message_max_bytes;
-        let guard = request.data::<Guard>().ok_or(ApiError::Internal)?;
+        let Parts { limits, guard, .. } = &**request.data::<Arc<Parts>>().ok_or(ApiError::Internal)?;
+        let most = limits.message_max_bytes;
         let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, most * ESCAPED + BESIDES)).await {
             Ok(Ok(Some(bytes))) => bytes,
             Ok(Ok(None)) => return Err(ApiError::TooLarge.into()),

@@ -1,6 +1,7 @@
 //! The delivery log of a request, and sending its webhook again.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use poem::web::Data;
 use poem_openapi::param::Path;
@@ -12,6 +13,7 @@ use shared::store::keys::{KeyId, Scope};
 use shared::store::{Store, StoreError};
 use uuid::Uuid;
 
+use super::Parts;
 use super::auth::Authorized;
 use super::problem::{ApiError, Documented, Fails};
 
@@ -73,9 +75,9 @@ impl DeliveriesApi {
         key: Authorized,
         /// The id of a request.
         id: Path<Uuid>,
-        Data(store): Data<&Store>,
+        Data(parts): Data<&Arc<Parts>>,
     ) -> Result<Log, Fails<OnList>> {
-        Ok(Log::Log(Json(read(store, id.0, owner(&key)?).await?)))
+        Ok(Log::Log(Json(read(&parts.store, id.0, owner(&key)?).await?)))
     }
 
     /// Send a webhook again
@@ -88,11 +90,11 @@ impl DeliveriesApi {
         key: Authorized,
         /// The id of a request.
         id: Path<Uuid>,
-        Data(store): Data<&Store>,
+        Data(parts): Data<&Arc<Parts>>,
     ) -> Result<Again, Fails<OnReplay>> {
         let owner = owner(&key)?;
-        match store.replay(id.0, owner).await.map_err(|error| unavailable(&error))? {
-            Replay::Sending => Ok(Again::Sending(Json(read(store, id.0, owner).await?))),
+        match parts.store.replay(id.0, owner).await.map_err(|error| unavailable(&error))? {
+            Replay::Sending => Ok(Again::Sending(Json(read(&parts.store, id.0, owner).await?))),
             Replay::NotFinal => Err(Fails(ApiError::NotFinal, PhantomData)),
             Replay::NoWebhook => Err(Fails(ApiError::NoWebhook, PhantomData)),
             Replay::Unknown => Err(Fails(ApiError::UnknownRequest, PhantomData)),

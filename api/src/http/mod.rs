@@ -8,16 +8,19 @@
 //! | `headers` | `Prefer` and `Idempotency-Key`, parsed |
 //! | `auth` | API keys |
 //! | `problem` | every error, and its problem document |
+//! | `later` | answers that take long |
 //! | `observe` | a span and figures for each request |
 
 pub mod auth;
 mod body;
 mod deliveries;
 mod headers;
+mod later;
 mod observe;
 mod operations;
 pub mod problem;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use poem::error::{MethodNotAllowedError, NotFoundError};
@@ -46,7 +49,6 @@ pub struct Limits {
 }
 
 /// What the operations work with.
-#[derive(Clone)]
 pub struct Parts {
     /// Stores requests and waits.
     pub answers: Answers,
@@ -82,8 +84,7 @@ pub fn routes(parts: Parts, health: Route, metrics: Option<Route>) -> impl Endpo
     if let Some(metrics) = metrics {
         routes = routes.nest_no_strip("/metrics", metrics);
     }
-    let Parts { answers, store, keys, limits, guard } = parts;
-    routes.nest("/", service).data(answers).data(store).data(keys).data(limits).data(guard).with(observe::Observe)
+    routes.nest("/", service).data(Arc::new(parts)).with(observe::Observe)
 }
 
 /// The problem document of an error on `path` that did not come as one.

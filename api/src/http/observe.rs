@@ -6,6 +6,7 @@ use poem::{Endpoint, IntoResponse, Middleware, Request, Response};
 use shared::telemetry::continue_trace;
 use tracing::{Instrument, field};
 
+use super::later::rest_of;
 use super::problem_of;
 
 /// Traces and counts.
@@ -29,7 +30,9 @@ impl<E: Endpoint> Endpoint for Observed<E> {
         let path = request.uri().path().to_owned();
         let answer =
             |answered: poem::Result<E::Output>| answered.map_or_else(|error| problem_of(error, &path), IntoResponse::into_response);
-        let Some(route) = route(&path) else { return Ok(answer(self.0.call(request).await)) };
+        // In a box of its own, to be gone before the rest of an answer is waited for.
+        let call = |request| Box::pin(self.0.call(request));
+        let Some(route) = route(&path) else { return Ok(answer(call(request).await)) };
         let method = request.method().as_str().to_owned();
         let span = tracing::info_span!(
             "http.request",
@@ -42,7 +45,10 @@ impl<E: Endpoint> Endpoint for Observed<E> {
         );
         continue_trace(&span, request.headers().get("traceparent").and_then(|value| value.to_str().ok()));
         let started = Instant::now();
-        let response = answer(self.0.call(request).instrument(span.clone()).await);
+        let mut response = answer(call(request).instrument(span.clone()).await);
+        if let Some(rest) = rest_of(&mut response) {
+            response = rest.instrument(span.clone()).await;
+        }
         let status = response.status();
         span.record("http.response.status_code", status.as_u16());
         if status.is_server_error() {

@@ -1,6 +1,7 @@
 //! The two operations of the API, and the webhook that it promises.
 
-use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
 
 use poem::http::HeaderMap;
 use poem::web::Data;
@@ -15,12 +16,13 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Limits;
+use super::Parts;
 use super::auth::Authorized;
 use super::body::Posted;
 use super::headers::{Preferences, idempotency_key};
+use super::later::Later;
 use super::problem::{ApiError, Documented, Fails};
-use crate::answers::{Answers, status_url};
+use crate::answers::{ReadError, status_url};
 
 /// The API.
 pub struct Api;
@@ -117,9 +119,8 @@ impl Api {
         _idempotency_key: Header<Option<String>>,
         headers: &HeaderMap,
         posted: Posted,
-        Data(answers): Data<&Answers>,
-        Data(limits): Data<&Limits>,
-    ) -> Result<PostAnswer, Fails<OnPost>> {
+        Data(parts): Data<&Arc<Parts>>,
+    ) -> Result<Later<PostAnswer>, Fails<OnPost>> {
         let caller = key.with(Scope::Sign)?;
         let arrived = Instant::now() - key.took();
         let preferences = Preferences::of(headers);
@@ -131,21 +132,25 @@ impl Api {
             webhook: posted.webhook,
             traceparent: trace_of(headers),
         };
-        let wait = preferences.wait_or(limits.sync_wait, limits.max_wait);
-        let answered = answers.post(request, arrived, wait).await?;
-        let applied = preferences.applied(limits.max_wait);
-        match answered.status {
-            Status::Signed => Ok(PostAnswer::Signed(Json(SigningRequest { last_error: None, webhook: None, ..answered }), applied)),
-            Status::Pending => {
-                let (location, retry_after) = (status_url(answered.id), retry_after(&answered));
-                let receipt = SigningRequest { last_error: None, webhook: None, ..answered };
-                Ok(PostAnswer::Pending(Json(receipt), location, retry_after, applied))
+        let limits = &parts.limits;
+        let (wait, applied) = (preferences.wait_or(limits.sync_wait, limits.max_wait), preferences.applied(limits.max_wait));
+        let stored = parts.answers.post(request, arrived, wait).await?;
+        let parts = Arc::clone(parts);
+        Ok(Later::new(async move {
+            let answered = parts.answers.outcome(stored).await;
+            match answered.status {
+                Status::Signed => Ok(PostAnswer::Signed(Json(SigningRequest { last_error: None, webhook: None, ..answered }), applied)),
+                Status::Pending => {
+                    let (location, retry_after) = (status_url(answered.id), retry_after(&answered));
+                    let receipt = SigningRequest { last_error: None, webhook: None, ..answered };
+                    Ok(PostAnswer::Pending(Json(receipt), location, retry_after, applied))
+                }
+                Status::Failed => {
+                    let code = answered.last_error.map_or_else(|| "failed".to_owned(), |error| error.code);
+                    Err(ApiError::WillNotBeSigned(code, answered.id))
+                }
             }
-            Status::Failed => {
-                let code = answered.last_error.map_or_else(|| "failed".to_owned(), |error| error.code);
-                Err(Fails(ApiError::WillNotBeSigned(code, answered.id), PhantomData))
-            }
-        }
+        }))
     }
 
     /// State of a request
@@ -161,18 +166,17 @@ impl Api {
         #[oai(name = "Prefer")]
         _prefer: Header<Option<String>>,
         headers: &HeaderMap,
-        Data(answers): Data<&Answers>,
-        Data(limits): Data<&Limits>,
-    ) -> Result<GetAnswer, Fails<OnGet>> {
+        Data(parts): Data<&Arc<Parts>>,
+    ) -> Result<Later<GetAnswer>, Fails<OnGet>> {
         let owner = if key.has(Scope::Admin) { None } else { Some(key.with(Scope::Sign)?.key) };
         let preferences = Preferences { respond_async: false, ..Preferences::of(headers) };
-        let wait = preferences.wait_or(std::time::Duration::ZERO, limits.max_wait);
-        let found = answers.get(id.0, owner, wait).await.map_err(|error| {
-            tracing::warn!(%error, cause = ?std::error::Error::source(&error), "can't read a request");
-            ApiError::Unavailable
-        })?;
-        let request = found.ok_or(ApiError::UnknownRequest)?;
-        Ok(GetAnswer::State(Json(request), preferences.applied(limits.max_wait)))
+        let (wait, applied) = (preferences.wait_or(Duration::ZERO, parts.limits.max_wait), preferences.applied(parts.limits.max_wait));
+        let found = parts.answers.get(id.0, owner, wait).await.map_err(unreadable)?.ok_or(ApiError::UnknownRequest)?;
+        let parts = Arc::clone(parts);
+        Ok(Later::new(async move {
+            let request = parts.answers.state(found).await.map_err(unreadable)?.ok_or(ApiError::UnknownRequest)?;
+            Ok(GetAnswer::State(Json(request), applied))
+        }))
     }
 }
 
@@ -197,6 +201,12 @@ pub trait Outgoing {
         signature: Header<String>,
         event: Json<WebhookEvent>,
     );
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a function of the error")]
+fn unreadable(error: ReadError) -> ApiError {
+    tracing::warn!(%error, cause = ?std::error::Error::source(&error), "can't read a request");
+    ApiError::Unavailable
 }
 
 /// The idempotency key of a request: the field and the header mean the same, and must not differ.
