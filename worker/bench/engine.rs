@@ -28,7 +28,7 @@ struct Settings {
     #[arg(long, env, default_value = "sign")]
     worker_queues: Queues,
     /// Jobs at the same time; the worker's own bound on sign jobs by default.
-    #[arg(long, env, default_value_t = 256)]
+    #[arg(long, env, default_value_t = 1024)]
     permits: usize,
     /// The budget of calls; each takes a slot.
     #[arg(long, env, default_value = "4096/100ms")]

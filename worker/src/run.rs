@@ -6,7 +6,7 @@ use std::time::Duration;
 use poem::listener::{Acceptor, Listener, TcpListener};
 use shared::store::{Audience, Hint, JobKind, Store};
 use shared::{operations, shutdown, telemetry, tls};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,8 +23,12 @@ use crate::webhook::delivery::Sender;
 use crate::webhook::queue::WebhookQueue;
 use crate::webhook::seats::{Limits, Seats};
 
-/// More sign jobs at the same time than this would say more about the settings than about the upstream.
-const MOST_SIGN_PERMITS: u16 = 256;
+/// More calls of the upstream at the same time than this would say more about the settings than about the upstream.
+const MOST_SIGN_CALLS: u16 = 256;
+
+/// Sign jobs that are leased for each call that may be made at the same time: one calls, and the others are being claimed, wait for their
+/// turn, or are being written. Where the calls are short, what claims and writes cost is shared by so many more.
+const SIGN_JOBS_PER_CALL: usize = 4;
 
 /// A receiver that is down for less than this has not failed for as long as its webhooks are tried, however short their schedule is.
 const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
@@ -113,15 +117,18 @@ fn start_queues(
     tasks.spawn(maintenance::run(store.clone(), ages, Arc::clone(&finisher), stop.clone()));
     let pace = Pace { permits: 1, poll: settings.poll_interval, grace: settings.shutdown_grace };
     if let Some(upstream) = upstream {
+        let calls = settings.upstream.upstream_rate.calls().min(MOST_SIGN_CALLS).into();
         let queue = SignQueue {
             store: store.clone(),
+            calls: Semaphore::new(calls),
+            stop: stop.clone(),
             upstream,
             rate: settings.upstream.upstream_rate,
             retryable: settings.upstream.upstream_retryable_statuses.clone(),
             policy,
             finisher,
         };
-        let permits = settings.upstream.upstream_rate.calls().min(MOST_SIGN_PERMITS).into();
+        let permits = calls * SIGN_JOBS_PER_CALL;
         tasks.spawn(driver::run(Arc::new(queue), Pace { permits, ..pace }, Arc::clone(&sign_wake), stop.clone()));
     }
     if settings.worker_queues.webhook {

@@ -7,6 +7,7 @@ use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use shared::units::Rate;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
 
@@ -25,6 +26,10 @@ pub struct SignQueue {
     pub store: Store,
     /// Who signs.
     pub upstream: Upstream,
+    /// How many calls may be made at the same time.
+    pub calls: Semaphore,
+    /// Told to stop: what has not begun is given back.
+    pub stop: CancellationToken,
     /// How often.
     pub rate: Rate,
     /// Which statuses are tried again.
@@ -72,8 +77,13 @@ impl SignQueue {
         if self.policy.is_overdue(&job) {
             return SignFinish::past_deadline(job.lease, digest);
         }
-        // A process that was stopped after its claim may wake up when its slot is somebody else's: a call that can't end within the
-        // lease is not begun.
+        let call = tokio::select! {
+            biased;
+            Ok(call) = self.calls.acquire() => call,
+            () = self.stop.cancelled() => return unsent(job, Ending::Released, Some("stopped")),
+        };
+        // What waited long for its turn, or was claimed by a process that then stood still, may have a slot that is somebody else's by the
+        // time it ends: a call that can't end within the lease is not begun.
         if job.lease.left() < self.upstream.timeout() {
             return unsent(job, Ending::Released, Some("late"));
         }
@@ -83,6 +93,7 @@ impl SignQueue {
                 return SignFinish { called: true, ..unsent(job, Ending::Released, Some("stopped")) };
             }
         };
+        drop(call);
         let verdict = judge(reply, &self.retryable);
         let (ending, upstream) = self.policy.decide(&job, verdict.outcome, &mut rand::rng());
         report(&ending, verdict.status, verdict.error);

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use shared::store::webhook_claim::{ReceiverId, Standing, Wanted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Jobs that are seated for each call that may be made at the same time: one calls, one is being claimed, one is being written.
-const SEATS_PER_CALL: usize = 3;
+/// Jobs that are seated for each call that may be made at the same time: one calls, and the others are being claimed, wait for their turn,
+/// or are being written.
+const SEATS_PER_CALL: usize = 8;
 
 /// How many calls may be made at the same time.
 #[derive(Clone, Copy, Debug)]
@@ -187,7 +188,7 @@ mod tests {
         let mut wanted = seats.wanted(5);
         wanted.held.sort_by_key(|(_, jobs)| *jobs);
         assert_eq!(wanted.held, [(id(2), 1), (id(1), 2)]);
-        assert_eq!((wanted.per_receiver, wanted.newcomers, wanted.troubled), (6, 0, 0));
+        assert_eq!((wanted.per_receiver, wanted.newcomers, wanted.troubled), (u32::try_from(2 * SEATS_PER_CALL).unwrap(), 0, 0));
         drop(taken);
         let wanted = seats.wanted(5);
         assert!(wanted.held.is_empty() && (wanted.newcomers, wanted.troubled) == (1, 1));

@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 
 /// Of every peer's throughput.
 const TIMES_PEERS: f64 = 1.5;
+/// Webhook jobs that a worker with its defaults has at a time.
+const WEBHOOK_PERMITS: &str = "512";
 /// The longest one measurement may take.
 pub(super) const PATIENCE: Duration = Duration::from_mins(10);
 /// Of the jobs of a measurement, so many are enough to try a setting.
@@ -128,7 +130,7 @@ pub(super) fn configured(world: &World, program: &Program, database: &Database) 
 async fn ours_webhooks(world: &World, program: &Program) -> Result<f64> {
     let database = world.fresh().await?;
     fill(&database, &world.progress, Rows::Undelivered { url: "http://localhost/" }, world.plan.jobs.into(), "engine ").await?;
-    let program = configured(world, program, &database).set("WORKER_QUEUES", "webhook").set("PERMITS", "64");
+    let program = configured(world, program, &database).set("WORKER_QUEUES", "webhook").set("PERMITS", WEBHOOK_PERMITS);
     let mut engines = vec![program.start(&[]).await?];
     let time = timed(&mut engines, async || database.until_none(PATIENCE, UNDELIVERED).await).await?;
     stop(engines).await?;
