@@ -153,6 +153,27 @@ async fn a_worker_that_is_told_to_stop_finishes_what_is_in_flight_and_exits_with
 }
 
 #[tokio::test]
+async fn a_worker_that_is_told_to_stop_gives_back_at_once_what_waits_for_its_turn() {
+    let slow = Duration::from_secs(5);
+    let upstream = SimulatorOptions { latency: slow..=slow, ..SimulatorOptions::reliable() };
+    let mut world = World::with(Options { upstream, worker: env(&[("UPSTREAM_RATE", "1000/1s")]), ..Options::default() }).await;
+    let posts = (0..300).map(|n| world.post(&json!({ "message": format!("turn {n}") })).header("Prefer", "respond-async").send());
+    futures_util::future::join_all(posts).await;
+    until("all are leased", async || world.number("select count(*) from jobs where lease_token is not null").await == 300).await;
+    until("as many calls as may be have arrived", async || world.upstream.audit().sign_calls == 256).await;
+    world.worker.signal(Signal::Term).unwrap();
+    until("those without a call are given back", async || {
+        world.number("select count(*) from jobs where state = 'pending' and lease_token is null").await == 44
+    })
+    .await;
+    assert_eq!(world.number("select count(*) from jobs where state = 'succeeded'").await, 0, "the calls are still under way");
+    assert_eq!(world.worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", world.worker.log());
+    assert_eq!(world.upstream.audit().sign_calls, 256);
+    assert_eq!(world.number("select count(*) from jobs where state = 'succeeded'").await, 256, "no call was wasted");
+    assert_eq!(world.number("select count(*) from jobs where state = 'pending' and attempt = excused and lease_token is null").await, 44);
+}
+
+#[tokio::test]
 async fn a_worker_that_cannot_finish_in_its_grace_gives_the_job_back_without_burning_an_attempt() {
     let mut world = World::with(Options { worker: env(&[("SHUTDOWN_GRACE", "200ms")]), ..Options::default() }).await;
     world.fault(FaultKind::Hang, When::Always).await;
