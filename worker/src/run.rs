@@ -136,6 +136,7 @@ fn start_queues(
         let limits = Limits { calls, per_receiver: settings.webhook.webhook_receiver_concurrency.into() };
         let queue = WebhookQueue {
             store: store.clone(),
+            stop: stop.clone(),
             sender: Sender::new(&settings.webhook)?,
             seats: Seats::new(limits),
             schedule: settings.webhook.webhook_retry_schedule.clone(),

@@ -26,6 +26,8 @@ pub struct WebhookQueue {
     pub sender: Sender,
     /// Who may send now.
     pub seats: Seats,
+    /// Told to stop: what has not begun is given back.
+    pub stop: CancellationToken,
     /// When a delivery is tried again.
     pub schedule: Schedule,
     /// Where outcomes go.
@@ -102,7 +104,11 @@ impl Queue for WebhookQueue {
 impl WebhookQueue {
     async fn attempt(&self, job: WebhookJob, seat: &Seat, give_up: CancellationToken) -> WebhookFinish {
         let sending = async {
-            let _call = seat.call().await;
+            let _call = tokio::select! {
+                biased;
+                call = seat.call() => call,
+                () = self.stop.cancelled() => return None,
+            };
             // What waited for so long that somebody else could take the job before the delivery ends is given back.
             if job.lease.left() < self.sender.timeout() + MARGIN / 2 {
                 return None;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use devkit::processes::Signal;
 use devkit::receiver::{Behaviour, Misbehaviour, Receiver, ReceiverOptions};
 use devkit::upstream::SimulatorOptions;
 use shared::contract::{DeliveryOutcome, WebhookStatus};
@@ -52,6 +53,32 @@ async fn a_receiver_that_crashes_before_it_answers_gets_the_webhook_again_with_t
     world.post(["crash".to_owned()]).await;
     let all = world.receiver.wait_for(PATIENCE, |all| all.len() >= 2).await.unwrap();
     assert!(all.iter().all(|delivery| delivery.verified && delivery.webhook_id == all[0].webhook_id));
+}
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_stop_gives_back_webhooks_that_wait_for_their_turn() {
+    let world = reliable().await;
+    let mut first = world.worker(&[("WEBHOOK_CONCURRENCY", "1"), ("SHUTDOWN_GRACE", "20s")]);
+    world.signed("known").await;
+    world.receiver.set_behaviour(latency(2_000));
+    let ids = world.post_to((0..4).map(|_| ("known".to_owned(), world.receiver.url("/turn")))).await;
+    until("all are leased", async || {
+        let mut leased = 0;
+        for id in &ids {
+            leased += world.log(*id).await.deliveries.len();
+        }
+        leased == 4
+    })
+    .await;
+    first.signal(Signal::Term).unwrap();
+    assert_eq!(first.wait_exit(PATIENCE).await.unwrap().code(), Some(0));
+    assert_eq!(world.receiver.count(|delivery| delivery.path == "/turn"), 1, "the one that was under way, and no other");
+    world.receiver.set_behaviour(latency(0));
+    let _second = world.worker(&[]);
+    for id in ids {
+        until("it is delivered", async || world.log(id).await.webhook.unwrap().status == WebhookStatus::Delivered).await;
+    }
+    assert_eq!(world.receiver.count(|delivery| delivery.path == "/turn"), 4, "each once");
 }
 
 #[tokio::test]
