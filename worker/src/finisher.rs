@@ -42,8 +42,12 @@ pub struct Finisher<O: Outcome> {
     batches: Batcher<O, Option<Finished>, StoreError>,
 }
 
-/// Most outcomes in one transaction, and most that wait for one: more are never in flight.
-const LARGEST: usize = 256;
+/// Most outcomes in one transaction, transactions at a time, and most outcomes that wait for one: more are never in flight.
+///
+/// Two at a time, so that one is being worked on by Postgres while the other is being forced to the disk or put together here. They are about
+/// different jobs, so that they wait for each other only where both tell of the same message.
+const LARGEST: usize = 512;
+const AT_ONCE: usize = 2;
 const WAITING: usize = 8192;
 
 /// The longest a write may take; beyond, the connection is taken for dead.
@@ -57,7 +61,7 @@ impl<O: Outcome> Finisher<O> {
     /// Starts the task that writes.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        let batches = Batcher::spawn(LARGEST, WAITING, 1, move |outcomes: Vec<O>| {
+        let batches = Batcher::spawn(LARGEST, WAITING, AT_ONCE, move |outcomes: Vec<O>| {
             let store = store.clone();
             async move { Ok(write_all(&store, outcomes).await) }
         });

@@ -118,7 +118,13 @@ impl World {
 
     /// Starts an api, and returns when it is ready.
     pub(super) async fn api(&self, database: &Database) -> Result<Service> {
-        let fixed = [("BOOTSTRAP_API_KEY", API_KEY), ("BOOTSTRAP_WEBHOOK_SECRET", WEBHOOK_SECRET), ("MAX_WAITERS", "10000")];
+        // No bound that a workload is not about.
+        let fixed = [
+            ("BOOTSTRAP_API_KEY", API_KEY),
+            ("BOOTSTRAP_WEBHOOK_SECRET", WEBHOOK_SECRET),
+            ("MAX_WAITERS", "10000"),
+            ("MAX_PENDING", "1000000000"),
+        ];
         self.service("api", "API_LISTEN", database, &fixed).await
     }
 

@@ -32,12 +32,20 @@ impl Store {
         let rows = sqlx::query_as!(
             Row,
             r#"-- deliveries.list
+            with webhook as materialized (
+                select * from jobs where request_id = $1 and kind = 'webhook'
+            )
             select
-                a.number, a.started_at, a.duration_ms, a.outcome, a.status, a.error, a.response,
-                (a.number = w.attempt and w.lease_token is not null and w.next_run_at > now()) as "in_flight!"
-            from jobs w join attempts a on a.job_id = w.id
-            where w.request_id = $1 and w.kind = 'webhook' and a.outcome is distinct from 'released'
-            order by a.number desc limit $2"#,
+                number as "number!", started_at as "started_at!", duration_ms, outcome, status, error, response, in_flight as "in_flight!"
+            from (
+                select a.number, a.started_at, a.duration_ms, a.outcome, a.status, a.error, a.response, false as in_flight
+                from webhook w join attempts a on a.job_id = w.id
+                where a.outcome is distinct from 'released'
+                union all
+                select attempt, leased_at, null, null, null, null, null, leased_until > now()
+                from webhook where lease_token is not null
+            ) a
+            order by number desc limit $2"#,
             id,
             i64::from(KEPT_ATTEMPTS),
         )
@@ -81,6 +89,7 @@ impl Store {
                 set state = 'pending', failure = null, finished_at = null, next_run_at = now(),
                     -- The tries so far do not count any more.
                     excused = case when state = 'pending' then excused else attempt end,
+                    lane = case when state = 'pending' then lane else 0 end,
                     receiver = coalesce(jobs.receiver, receiver_of(r.api_key_id, r.webhook_url))
                 from requests r
                 where r.id = $1 and request_id = r.id and kind = 'webhook'

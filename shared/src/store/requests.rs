@@ -45,9 +45,10 @@ impl Store {
                 last.error as "last_error?", last.status as "last_status?", last.finished_at as "last_at?",
                 w.state::text as "webhook_state?", w.attempt - w.excused as "webhook_attempts?",
                 case when w.state = 'pending' then greatest(w.next_run_at, now()) end as "webhook_next_at?",
-                told.status as "webhook_status?", told.started_at as "webhook_at?",
+                case when w.lease_token is null then told.status end as "webhook_status?",
+                case when w.lease_token is null then told.started_at else w.leased_at end as "webhook_at?",
                 u.breaker_at as "breaker_at?",
-                j.lane, j.id as job_id, j.next_run_at as due_at, j.lease_token is not null and j.next_run_at > now() as "in_flight!",
+                j.lane, j.id as job_id, j.next_run_at as due_at, j.lease_token is not null and j.leased_until > now() as "in_flight!",
                 now() as "now!"
             -- One step of an index for each, whatever the planner believes about the sizes.
             from unnest($1::uuid[]) as asked (id)
@@ -55,13 +56,17 @@ impl Store {
             cross join lateral (select * from jobs where jobs.id = r.sign_job_id limit 1) j
             cross join lateral (select * from messages where messages.digest = j.message_digest limit 1) m
             left join lateral (
-                select a.status,
-                    -- Open, and nobody works on it any more: the worker died, or could not write.
-                    case when a.finished_at is null then 'outcome-unknown' else a.error end as error,
-                    coalesce(a.finished_at, case when a.number = j.attempt then j.next_run_at else a.started_at end) as finished_at
-                from attempts a
-                where a.job_id = j.id
-                    and (a.error is not null or a.finished_at is null and (a.number < j.attempt or j.next_run_at <= now()))
+                select a.status, a.error, a.finished_at
+                from (
+                    -- A lease that ran out, and an attempt whose lease did: the worker died, or could not write.
+                    select null as status, 'outcome-unknown' as error, j.leased_until as finished_at, j.attempt as number
+                    where j.lease_token is not null and j.leased_until <= now()
+                    union all
+                    (select status, coalesce(error, 'outcome-unknown'), coalesce(finished_at, started_at), number
+                    from attempts
+                    where job_id = j.id and (error is not null or finished_at is null)
+                    order by number desc limit 1)
+                ) a
                 order by a.number desc limit 1
             ) last on true
             left join lateral (select * from jobs where jobs.request_id = r.id and jobs.kind = 'webhook' limit 1) w on true
@@ -85,12 +90,12 @@ impl Store {
             r#"-- requests.forecast
             with fresh as (
                 select next_run_at, id, row_number() over (order by next_run_at, id) as place from jobs
-                where kind = 'sign' and state = 'pending' and lane = 0
+                where kind = 'sign' and state = 'pending' and lane = 0 and (lease_token is null or leased_until <= now())
                 order by next_run_at, id limit $1
             ),
             retries as (
                 select next_run_at, id, row_number() over (order by next_run_at, id) as place from jobs
-                where kind = 'sign' and state = 'pending' and lane = 1
+                where kind = 'sign' and state = 'pending' and lane = 1 and (lease_token is null or leased_until <= now())
                 order by next_run_at, id limit $1
             )
             select 0 as "lane!", next_run_at as "at!", id as "id!", place as "place!" from fresh

@@ -8,14 +8,15 @@
 //! 2. `fresh`, `retries`: the first due jobs of either lane, locked. `skip locked` passes over what another worker is taking at
 //!    this moment. The lock is `for no key update`, not the plain `for update`: it is the weakest that keeps two claims apart, and no check of
 //!    a foreign key makes it pass over a job.
-//!    An expired lease is nothing special: while leased, `next_run_at` is the end of the lease.
+//!    A lease that ran out is as good as none. What is leased stays in its place in the index: the claim steps over it.
 //! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: who finds no job locks no slot, so slots are never
 //!    held by somebody who can't use them.
 //! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry that has been due for five windows:
 //!    [`policy`](crate::policy) says why, has the two constants, and makes the same choice in Rust, which a test compares with this one.
 //! 5. `probe`: an open breaker lets one worker through; `update` rechecks its condition after waiting, so it is one even if two race.
-//! 6. `leased`, `spent`, `opened`: the lease with its fencing token, the slot taken until the lease has ended and a window has passed,
-//!    and the attempt, opened before the call is made, so that a crash leaves a trace.
+//! 6. `leased`, `spent`: the lease with its fencing token, before the call is made, so that a crash leaves a trace; and the slot taken until
+//!    the lease has ended and a window has passed.
+//! 7. `lost`: the attempt under a lease that ran out. Nobody knows how it ended.
 //!
 //! All of it is committed before any work starts. Killed before the commit, nothing happened; after it, the lease expires by itself,
 //! and the slot with it, a window later.
@@ -74,15 +75,17 @@ impl Store {
                 where exists (select from gate)
             ),
             fresh as materialized (
-                select id, next_run_at from jobs
+                select id, next_run_at, case when lease_token is not null then leased_at end as lost_since from jobs
                 where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at <= now()
+                    and (lease_token is null or leased_until <= now())
                 order by next_run_at, id
                 limit (select n from room)
                 for no key update skip locked
             ),
             retries as materialized (
-                select id, next_run_at from jobs
+                select id, next_run_at, case when lease_token is not null then leased_at end as lost_since from jobs
                 where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at <= now()
+                    and (lease_token is null or leased_until <= now())
                 order by next_run_at, id
                 limit (select n from room)
                 for no key update skip locked
@@ -97,9 +100,9 @@ impl Store {
                 for update skip locked
             ),
             picked as materialized (
-                select id, row_number() over () as seat
+                select id, lost_since, row_number() over () as seat
                 from (
-                    (select id from retries order by next_run_at, id limit greatest(
+                    (select id, lost_since from retries order by next_run_at, id limit greatest(
                         least(
                             (select count(*) from slots where (slot + uses) % $4::int = 0),
                             (select count(*) from retries, gate where next_run_at <= now() - $5::int * window_length)
@@ -107,7 +110,7 @@ impl Store {
                         (select count(*) from slots) - (select count(*) from fresh)
                     ))
                     union all
-                    (select id from fresh order by next_run_at, id)
+                    (select id, lost_since from fresh order by next_run_at, id)
                 ) due
                 limit (select count(*) from slots)
             ),
@@ -117,17 +120,19 @@ impl Store {
                 returning only_row
             ),
             paired as (
-                select picked.id, taken.slot
+                select picked.id, picked.lost_since, taken.slot
                 from picked
                 join (select slot, row_number() over (order by slot) as seat from slots) taken using (seat)
                 where not (select probing from gate) or exists (select from probe)
             ),
             leased as (
                 update jobs
-                set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + make_interval(secs => $2)
+                set attempt = attempt + 1, lease_token = gen_random_uuid(), leased_at = now(),
+                    leased_until = now() + make_interval(secs => $2),
+                    lane = case when paired.lost_since is null then jobs.lane else 1 end
                 from paired
                 where jobs.id = paired.id
-                returning jobs.*, paired.slot
+                returning jobs.*, paired.slot, paired.lost_since
             ),
             spent as (
                 update upstream_slots
@@ -136,8 +141,11 @@ impl Store {
                 from leased
                 where upstream_slots.slot = leased.slot
             ),
-            opened as (
-                insert into attempts (job_id, number) select id, attempt from leased
+            lost as (
+                insert into attempts (job_id, number, started_at)
+                select id, attempt - 1, lost_since from leased where lost_since is not null
+                -- A worker of the version before wrote it when it began.
+                on conflict (job_id, number) do nothing
             ),
             -- Who got something asks again anyway.
             hint as (
@@ -147,9 +155,11 @@ impl Store {
                     (select greatest(paused_until, probe_at) from upstream)
                 ) - now())::float8 end as next_in
                 from (select case when not exists (select from leased) then least(
-                    (select next_run_at from jobs where kind = 'sign' and state = 'pending' and lane = 0
+                    (select next_run_at from jobs
+                        where kind = 'sign' and state = 'pending' and lane = 0 and (lease_token is null or leased_until <= now())
                         order by next_run_at, id limit 1),
-                    (select next_run_at from jobs where kind = 'sign' and state = 'pending' and lane = 1
+                    (select next_run_at from jobs
+                        where kind = 'sign' and state = 'pending' and lane = 1 and (lease_token is null or leased_until <= now())
                         order by next_run_at, id limit 1)
                 ) end as due_at) first
             )
@@ -212,21 +222,24 @@ impl Store {
         let rows = sqlx::query!(
             r#"-- sign.claim_overdue
             with overdue as materialized (
-                select id from jobs
+                select id, case when lease_token is not null then leased_at end as lost_since from jobs
                 where kind = 'sign' and state = 'pending' and created_at < now() - make_interval(secs => $1)
-                    and (lease_token is null or next_run_at <= now())
+                    and (lease_token is null or leased_until <= now())
                 limit $2
                 for no key update skip locked
             ),
             leased as (
                 update jobs
-                set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + make_interval(secs => $3)
+                set attempt = attempt + 1, lease_token = gen_random_uuid(), leased_at = now(),
+                    leased_until = now() + make_interval(secs => $3), next_run_at = least(next_run_at, now())
                 from overdue
                 where jobs.id = overdue.id
-                returning jobs.id, jobs.attempt, jobs.lease_token, jobs.message_digest
+                returning jobs.id, jobs.attempt, jobs.lease_token, jobs.message_digest, overdue.lost_since
             ),
-            opened as (
-                insert into attempts (job_id, number) select id, attempt from leased
+            lost as (
+                insert into attempts (job_id, number, started_at)
+                select id, attempt - 1, lost_since from leased where lost_since is not null
+                on conflict (job_id, number) do nothing
             )
             select id, lease_token as "lease_token!", message_digest as "message_digest!" from leased"#,
             seconds(deadline),

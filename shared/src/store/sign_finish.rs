@@ -1,4 +1,4 @@
-//! Giving sign jobs back with their outcome, in one transaction: the fenced update, the attempt closed, the signature stored, a webhook
+//! Giving sign jobs back with their outcome, in one transaction: the fenced update, the attempt, the signature stored, a webhook
 //! job for each request that waits, the slot released, and one notification.
 //!
 //! `offset 0` leaves the planner no way but one step of an index per row: see `plans.rs` among the tests.
@@ -129,6 +129,7 @@ impl Store {
                 update jobs j
                 set state = o.state::job_state,
                     lease_token = null,
+                    lane = case when o.verdict = 'try_again' then 1 else j.lane end,
                     -- An attempt that does not count: back to where it was, unless there was an answer. What looks like an absence of the
                     -- upstream may be about this message after all, and must not be the next probe again.
                     next_run_at = case
@@ -141,13 +142,11 @@ impl Store {
                     finished_at = case when o.state <> 'pending' then now() end
                 from outcome o
                 where j.id = o.job and j.lease_token = o.token
-                returning j.id, j.attempt, j.message_digest, j.state, o.ord, o.signature, o.verdict, o.status, o.error
+                returning j.id, j.attempt, j.leased_at, j.message_digest, j.state, o.ord, o.signature, o.verdict, o.status, o.error
             ),
-            closed as (
-                update attempts a
-                set finished_at = now(), outcome = e.verdict, status = e.status, error = e.error
-                from ended e
-                where a.job_id = e.id and a.number = e.attempt
+            attempted as (
+                insert into attempts (job_id, number, started_at, finished_at, outcome, status, error)
+                select id, attempt, leased_at, now(), verdict, status, error from ended
             ),
             signed as (
                 update messages m
@@ -162,12 +161,14 @@ impl Store {
                 from outcome o
                 where s.slot = o.slot and s.lease_token = o.token
             ),
+            answered as materialized (
+                select r.id, r.traceparent, r.webhook_url is not null as wants_a_webhook
+                from ended e cross join lateral (select * from requests r where r.sign_job_id = e.id offset 0) r
+                where e.state <> 'pending'
+            ),
             outbox as (
                 insert into jobs (kind, request_id, traceparent)
-                select 'webhook', r.id, r.traceparent
-                from ended e cross join lateral (select * from requests r where r.sign_job_id = e.id offset 0) r
-                where e.state <> 'pending' and r.webhook_url is not null
-                order by r.id
+                select 'webhook', id, traceparent from answered where wants_a_webhook order by id
                 returning id
             ),
             -- One that nobody holds at this moment; each session begins at its own.
@@ -180,10 +181,7 @@ impl Store {
             ),
             counted as (
                 update pending_requests
-                set requests = requests - (
-                    select count(*) from ended e cross join lateral (select from requests r where r.sign_job_id = e.id offset 0) r
-                    where e.state <> 'pending'
-                )
+                set requests = requests - (select count(*) from answered)
                 where shard = (select shard from shard) and exists (select from ended where state <> 'pending')
             ),
             told as (

@@ -261,13 +261,11 @@ async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
             returning only_row
         ),
         claimed as (
-            select j.lease_token, a.started_at
-            from jobs j join attempts a on a.job_id = j.id and a.number = j.attempt
-            where j.kind = 'sign' and j.state = 'pending' and j.lease_token is not null
+            select lease_token, leased_at from jobs where kind = 'sign' and state = 'pending' and lease_token is not null
         )
         update upstream_slots s
         set free_at = greatest(s.free_at, now() + coalesce(
-            (select s.free_at - c.started_at from claimed c where c.lease_token = s.lease_token), s.window_length * $1::float8
+            (select s.free_at - c.leased_at from claimed c where c.lease_token = s.lease_token), s.window_length * $1::float8
         ))
         where exists (select from taken_over) and s.free_at > '-infinity'",
         CLOCKS_DRIFT,

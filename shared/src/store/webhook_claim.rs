@@ -14,8 +14,8 @@
 //! 4. `due`: the same number of jobs from each, first due first, locked. `skip locked` passes over what another worker is taking.
 //! 5. `probes`: a failing receiver lets one worker through; `on conflict` rechecks its condition after waiting, so it is one even if two
 //!    race. Jobs first, then probes: who finds no job takes no probe.
-//! 6. `leased`, `opened`, `pruned`: the lease with its fencing token, and the entry in the delivery log, opened before the delivery is
-//!    made, so that a crash leaves a trace; the oldest entries of a job that has very many go.
+//! 6. `leased`, `lost`, `pruned`: the lease with its fencing token, before the delivery is made, so that a crash leaves a trace; the entry in
+//!    the delivery log for a lease that ran out; the oldest entries of a job that has very many go.
 //!
 //! All of it is committed before anything is sent. Killed before the commit, nothing happened; after it, the lease expires by itself, and
 //! the probe with it.
@@ -143,7 +143,7 @@ impl Store {
             with recursive walk as (
                 (
                     select receiver, next_run_at, 1 as step from jobs
-                    where kind = 'webhook' and state = 'pending' and receiver > $1
+                    where kind = 'webhook' and state = 'pending' and receiver > $1 and (lease_token is null or leased_until <= now())
                     order by receiver, next_run_at limit 1
                 )
                 union all
@@ -151,6 +151,7 @@ impl Store {
                 from walk cross join lateral (
                     select j.receiver, j.next_run_at from jobs j
                     where j.kind = 'webhook' and j.state = 'pending' and j.receiver > walk.receiver
+                        and (j.lease_token is null or j.leased_until <= now())
                     order by j.receiver, j.next_run_at limit 1
                 ) next
                 where walk.step < $2
@@ -179,10 +180,11 @@ impl Store {
                 order by receiver limit $7
             ),
             due as materialized (
-                select j.id, chosen.receiver, chosen.failures, chosen.standing
+                select j.id, j.lost_since, chosen.receiver, chosen.failures, chosen.standing
                 from chosen cross join lateral (
-                    select id from jobs
+                    select id, case when lease_token is not null then leased_at end as lost_since from jobs
                     where kind = 'webhook' and state = 'pending' and receiver = chosen.receiver and next_run_at <= now()
+                        and (lease_token is null or leased_until <= now())
                     order by next_run_at, id
                     limit least(chosen.room, greatest($7 / (select count(*) from chosen), 1))
                     for no key update skip locked
@@ -201,13 +203,17 @@ impl Store {
             ),
             leased as (
                 update jobs
-                set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + make_interval(secs => $8)
+                set attempt = attempt + 1, lease_token = gen_random_uuid(), leased_at = now(),
+                    leased_until = now() + make_interval(secs => $8)
                 from due
                 where jobs.id = due.id and (due.failures = 0 or due.receiver in (select receiver from probes))
-                returning jobs.*, due.failures, due.standing
+                returning jobs.*, due.failures, due.standing, due.lost_since
             ),
-            opened as (
-                insert into attempts (job_id, number) select id, attempt from leased
+            lost as (
+                insert into attempts (job_id, number, started_at)
+                select id, attempt - 1, lost_since from leased where lost_since is not null
+                -- A worker of the version before wrote it when it began.
+                on conflict (job_id, number) do nothing
             ),
             pruned as (
                 delete from attempts a using leased l where l.attempt > $9 and a.job_id = l.id and a.number <= l.attempt - $9

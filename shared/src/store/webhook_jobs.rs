@@ -1,4 +1,4 @@
-//! Giving webhook jobs back with their outcome, in one statement: the fenced update, the entry of the delivery log closed, and what the
+//! Giving webhook jobs back with their outcome, in one statement: the fenced update, the entry of the delivery log, and what the
 //! delivery says about its receiver. And what nobody waits for: ends and clean-ups.
 
 use std::time::Duration;
@@ -91,14 +91,11 @@ impl Store {
                     finished_at = case when o.state <> 'pending' then now() end
                 from outcome o
                 where j.id = o.job and j.lease_token = o.token
-                returning j.id, j.attempt, j.receiver, o.*
+                returning j.id, j.attempt, j.leased_at, j.receiver, o.*
             ),
-            closed as (
-                update attempts a
-                set finished_at = now(), outcome = e.verdict, status = e.status, error = e.error, duration_ms = e.duration_ms,
-                    response = e.response
-                from ended e
-                where a.job_id = e.id and a.number = e.attempt
+            attempted as (
+                insert into attempts (job_id, number, started_at, finished_at, outcome, status, error, duration_ms, response)
+                select id, attempt, leased_at, now(), verdict, status, error, duration_ms, response from ended
             ),
             -- One that works makes up for others of this group that did not. Otherwise: fails, with the pause; or nothing was learned.
             news as materialized (
@@ -165,6 +162,7 @@ impl Store {
                 cross join lateral (
                     select id from jobs
                     where kind = 'webhook' and state = 'pending' and receiver = r.receiver and next_run_at < now() - make_interval(secs => $1)
+                        and (lease_token is null or leased_until <= now())
                     order by next_run_at, id
                     limit $2
                     for no key update skip locked

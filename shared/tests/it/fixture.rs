@@ -40,6 +40,13 @@ fn connect(url: &str) -> Store {
     Store::connect_lazily(&settings.database).unwrap()
 }
 
+async fn new_database() -> String {
+    let cluster = devkit::postgres::shared_cluster().await.unwrap();
+    let database = format!("t{}", Uuid::now_v7().simple());
+    cluster.create_database(&database).await.unwrap();
+    cluster.url(&database)
+}
+
 impl Fixture {
     /// A migrated database with one API key, and ten calls a minute.
     pub(crate) async fn new() -> Self {
@@ -49,10 +56,23 @@ impl Fixture {
     }
 
     pub(crate) async fn without_rate() -> Self {
-        let cluster = devkit::postgres::shared_cluster().await.unwrap();
-        let database = format!("t{}", Uuid::now_v7().simple());
-        cluster.create_database(&database).await.unwrap();
-        let url = cluster.url(&database);
+        Self::in_database(new_database().await).await
+    }
+
+    /// A database that was migrated up to this version, and in which `old` happened, before it was migrated to the newest.
+    pub(crate) async fn upgraded(from: i64, old: &[&str]) -> Self {
+        let url = new_database().await;
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        sqlx::migrate!("../migrations").run_to(from, &mut connection).await.unwrap();
+        for sql in old {
+            sqlx::raw_sql(AssertSqlSafe(*sql)).execute(&mut connection).await.unwrap();
+        }
+        let fixture = Self::in_database(url).await;
+        fixture.agree("10/60s").await;
+        fixture
+    }
+
+    async fn in_database(url: String) -> Self {
         let store = connect(&url);
         store.migrate().await.unwrap();
         let key = new_key(&store, "test").await;
@@ -81,6 +101,12 @@ impl Fixture {
     pub(crate) async fn run(&self, sql: &str) {
         let mut connection = self.connection().await;
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    }
+
+    /// Runs a statement that Postgres refuses, and gives its reason.
+    pub(crate) async fn refused(&self, sql: &str) -> String {
+        let mut connection = self.connection().await;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap_err().to_string()
     }
 
     /// The number that a query gives.

@@ -13,5 +13,6 @@ mod policy;
 mod retention;
 mod sign;
 mod slots;
+mod upgrade;
 mod upstream;
 mod webhook;

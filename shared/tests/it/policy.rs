@@ -78,8 +78,8 @@ impl State {
             .await
             .unwrap();
         let ids = sqlx::query(
-            "insert into jobs (kind, message_digest, next_run_at, attempt)
-            select 'sign', digest, now() - make_interval(secs => due), retry::int
+            "insert into jobs (kind, message_digest, next_run_at, attempt, lane)
+            select 'sign', digest, now() - make_interval(secs => due), retry::int, retry::int
             from unnest($1::bytea[], $2::int[], $3::bool[]) with ordinality as j (digest, due, retry, ord) order by ord
             returning id",
         )

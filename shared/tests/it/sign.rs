@@ -9,7 +9,7 @@ use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 use crate::fixture::{Fixture, LEASE, finish};
 
 /// Every lease has run out.
-const EXPIRE: &str = "update jobs set next_run_at = now() - interval '1 s' where lease_token is not null";
+const EXPIRE: &str = "update jobs set leased_until = now() - interval '1 s' where lease_token is not null";
 /// Every retry has been due for long.
 const OVERDUE: &str = "update jobs set next_run_at = now() - interval '10 min' where lane = 1 and lease_token is null";
 /// Every slot is free.
@@ -68,7 +68,7 @@ async fn a_stale_worker_changes_nothing_and_the_new_one_is_not_disturbed() {
     assert_eq!(f.finish(stale, Ending::Signed("stale".to_owned())).await, Finished::LeaseLost);
     let state = f.store.requests(&[id]).await.unwrap()[&id].request.clone();
     assert_eq!((state.status, state.signature), (Status::Pending, None));
-    assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 2, "the first one's outcome is unknown");
+    assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 1, "the first one's outcome is unknown");
     assert_eq!(f.finish(fresh, Ending::Signed("fresh".to_owned())).await, Finished::Written);
     let state = &f.store.requests(&[id]).await.unwrap()[&id].request;
     assert_eq!(state.signature.as_deref(), Some("fresh"));

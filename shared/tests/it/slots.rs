@@ -65,7 +65,8 @@ impl Play {
         self.f
             .run(&format!(
                 "update upstream_slots set free_at = free_at - make_interval(secs => {seconds});
-                update jobs set next_run_at = next_run_at - make_interval(secs => {seconds});"
+                update jobs set next_run_at = next_run_at - make_interval(secs => {seconds}),
+                    leased_until = leased_until - make_interval(secs => {seconds});"
             ))
             .await;
         let now = self.now();

@@ -116,7 +116,7 @@ async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
     // The clock of the server that has taken over is two minutes ahead.
     f.run(
         "update upstream_slots set free_at = free_at - interval '2 min' where free_at > '-infinity';
-        update attempts set started_at = started_at - interval '2 min';
+        update jobs set leased_at = leased_at - interval '2 min', next_run_at = next_run_at - interval '2 min';
         update upstream set timeline = '00000000'",
     )
     .await;

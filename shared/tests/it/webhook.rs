@@ -113,7 +113,7 @@ async fn a_worker_killed_between_sending_and_finishing_leads_to_a_second_deliver
     let request = told(&f).await;
     let killed = claim(&f).await.remove(0);
     f.run(
-        "update jobs set next_run_at = now() - interval '1 s' where lease_token is not null;
+        "update jobs set leased_until = now() - interval '1 s' where lease_token is not null;
         update receivers set probe_at = now() - interval '1 s'",
     )
     .await;

@@ -1,0 +1,50 @@
+//! Processes of the version before, on the schema of this one: they run on while new ones start.
+
+use shared::store::sign_finish::Ending;
+
+use crate::fixture::Fixture;
+
+/// The last version in which the end of a lease was in `next_run_at`, and an attempt was written when it began.
+const BEFORE_LEASES: i64 = 20_261_124_200_000;
+
+/// Two jobs, of which nobody has any.
+const JOBS: &str = "
+    insert into messages (digest, body) select sha256(m::bytea), m::bytea from unnest(array['first', 'second']) m;
+    insert into jobs (kind, message_digest, created_at) values ('sign', sha256('first'), now() - interval '1 min'), ('sign', sha256('second'), now());";
+
+/// What a worker of that version did to claim.
+const CLAIM: &str = "
+    with leased as (
+        update jobs set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + interval '1 min'
+        where id = (select id from jobs where kind = 'sign' and state = 'pending' and next_run_at <= now() order by created_at limit 1)
+        returning id, attempt
+    )
+    insert into attempts (job_id, number) select id, attempt from leased";
+
+#[tokio::test]
+async fn a_worker_of_the_version_before_keeps_what_it_has_and_claims_nothing_more() {
+    let f = Fixture::upgraded(BEFORE_LEASES, &[JOBS, CLAIM]).await;
+    let claimed = f.claim(10).await;
+    assert_eq!(claimed.iter().map(|job| job.message.text()).collect::<Vec<_>>(), ["second"], "the other one is leased");
+    let reason = f.refused(CLAIM).await;
+    assert!(reason.contains("only_due_jobs_are_leased"), "{reason}");
+    f.run("insert into messages (digest, body) values (sha256('third'), 'third')").await;
+    f.run("insert into jobs (kind, message_digest, created_at, next_run_at) values ('sign', sha256('third'), now() - interval '1 d', now() - interval '1 d')").await;
+    let reason = f.refused(CLAIM).await;
+    assert!(reason.contains("leases_begin_and_end"), "{reason}");
+    assert_eq!(f.number("select count(*) from jobs where lease_token is not null and leased_until > now()").await, 2);
+}
+
+#[tokio::test]
+async fn what_a_worker_of_the_version_before_had_is_tried_again_and_stands_once_in_the_log() {
+    let f = Fixture::upgraded(BEFORE_LEASES, &[JOBS, CLAIM]).await;
+    f.run("update jobs set leased_until = now() - interval '1 s' where lease_token is not null").await;
+    let mut claimed = f.claim(10).await;
+    claimed.sort_by_key(|job| job.message.text().to_owned());
+    assert_eq!(claimed.iter().map(|job| (job.message.text(), job.attempt)).collect::<Vec<_>>(), [("first", 2), ("second", 1)]);
+    for job in claimed {
+        f.finish(job, Ending::Signed("s".to_owned())).await;
+    }
+    assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 1);
+    assert_eq!(f.number("select count(*) from attempts").await, 3);
+}
