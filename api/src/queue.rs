@@ -1,16 +1,23 @@
 //! The last look at the queue, shared by all who ask for their place soon after one another.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shared::forecast::{Forecast, Place, Waiting};
 use shared::store::Store;
 use time::OffsetDateTime;
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// How long a look is good for. The queue moves as slowly as the upstream signs.
 const GOOD_FOR: Duration = Duration::from_millis(250);
+
+/// A look that takes longer than this is good for so many times as long, lest looking becomes what the service does; and nobody waits for the
+/// next one.
+const QUICK: Duration = Duration::from_millis(5);
+const ONE_IN: u32 = 10;
+
+/// Nothing is said by a look that is older, however long the next one takes.
+const TOO_OLD: Duration = Duration::from_secs(2);
 
 /// How long a look may take.
 const LOOK_WITHIN: Duration = Duration::from_millis(200);
@@ -18,40 +25,76 @@ const LOOK_WITHIN: Duration = Duration::from_millis(200);
 /// In a queue of this length, those that came since the last look are few beside those that it saw.
 const LONG: u32 = 2000;
 
-/// What was seen, and when.
-type Look = (Instant, Forecast);
+/// What was seen, when, and how long it took.
+struct Look {
+    forecast: Forecast,
+    at: Instant,
+    took: Duration,
+}
+
+impl Look {
+    /// Whether it says enough about what was stored at `since`.
+    fn is_good(&self, since: OffsetDateTime) -> bool {
+        let age = self.at.elapsed();
+        self.was_slow() && age < self.took * ONE_IN || age < GOOD_FOR && (self.forecast.at >= since || self.forecast.length() >= LONG)
+    }
+
+    fn was_slow(&self) -> bool {
+        self.took > QUICK
+    }
+}
 
 /// Looks at the queue, seldom. Clones share the last look.
 #[derive(Clone)]
 pub struct Queue {
     store: Store,
     last: Arc<Mutex<Option<Look>>>,
+    looking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Queue {
     /// A queue that nobody has looked at yet.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, last: Arc::default() }
+        Self { store, last: Arc::default(), looking: Arc::default() }
     }
 
     /// The place of what was stored at `since`, by a look that is not much older. Of many who ask at once, one looks and the others wait
     /// for it. Nothing, if Postgres is not available or not fast: without a place, an answer is as true as with one.
     pub async fn place(&self, waiting: Waiting, since: OffsetDateTime) -> Option<Place> {
-        tokio::time::timeout(LOOK_WITHIN, self.look(waiting, since)).await.ok().flatten()
+        if let Some(place) = self.seen(waiting, |look| look.is_good(since)) {
+            return Some(place);
+        }
+        if let Some(place) = self.seen(waiting, |look| look.was_slow() && look.at.elapsed() < TOO_OLD) {
+            let queue = self.clone();
+            tokio::spawn(async move {
+                if let Ok(_alone) = queue.looking.try_lock() {
+                    queue.look().await;
+                }
+            });
+            return Some(place);
+        }
+        let look = async {
+            let _alone = self.looking.lock().await;
+            if self.seen(waiting, |look| look.is_good(since)).is_none() {
+                self.look().await;
+            }
+        };
+        tokio::time::timeout(LOOK_WITHIN, look).await.ok()?;
+        self.seen(waiting, |look| look.at.elapsed() < GOOD_FOR)
     }
 
-    async fn look(&self, waiting: Waiting, since: OffsetDateTime) -> Option<Place> {
-        let mut last = self.last.lock().await;
-        if let Some((looked, forecast)) = &*last
-            && looked.elapsed() < GOOD_FOR
-            && (forecast.at >= since || forecast.length() >= LONG)
-        {
-            return Some(forecast.place(waiting));
+    /// The place by the last look, if that is as is wanted.
+    fn seen(&self, waiting: Waiting, wanted: impl FnOnce(&Look) -> bool) -> Option<Place> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|look| wanted(look)).map(|look| look.forecast.place(waiting))
+    }
+
+    async fn look(&self) {
+        let asked = Instant::now();
+        if let Ok(forecast) = self.store.forecast().await {
+            let look = Look { forecast, at: Instant::now(), took: asked.elapsed() };
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
         }
-        let forecast = self.store.forecast().await.ok()?;
-        let place = forecast.place(waiting);
-        *last = Some((Instant::now(), forecast));
-        Some(place)
     }
 }

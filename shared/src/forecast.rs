@@ -43,8 +43,10 @@ pub struct Forecast {
     pub fresh: Lane,
     /// What failed at least once.
     pub retries: Lane,
-    /// When each slot is free, the first one first. Empty: no worker has started yet.
-    pub slots: Vec<OffsetDateTime>,
+    /// When the first slots are free, the first one first; of many, not all.
+    pub first_slots: Vec<OffsetDateTime>,
+    /// How many slots there are. 0: no worker has started yet.
+    pub slots: u32,
     /// How long after its use a slot is free again.
     pub window: Duration,
     /// No call before this time: the upstream asked for a pause, or is down.
@@ -101,15 +103,14 @@ impl Forecast {
     /// When the call of this number, counted from 1, is made, if every call before it is made as soon as a slot is free.
     fn call(&self, number: u32) -> OffsetDateTime {
         let opens = self.closed_until.max(self.at);
-        let Ok(slots) = u32::try_from(self.slots.len()) else { return opens };
-        let Some(before) = number.checked_sub(1).filter(|_| slots > 0) else { return opens };
-        let free = self.slots.get((before % slots) as usize).map_or(opens, |free| opens.max(*free));
-        free + self.window.saturating_mul(before / slots)
+        let Some(before) = number.checked_sub(1).filter(|_| self.slots > 0) else { return opens };
+        // Of those that were not looked at, the last that was says what is known: they are free no sooner.
+        let free = self.first_slots.get((before % self.slots) as usize).or(self.first_slots.last());
+        free.map_or(opens, |free| opens.max(*free)) + self.window.saturating_mul(before / self.slots)
     }
 
     /// How many calls are made until `time`.
     fn calls_until(&self, time: OffsetDateTime) -> u32 {
-        let Ok(slots) = u32::try_from(self.slots.len()) else { return u32::MAX };
         let seconds = (time - self.at).as_seconds_f64().max(0.0);
         let windows = seconds / self.window.as_secs_f64();
         #[expect(
@@ -117,7 +118,7 @@ impl Forecast {
             clippy::cast_sign_loss,
             reason = "not negative; a float too large becomes the largest number"
         )]
-        let calls = (windows * f64::from(slots)) as u32;
+        let calls = (windows * f64::from(self.slots)) as u32;
         calls
     }
 }
@@ -137,7 +138,8 @@ mod tests {
     }
 
     fn forecast(fresh: u32, retries: u32) -> Forecast {
-        Forecast { at: NOW, fresh: lane(fresh), retries: lane(retries), slots: vec![NOW; 10], window: WINDOW, closed_until: NOW }
+        let (fresh, retries) = (lane(fresh), lane(retries));
+        Forecast { at: NOW, fresh, retries, first_slots: vec![NOW; 10], slots: 10, window: WINDOW, closed_until: NOW }
     }
 
     fn seconds(place: Place) -> i64 {
@@ -161,10 +163,18 @@ mod tests {
     #[test]
     fn slots_that_are_taken_are_waited_for_and_so_is_a_pause() {
         let mut later = forecast(60, 0);
-        later.slots = (0..10).map(|n| NOW + Duration::from_secs(n * 6)).collect();
+        later.first_slots = (0..10).map(|n| NOW + Duration::from_secs(n * 6)).collect();
         assert_eq!((seconds(later.place(fresh(3))), seconds(later.place(fresh(13)))), (12, 72));
         later.closed_until = NOW + Duration::from_secs(30);
         assert_eq!((seconds(later.place(fresh(1))), seconds(later.place(fresh(10)))), (30, 54));
+    }
+
+    #[test]
+    fn of_many_slots_the_first_ones_say_enough() {
+        let first_slots = vec![NOW, NOW + Duration::from_secs(6)];
+        let many = Forecast { slots: 1000, first_slots, ..forecast(3000, 0) };
+        let expected = [1, 2, 3, 1000, 1001, 1002].map(|n| seconds(many.place(fresh(n))));
+        assert_eq!(expected, [0, 6, 6, 6, 60, 66]);
     }
 
     #[test]
@@ -197,7 +207,8 @@ mod tests {
             for free in &mut slots {
                 *free = (*free).min(NOW + WINDOW);
             }
-            let forecast = Forecast { slots, closed_until: NOW + Duration::from_secs(pause), ..forecast(length, 0) };
+            let (first_slots, slots) = (slots.clone(), u32::try_from(slots.len()).unwrap());
+            let forecast = Forecast { first_slots, slots, closed_until: NOW + Duration::from_secs(pause), ..forecast(length, 0) };
             let times: Vec<_> = (1..=length).map(|n| forecast.place(fresh(n.into())).expected_at).collect();
             prop_assert!(times.is_sorted(), "{times:?}");
             prop_assert!(times[0] >= NOW + Duration::from_secs(pause));

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use worker::driver::{self, Pace, Queue};
 use worker::finisher::{Finisher, Shared};
 use worker::settings::Queues;
+use worker::sign::claims::Claims;
 
 #[derive(Parser, Debug)]
 struct Settings {
@@ -42,8 +43,7 @@ const LEASE: std::time::Duration = std::time::Duration::from_secs(40);
 const POLL: std::time::Duration = std::time::Duration::from_secs(1);
 
 struct Sign {
-    store: Store,
-    rate: Rate,
+    claims: Claims,
     finisher: Shared<SignFinish>,
 }
 
@@ -52,7 +52,7 @@ impl Queue for Sign {
     const NAME: &'static str = "sign";
 
     async fn claim(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
-        self.store.claim_sign_jobs(most, LEASE, self.rate).await
+        self.claims.claim(most).await
     }
 
     async fn work(&self, job: SignJob, _give_up: CancellationToken) {
@@ -112,7 +112,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let kind = if settings.worker_queues.webhook { JobKind::Webhook } else { JobKind::Sign };
     let driver = match kind {
         JobKind::Sign => {
-            let queue = Sign { store: store.clone(), rate: settings.upstream_rate, finisher: Arc::new(Finisher::new(store.clone())) };
+            let queue = Sign {
+                claims: Claims::new(store.clone(), settings.upstream_rate, LEASE),
+                finisher: Arc::new(Finisher::new(store.clone())),
+            };
             tokio::spawn(driver::run(Arc::new(queue), pace, Arc::clone(&wake), stop.clone()))
         }
         JobKind::Webhook => {

@@ -15,9 +15,10 @@ use crate::error::StartError;
 use crate::finisher::Finisher;
 use crate::maintenance::{self, Ages};
 use crate::settings::Settings;
+use crate::sign::claims::Claims;
 use crate::sign::membership::Membership;
 use crate::sign::outcome::Policy;
-use crate::sign::queue::SignQueue;
+use crate::sign::queue::{self, SignQueue};
 use crate::sign::upstream::Upstream;
 use crate::webhook::delivery::Sender;
 use crate::webhook::queue::WebhookQueue;
@@ -119,11 +120,10 @@ fn start_queues(
     if let Some(upstream) = upstream {
         let calls = settings.upstream.upstream_rate.calls().min(MOST_SIGN_CALLS).into();
         let queue = SignQueue {
-            store: store.clone(),
+            claims: Claims::new(store.clone(), settings.upstream.upstream_rate, queue::lease(upstream.timeout())),
             calls: Semaphore::new(calls),
             stop: stop.clone(),
             upstream,
-            rate: settings.upstream.upstream_rate,
             retryable: settings.upstream.upstream_retryable_statuses.clone(),
             policy,
             finisher,

@@ -57,7 +57,7 @@ posts as (
     returning id
 ),
 counted as (
-    update pending_requests set requests = requests + (select count(*) from signs) where shard = 0 and $4 is null
+    insert into pending_changes (requests) select count(*) from signs where $4 is null
 )
 insert into jobs (kind, request_id, receiver) select 'webhook', posts.id, receiver_of(key.id, $5) from posts, key where $5 is not null
 ";

@@ -26,6 +26,7 @@ pub mod encryption;
 pub mod keys;
 mod lease;
 mod listen;
+mod pending;
 pub mod requests;
 mod retention;
 mod schema;
@@ -40,6 +41,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use self::database::Database;
+use self::pending::Pending;
 use crate::encryption::{EncryptionError, Keyring};
 use crate::settings::DatabaseSettings;
 
@@ -100,6 +102,7 @@ pub struct Store {
     database: Database,
     hearing: Arc<AtomicBool>,
     keyring: Keyring,
+    pending: Pending,
 }
 
 impl Store {
@@ -110,7 +113,7 @@ impl Store {
     pub fn connect_lazily(settings: &DatabaseSettings) -> Result<Self> {
         let url = settings.database_url.as_ref().ok_or(StoreError::NoAddress)?;
         let database = Database::connect_lazily(url.expose(), settings.database_max_connections).map_err(StoreError::Unavailable)?;
-        Ok(Self { database, hearing: Arc::default(), keyring: settings.encryption_key.clone() })
+        Ok(Self { database, hearing: Arc::default(), keyring: settings.encryption_key.clone(), pending: Pending::default() })
     }
 
     /// Closes every connection, after the statements that run on them.

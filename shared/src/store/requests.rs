@@ -105,13 +105,14 @@ impl Store {
             where place <= $2 or place % $2 = 0 or place = (select max(place) from retries)
             union all
             -- A slot that is being used is free a window after the answer, which mostly comes soon.
-            select 2, greatest(now(), case when lease_token is null then free_at else least(free_at, now() + window_length) end), slot, slot
+            (select 2, greatest(now(), case when lease_token is null then free_at else least(free_at, now() + window_length) end) as at, 0, 0
             from upstream_slots where not retired
+            order by at limit $2)
             union all
-            select 3, now(), 0, 0
+            select 3, now(), (select count(*) from upstream_slots where not retired), 0
             union all
             select 4, greatest(now(), paused_until, probe_at), (extract(epoch from window_length) * 1e6)::bigint, 0 from upstream
-            order by 1, 4"#,
+            order by 1, 4, 2"#,
             FARTHEST_PLACE,
             EXACT_PLACES,
         )
@@ -119,51 +120,18 @@ impl Store {
         .await?;
         let lane =
             |lane| Lane { marks: rows.iter().filter(|row| row.lane == lane).map(|row| ((row.at, row.id), count(row.place))).collect() };
-        let at = rows.iter().find(|row| row.lane == 3).ok_or(StoreError::Corrupt("time"))?.at;
+        let now = rows.iter().find(|row| row.lane == 3).ok_or(StoreError::Corrupt("time"))?;
+        let at = now.at;
         let upstream = rows.iter().find(|row| row.lane == 4);
-        let mut slots: Vec<OffsetDateTime> = rows.iter().filter(|row| row.lane == 2).map(|row| row.at).collect();
-        slots.sort_unstable();
         Ok(Forecast {
             at,
             fresh: lane(0),
             retries: lane(1),
-            slots,
+            first_slots: rows.iter().filter(|row| row.lane == 2).map(|row| row.at).collect(),
+            slots: u32::try_from(now.id).unwrap_or(u32::MAX),
             window: upstream.map_or(Duration::ZERO, |row| Duration::from_micros(row.id.unsigned_abs())),
             closed_until: upstream.map_or(at, |row| row.at),
         })
-    }
-
-    /// How many requests are unfinished.
-    ///
-    /// # Errors
-    /// Those of a statement.
-    pub async fn pending_requests(&self) -> Result<u64> {
-        let pending = sqlx::query_scalar!(
-            r#"-- requests.pending
-            select sum(requests)::bigint as "pending!" from pending_requests"#
-        );
-        Ok(u64::try_from(pending.fetch_one(&self.database).await?).unwrap_or(0))
-    }
-
-    /// Counts the unfinished requests anew, and corrects the count that is kept by the difference: processes of a version that did not
-    /// count may have worked beside this one. Says by how much it was wrong.
-    ///
-    /// # Errors
-    /// Those of a statement.
-    pub async fn recount_pending_requests(&self) -> Result<i64> {
-        // One statement sees one moment: both numbers are of before or after any other transaction.
-        let corrected = sqlx::query_scalar!(
-            r#"-- requests.recount
-            with difference as materialized (
-                select (select count(*) from jobs j join requests r on r.sign_job_id = j.id where j.kind = 'sign' and j.state = 'pending')
-                    - (select sum(requests) from pending_requests)::bigint as off_by
-            ),
-            corrected as (
-                update pending_requests set requests = requests + off_by from difference where shard = 0 and off_by <> 0
-            )
-            select off_by as "off_by!" from difference"#
-        );
-        Ok(corrected.fetch_one(&self.database).await?)
     }
 }
 

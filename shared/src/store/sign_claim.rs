@@ -23,6 +23,8 @@
 
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
+
 use super::upstream::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::message::{Message, MessageDigest};
@@ -40,7 +42,7 @@ pub struct SignJob {
     pub attempt: u32,
     /// How long ago the job was made.
     pub age: Duration,
-    /// How many messages wait for a signature, this one included; counted up to 1,000.
+    /// How many messages wait for a signature, this one included; counted up to 1,000, and from the low-water marks on.
     pub competing: u32,
     /// The mean time between two calls when the whole budget is spent.
     pub interval: Duration,
@@ -50,12 +52,28 @@ pub struct SignJob {
     pub traceparent: Option<String>,
 }
 
+/// How far a process has come. Before it is hardly anything to claim, but there may be much to step over: what is leased stays in its place,
+/// and what is done leaves dead entries until a vacuum, which a long transaction may hold back for hours.
+///
+/// Hardly anything, not nothing: a job that is given back returns to its place, and an insert may be committed long after it began. So
+/// somebody has to look at all every now and then; see `sign::claims` of the worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LowWater {
+    fresh: Option<OffsetDateTime>,
+    retries: Option<OffsetDateTime>,
+    slots: Option<OffsetDateTime>,
+}
+
+/// How much later than it began an insert is mostly committed.
+const LATE_BY: Duration = Duration::from_millis(100);
+
 impl Store {
-    /// Claims up to `most` sign jobs, each with a slot of the budget, for `lease`; none, unless `rate` is the agreed one.
+    /// Claims up to `most` sign jobs, each with a slot of the budget, for `lease`; none, unless `rate` is the agreed one. Looks at jobs and
+    /// slots `from` low-water marks on, and says where the next claim may begin to look. One with the default looks at all.
     ///
     /// # Errors
     /// Those of a statement; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
-    pub async fn claim_sign_jobs(&self, most: usize, lease: Duration, rate: Rate) -> Result<Claimed<SignJob>> {
+    pub async fn claim_sign_jobs(&self, most: usize, lease: Duration, rate: Rate, from: LowWater) -> Result<(Claimed<SignJob>, LowWater)> {
         let asked = Instant::now();
         let rows = sqlx::query!(
             r#"-- sign.claim
@@ -69,14 +87,14 @@ impl Store {
             room as materialized (
                 select count(*) as n from (
                     select from upstream_slots
-                    where free_at <= now() and not retired
+                    where free_at between coalesce($10::timestamptz, '-infinity') and now() and not retired
                     limit (select case when probing then 1 else $1::bigint end from gate)
                 ) free
                 where exists (select from gate)
             ),
             fresh as materialized (
                 select id, next_run_at, case when lease_token is not null then leased_at end as lost_since from jobs
-                where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at <= now()
+                where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at between coalesce($8::timestamptz, '-infinity') and now()
                     and (lease_token is null or leased_until <= now())
                 order by next_run_at, id
                 limit (select n from room)
@@ -84,15 +102,15 @@ impl Store {
             ),
             retries as materialized (
                 select id, next_run_at, case when lease_token is not null then leased_at end as lost_since from jobs
-                where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at <= now()
+                where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at between coalesce($9::timestamptz, '-infinity') and now()
                     and (lease_token is null or leased_until <= now())
                 order by next_run_at, id
                 limit (select n from room)
                 for no key update skip locked
             ),
             slots as materialized (
-                select slot, uses from upstream_slots
-                where free_at <= now() and not retired
+                select slot, uses, free_at from upstream_slots
+                where free_at between coalesce($10::timestamptz, '-infinity') and now() and not retired
                 order by free_at, slot
                 limit least(
                     (select n from room), (select count(*) from fresh) + (select count(*) from retries)
@@ -120,9 +138,9 @@ impl Store {
                 returning only_row
             ),
             paired as (
-                select picked.id, picked.lost_since, taken.slot
+                select picked.id, picked.lost_since, taken.slot, taken.free_at
                 from picked
-                join (select slot, row_number() over (order by slot) as seat from slots) taken using (seat)
+                join (select slot, free_at, row_number() over (order by slot) as seat from slots) taken using (seat)
                 where not (select probing from gate) or exists (select from probe)
             ),
             leased as (
@@ -132,7 +150,7 @@ impl Store {
                     lane = case when paired.lost_since is null then jobs.lane else 1 end
                 from paired
                 where jobs.id = paired.id
-                returning jobs.*, paired.slot, paired.lost_since
+                returning jobs.*, paired.slot, paired.free_at, paired.lost_since
             ),
             spent as (
                 update upstream_slots
@@ -151,26 +169,38 @@ impl Store {
             hint as (
                 select case when due_at is not null then extract(epoch from greatest(
                     due_at, now(),
-                    (select min(free_at) from upstream_slots where not retired),
+                    (select min(free_at) from upstream_slots where not retired and free_at >= coalesce($10::timestamptz, '-infinity')),
                     (select greatest(paused_until, probe_at) from upstream)
                 ) - now())::float8 end as next_in
                 from (select case when not exists (select from leased) then least(
                     (select next_run_at from jobs
-                        where kind = 'sign' and state = 'pending' and lane = 0 and (lease_token is null or leased_until <= now())
+                        where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at >= coalesce($8::timestamptz, '-infinity')
+                            and (lease_token is null or leased_until <= now())
                         order by next_run_at, id limit 1),
                     (select next_run_at from jobs
-                        where kind = 'sign' and state = 'pending' and lane = 1 and (lease_token is null or leased_until <= now())
+                        where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at >= coalesce($9::timestamptz, '-infinity')
+                            and (lease_token is null or leased_until <= now())
                         order by next_run_at, id limit 1)
                 ) end as due_at) first
             )
             select
-                leased.id as "id?", leased.slot as "slot?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
+                leased.id as "id?", leased.slot as "slot?", nullif(leased.free_at, '-infinity') as free_at, leased.lane as "lane?",
+                leased.next_run_at as "next_run_at?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
                 extract(epoch from now() - leased.created_at)::float8 as age,
                 messages.body as "body?",
                 gate.breaker_failures as "breaker_failures?",
                 extract(epoch from gate.window_length / gate.calls)::float8 as interval,
                 case when leased.id is not null then (
-                    select count(*) from (select from jobs where kind = 'sign' and state = 'pending' limit 1000) waiting
+                    select count(*) from (
+                        (select from jobs
+                        where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at >= coalesce($8::timestamptz, '-infinity')
+                        order by next_run_at, id limit 1000)
+                        union all
+                        (select from jobs
+                        where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at >= coalesce($9::timestamptz, '-infinity')
+                        order by next_run_at, id limit 1000)
+                        limit 1000
+                    ) waiting
                 ) end as competing,
                 hint.next_in
             from hint
@@ -184,9 +214,18 @@ impl Store {
             i32::from(RETRY_OVERDUE_WINDOWS),
             i32::from(rate.calls()),
             seconds(rate.window()),
+            from.fresh,
+            from.retries,
+            from.slots,
         )
         .fetch_all(&self.database)
         .await?;
+        let mut reached = from;
+        for row in &rows {
+            let lane = if row.lane == Some(0) { &mut reached.fresh } else { &mut reached.retries };
+            *lane = (*lane).max(row.next_run_at.map(|due| due - LATE_BY));
+            reached.slots = reached.slots.max(row.free_at);
+        }
         let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
         let jobs = rows
             .into_iter()
@@ -207,7 +246,7 @@ impl Store {
                 read().ok_or(StoreError::Corrupt("job"))
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Claimed { jobs, next_in })
+        Ok((Claimed { jobs, next_in }, reached))
     }
 }
 

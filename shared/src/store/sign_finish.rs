@@ -171,18 +171,8 @@ impl Store {
                 select 'webhook', id, traceparent from answered where wants_a_webhook order by id
                 returning id
             ),
-            -- One that nobody holds at this moment; each session begins at its own.
-            shard as materialized (
-                select coalesce(
-                    (select shard from pending_requests order by (shard + pg_backend_pid()) % 16, shard limit 1
-                        for no key update skip locked),
-                    pg_backend_pid() % 16
-                ) as shard
-            ),
             counted as (
-                update pending_requests
-                set requests = requests - (select count(*) from answered)
-                where shard = (select shard from shard) and exists (select from ended where state <> 'pending')
+                insert into pending_changes (requests) select -count(*) from answered having count(*) > 0
             ),
             told as (
                 select case when exists (select from outbox) then pg_notify($12, 'webhook') end,

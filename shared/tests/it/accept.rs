@@ -286,15 +286,27 @@ async fn a_count_that_another_version_left_wrong_is_corrected_while_others_count
 }
 
 #[tokio::test]
-async fn a_session_that_holds_its_row_of_the_count_delays_no_other() {
+async fn a_session_that_holds_every_row_of_the_count_delays_nobody() {
     use sqlx::Connection;
     let f = Fixture::new().await;
+    f.post("m").await;
     let mut connection = f.connection().await;
     let mut holder = connection.begin().await.unwrap();
-    sqlx::query("select from pending_requests where shard <> 7 for update").execute(&mut *holder).await.unwrap();
+    sqlx::query("lock table pending_requests in exclusive mode").execute(&mut *holder).await.unwrap();
+    sqlx::query("select from pending_changes for update").execute(&mut *holder).await.unwrap();
     for n in 0..20 {
         f.post(&format!("m{n}")).await;
     }
     holder.rollback().await.unwrap();
-    assert_eq!(f.store.pending_requests().await.unwrap(), 20);
+    assert_eq!(f.store.pending_requests().await.unwrap(), 21);
+}
+
+#[tokio::test]
+async fn many_changes_of_the_count_become_one_and_two_who_do_it_at_once_lose_none() {
+    let f = Fixture::new().await;
+    f.run("insert into pending_changes (requests) select 1 from generate_series(1, 3000)").await;
+    let sums = join_all((0..4).map(|_| f.store.pending_requests())).await;
+    assert!(sums.into_iter().all(|sum| sum.unwrap() == 3000));
+    assert!(f.number("select count(*) from pending_changes").await <= 4);
+    assert_eq!(f.store.pending_requests().await.unwrap(), 3000);
 }

@@ -12,7 +12,7 @@ use shared::settings::DatabaseSettings;
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::accept::{Accepted, NewRequest, WebhookTarget};
 use shared::store::keys::{ApiKey, KeyId, Scope};
-use shared::store::sign_claim::SignJob;
+use shared::store::sign_claim::{LowWater, SignJob};
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 use shared::store::upstream::{Agreement, WorkerId};
 use shared::store::{Claimed, Store, StoreError};
@@ -79,9 +79,13 @@ impl Fixture {
         Self { store, url, key, rate: Mutex::new("10/60s".parse().unwrap()) }
     }
 
-    /// The same database, through sessions that have no plans yet.
+    /// The same database, through sessions that have no plans yet. Those before have reported what they read, as sessions do at their end.
     pub(crate) async fn with_new_sessions(self) -> Self {
         self.store.close().await;
+        let left = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'countersign'";
+        while self.number(left).await > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         Self { store: connect(&self.url), ..self }
     }
 
@@ -164,7 +168,7 @@ impl Fixture {
 
     pub(crate) async fn claimed(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
         let rate = *self.rate.lock().unwrap();
-        self.store.claim_sign_jobs(most, LEASE, rate).await
+        Ok(self.store.claim_sign_jobs(most, LEASE, rate, LowWater::default()).await?.0)
     }
 
     pub(crate) async fn finish(&self, job: SignJob, ending: Ending) -> shared::store::Finished {

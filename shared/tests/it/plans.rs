@@ -3,9 +3,15 @@
 use std::time::Duration;
 
 use shared::store::accept::NewRequest;
+use shared::store::deliveries::Replay;
+use shared::store::sign_claim::LowWater;
 use shared::store::sign_finish::{Ending, SignFinish};
+use shared::store::webhook_claim::Wanted;
+use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
 
-use crate::fixture::{Fixture, finish, id};
+use sqlx::Connection;
+
+use crate::fixture::{Fixture, LEASE, finish, id};
 
 /// Rows of the backlog, of which a statement that works on a few must not notice anything.
 const BACKLOG: i64 = 30_000;
@@ -13,9 +19,13 @@ const BACKLOG: i64 = 30_000;
 /// Those that grow.
 const TABLES: [&str; 4] = ["jobs", "messages", "requests", "attempts"];
 
-/// Twenty of everything: new messages, known ones with and without a key, a claim, a finish, states.
+/// What is older is forgotten.
+const RETENTION: Duration = Duration::from_hours(24);
+
+/// Twenty of everything: new messages, known ones with and without a key, a claim, a finish, states; their webhooks, the delivery log,
+/// one sent again; and twenty that are old enough to be forgotten, if there are as many.
 async fn work(f: &Fixture, round: &str) {
-    let new: Vec<NewRequest> = (0..20).map(|n| f.request(&format!("{round} {n}"))).collect();
+    let new: Vec<NewRequest> = (0..20).map(|n| f.with_webhook(&format!("{round} {n}"))).collect();
     let stored = f.store.accept_new(&new, u64::MAX).await.unwrap();
     let key = |n| Some(format!("{round} {}", n % 10));
     let known = (0..20).map(|n| NewRequest { client_request_id: key(n), ..f.request(&format!("{round} {}", n % 10)) });
@@ -25,6 +35,32 @@ async fn work(f: &Fixture, round: &str) {
     f.store.finish_sign_jobs(&finishes).await.unwrap();
     let ids: Vec<_> = stored.iter().flatten().map(id).collect();
     assert_eq!(f.store.requests(&ids).await.unwrap().len(), 20);
+
+    let mut delivered = 0;
+    // The first time, their receiver has to show that it works.
+    while delivered < 20 {
+        let claimed = f.store.claim_webhook_jobs(&Wanted::up_to(20), LEASE).await.unwrap().claimed.jobs;
+        assert!(!claimed.is_empty());
+        delivered += claimed.len();
+        let finishes: Vec<WebhookFinish> = claimed
+            .into_iter()
+            .map(|job| WebhookFinish {
+                lease: job.lease,
+                ending: Delivery::Delivered,
+                status: Some(200),
+                error: None,
+                took: Duration::ZERO,
+                response: None,
+                receiver: ReceiverNews::Works { slow: false },
+            })
+            .collect();
+        f.store.finish_webhook_jobs(&finishes).await.unwrap();
+    }
+    assert_eq!(f.store.deliveries(ids[0], None).await.unwrap().unwrap().deliveries.len(), 1);
+    assert_eq!(f.store.replay(ids[0], None).await.unwrap(), Replay::Sending);
+    f.store.forget(RETENTION, 20).await.unwrap();
+    f.store.exhaust_webhooks_of_lost_receivers(RETENTION, 20).await.unwrap();
+    f.store.forget_receivers_and_secrets(RETENTION, 20).await.unwrap();
 }
 
 /// Fresh tables with twenty jobs done and a backlog, which nobody analyzes.
@@ -37,6 +73,12 @@ async fn full() -> Fixture {
     for round in 0..3 {
         work(&f, &format!("before {round}")).await;
     }
+    f.run(
+        "update requests set created_at = created_at - interval '2 days';
+        update jobs set created_at = created_at - interval '2 days', finished_at = finished_at - interval '2 days'",
+    )
+    .await;
+    // None of these is due, and none is old.
     f.run(&format!(
         "with texts as (
             insert into messages (digest, body) select sha256(n::text::bytea), n::text::bytea from generate_series(1, {BACKLOG}) n returning digest
@@ -45,10 +87,15 @@ async fn full() -> Fixture {
             insert into jobs (kind, message_digest, next_run_at) select 'sign', digest, now() + interval '1 hour' from texts returning id, message_digest
         ),
         tried as (
-            insert into attempts (job_id, number) select id, 1 from signs
+            insert into attempts (job_id, number, finished_at, outcome) select id, 1, now(), 'try_again' from signs
+        ),
+        posts as (
+            insert into requests (id, api_key_id, sign_job_id, client_request_id, payload_digest, webhook_url)
+            select gen_random_uuid(), k.id, s.id, 'backlog ' || s.id, s.message_digest, 'http://elsewhere.example/' from signs s, api_keys k
+            returning id, api_key_id, webhook_url
         )
-        insert into requests (id, api_key_id, sign_job_id, client_request_id, payload_digest)
-        select gen_random_uuid(), k.id, s.id, 'backlog ' || s.id, s.message_digest from signs s, api_keys k"
+        insert into jobs (kind, request_id, receiver, next_run_at)
+        select 'webhook', id, receiver_of(api_key_id, webhook_url), now() + interval '1 hour' from posts"
     ))
     .await;
     f
@@ -58,11 +105,7 @@ async fn full() -> Fixture {
 async fn reads_little(f: Fixture) {
     f.run("select pg_stat_reset()").await;
     work(&f, "after").await;
-    // Sessions report what they read at their end at the latest.
-    f.store.close().await;
-    while f.number("select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()").await > 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let f = f.with_new_sessions().await;
     let read = f
         .number(
             "select (select sum(idx_tup_read) from pg_stat_user_indexes where relname <> 'upstream_slots')::bigint
@@ -71,6 +114,11 @@ async fn reads_little(f: Fixture) {
         .await;
     // Twenty of each, several indexes, and the count of those that compete, which ends at a thousand.
     assert!((100..6_000).contains(&read), "{read} rows were read");
+    assert_eq!(
+        f.number("select count(*) from requests where created_at < now() - interval '1 day'").await,
+        70,
+        "twenty of ninety are forgotten"
+    );
 }
 
 #[tokio::test]
@@ -90,4 +138,45 @@ async fn statements_that_are_planned_on_full_tables_which_were_analyzed_read_no_
         f.run(&format!("vacuum analyze {table}")).await;
     }
     reads_little(f).await;
+}
+
+#[tokio::test]
+async fn a_claim_from_the_low_water_mark_on_steps_over_what_was_done_though_no_vacuum_can_take_it_away() {
+    const ROUNDS: i32 = 10;
+    let f = Fixture::new().await;
+    f.agree("10000/60s").await;
+    let mut holder = f.connection().await;
+    let mut holder = holder.begin().await.unwrap();
+    sqlx::raw_sql("set transaction isolation level repeatable read; select from jobs").execute(&mut *holder).await.unwrap();
+
+    let rate = "10000/60s".parse().unwrap();
+    let mut mark = LowWater::default();
+    for round in 0..ROUNDS {
+        f.run(&format!(
+            "with texts as (
+                insert into messages (digest, body)
+                select sha256(m::bytea), m::bytea from (select '{round} ' || n as m from generate_series(1, 100) n) m returning digest
+            )
+            insert into jobs (kind, message_digest, next_run_at) select 'sign', digest, now() - interval '{} min' from texts",
+            ROUNDS - round
+        ))
+        .await;
+        let (claimed, reached) = f.store.claim_sign_jobs(100, LEASE, rate, mark).await.unwrap();
+        assert_eq!(claimed.jobs.len(), 100);
+        mark = reached;
+        let finishes: Vec<SignFinish> = claimed.jobs.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))).collect();
+        f.store.finish_sign_jobs(&finishes).await.unwrap();
+    }
+    let mut read = Vec::new();
+    let mut f = f;
+    for from in [mark, LowWater::default()] {
+        f = f.with_new_sessions().await;
+        f.run("select pg_stat_reset()").await;
+        f.post(&format!("{from:?}")).await;
+        assert_eq!(f.store.claim_sign_jobs(100, LEASE, rate, from).await.unwrap().0.jobs.len(), 1);
+        f = f.with_new_sessions().await;
+        read.push(f.number("select idx_tup_read from pg_stat_user_indexes where indexrelname = 'jobs_due'").await);
+    }
+    assert!(read[0] < 500 && read[1] > 1000, "read from the mark on, and from the beginning: {read:?}");
+    holder.rollback().await.unwrap();
 }

@@ -1,3 +1,4 @@
+use shared::store::sign_claim::LowWater;
 use shared::store::sign_finish::Ending;
 use shared::store::upstream::{Agreement, WorkerId};
 
@@ -100,9 +101,9 @@ async fn a_worker_that_was_taken_for_dead_claims_nothing_under_its_old_rate() {
     f.store.join_workers(slow, twenty).await.unwrap();
     all_seem_dead(&f).await;
     assert_eq!(f.store.join_workers(quick, ten).await.unwrap(), Agreement::Agreed);
-    assert!(f.store.claim_sign_jobs(1, LEASE, twenty).await.unwrap().jobs.is_empty());
+    assert!(f.store.claim_sign_jobs(1, LEASE, twenty, LowWater::default()).await.unwrap().0.jobs.is_empty());
     assert_eq!(f.store.stay_worker(slow, twenty).await.unwrap(), Agreement::Differs(ten));
-    assert_eq!(f.store.claim_sign_jobs(1, LEASE, ten).await.unwrap().jobs.len(), 1);
+    assert_eq!(f.store.claim_sign_jobs(1, LEASE, ten, LowWater::default()).await.unwrap().0.jobs.len(), 1);
 }
 
 #[tokio::test]
@@ -116,7 +117,8 @@ async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
     // The clock of the server that has taken over is two minutes ahead.
     f.run(
         "update upstream_slots set free_at = free_at - interval '2 min' where free_at > '-infinity';
-        update jobs set leased_at = leased_at - interval '2 min', next_run_at = next_run_at - interval '2 min';
+        update jobs set leased_at = leased_at - interval '2 min', next_run_at = next_run_at - interval '2 min'
+        where lease_token is not null;
         update upstream set timeline = '00000000'",
     )
     .await;

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
-use shared::store::{Claimed, Store, StoreError};
+use shared::store::{Claimed, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
-use shared::units::Rate;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
 
+use super::claims::Claims;
 use super::outcome::{Policy, judge};
 use super::upstream::{Reply, Upstream};
 use crate::driver::Queue;
@@ -20,18 +20,22 @@ use crate::settings::Statuses;
 /// A lease is longer than the call it is for by this: time to start the call, and to write its outcome.
 const MARGIN: Duration = Duration::from_secs(10);
 
+/// How long a job is leased for a call that takes up to `timeout`.
+#[must_use]
+pub fn lease(timeout: Duration) -> Duration {
+    timeout + MARGIN
+}
+
 /// Sign jobs.
 pub struct SignQueue {
-    /// Where jobs are.
-    pub store: Store,
+    /// Where jobs come from.
+    pub claims: Claims,
     /// Who signs.
     pub upstream: Upstream,
     /// How many calls may be made at the same time.
     pub calls: Semaphore,
     /// Told to stop: what has not begun is given back.
     pub stop: CancellationToken,
-    /// How often.
-    pub rate: Rate,
     /// Which statuses are tried again.
     pub retryable: Statuses,
     /// When.
@@ -45,7 +49,7 @@ impl Queue for SignQueue {
     const NAME: &'static str = "sign";
 
     async fn claim(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
-        self.store.claim_sign_jobs(most, self.upstream.timeout() + MARGIN, self.rate).await
+        self.claims.claim(most).await
     }
 
     async fn work(&self, job: SignJob, give_up: CancellationToken) {

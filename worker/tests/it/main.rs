@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
 mod budget;
+mod claims;
 mod examples;
 mod faults;
 mod hostile;

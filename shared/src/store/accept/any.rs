@@ -13,8 +13,8 @@ use crate::store::{Result, Store, StoreError, listen};
 
 impl Store {
     /// Stores `requests` together, durably, and tells the workers once if there is something new to do. One result per request, in order.
-    /// No more than `most_pending` are unfinished at a time; groups that are stored at the same moment do not see each other, and may
-    /// exceed it by their size.
+    /// No more than `most_pending` are unfinished at a time; what others store at the same moment is not seen, and may exceed it: see
+    /// [`pending`](crate::store::pending).
     ///
     /// # Errors
     /// Those of a statement; then nothing was stored, or (if the connection broke during the commit) all was.
@@ -31,6 +31,7 @@ impl Store {
 
     async fn try_accept(&self, requests: &[NewRequest], most_pending: u64) -> Result<Option<Vec<Accepted>>> {
         let columns = Columns::of(requests, &self.keyring);
+        let room = self.room(requests.len(), most_pending).await?;
         let mut transaction = self.database.begin().await?;
 
         // Inserts what is new and locks what is there (a row whose `where` fails is locked all the same), in the order of digests.
@@ -77,7 +78,7 @@ impl Store {
             -- What is signed already is finished at once; of the others, as many as there is room for.
             admitted as materialized (
                 select * from (select *, row_number() over (partition by signed order by ord) as place from wanted) w
-                where signed or place <= $10::bigint - (select sum(requests) from pending_requests)
+                where signed or place <= $10::bigint
             ),
             opened as (
                 insert into jobs (kind, message_digest, traceparent)
@@ -105,18 +106,9 @@ impl Store {
                 where w.signed and w.url is not null
                 returning id
             ),
-            -- One that nobody holds at this moment; each session begins at its own.
-            shard as materialized (
-                select coalesce(
-                    (select shard from pending_requests order by (shard + pg_backend_pid()) % 16, shard limit 1
-                        for no key update skip locked),
-                    pg_backend_pid() % 16
-                ) as shard
-            ),
             counted as (
-                update pending_requests
-                set requests = requests + (select count(*) from stored s join admitted a on a.id = s.id where not a.signed)
-                where shard = (select shard from shard) and exists (select from admitted where not signed)
+                insert into pending_changes (requests)
+                select count(*) from stored s join admitted a on a.id = s.id where not a.signed having count(*) > 0
             ),
             told as (
                 select case when exists (select from opened) then pg_notify($9, 'sign') end,
@@ -146,7 +138,7 @@ impl Store {
             &columns.headers as &[Option<serde_json::Value>],
             &columns.traceparents as &[Option<&str>],
             listen::JOBS,
-            i64::try_from(most_pending).unwrap_or(i64::MAX),
+            room,
             &columns.sealed as &[Option<Vec<u8>>],
             &columns.sealed_with as &[Option<String>],
             &columns.older_of,
@@ -178,6 +170,8 @@ impl Store {
             .collect::<Result<Vec<_>>>()?;
         forget_unused(&mut transaction, new, requests, &accepted).await?;
         transaction.commit().await?;
+        let new = |accepted: &&Accepted| matches!(accepted, Accepted::Stored { settled: false, .. });
+        self.pending.add(i64::try_from(accepted.iter().filter(new).count()).unwrap_or(i64::MAX));
         Ok(Some(accepted))
     }
 }

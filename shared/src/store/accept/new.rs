@@ -24,6 +24,9 @@ impl Store {
     pub async fn accept_new(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Option<Accepted>>> {
         let mut accepted = vec![None; requests.len()];
         let firsts = firsts(requests);
+        if self.room(firsts.len(), most_pending).await? < i64::try_from(firsts.len()).unwrap_or(i64::MAX) {
+            return Ok(accepted);
+        }
         let columns = Columns::of(firsts.iter().map(|&place| &requests[place]), &self.keyring);
         let rows = sqlx::query!(
             r#"-- accept.new
@@ -32,7 +35,6 @@ impl Store {
                 from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::text[], $6::bytea[], $7::text[], $8::jsonb[], $9::text[],
                     $10::bytea[], $11::text[])
                     with ordinality as p (id, key, digest, body, client_id, payload, url, headers, traceparent, sealed, sealed_with, ord)
-                where cardinality($1) + (select sum(requests) from pending_requests) <= $12::bigint
             ),
             new as (
                 insert into messages (digest, body)
@@ -52,21 +54,11 @@ impl Store {
                 select id, key, job, client_id, payload, url, headers, traceparent, sealed, sealed_with
                 from posted where (digest in (select digest from new)) is true
             ),
-            -- One that nobody holds at this moment; each session begins at its own.
-            shard as materialized (
-                select coalesce(
-                    (select shard from pending_requests order by (shard + pg_backend_pid()) % 16, shard limit 1
-                        for no key update skip locked),
-                    pg_backend_pid() % 16
-                ) as shard
-            ),
             counted as (
-                update pending_requests
-                set requests = requests + (select count(*) from new)
-                where shard = (select shard from shard) and exists (select from new)
+                insert into pending_changes (requests) select count(*) from new having count(*) > 0
             ),
             told as (
-                select pg_notify($13, 'sign') from new limit 1
+                select pg_notify($12, 'sign') from new limit 1
             )
             select ord as "ord!", job as "job!", now() as "created_at!", (select count(*) from told) as told
             from posted where (digest in (select digest from new)) is true"#,
@@ -81,11 +73,11 @@ impl Store {
             &columns.traceparents as &[Option<&str>],
             &columns.sealed as &[Option<Vec<u8>>],
             &columns.sealed_with as &[Option<String>],
-            i64::try_from(most_pending).unwrap_or(i64::MAX),
             listen::JOBS,
         )
         .fetch_all(&self.database)
         .await?;
+        self.pending.add(i64::try_from(rows.len()).unwrap_or(i64::MAX));
         for row in rows {
             let place = usize::try_from(row.ord - 1).ok().and_then(|index| firsts.get(index)).ok_or(StoreError::Corrupt("request"))?;
             let waiting = Some(Waiting { fresh: true, turn: (row.created_at, row.job), in_flight: false });

@@ -1,0 +1,85 @@
+//! Claims that step over what is leased or done already, and what appears where they did not look.
+
+use std::time::Duration;
+
+use devkit::upstream::SimulatorOptions;
+use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::upstream::WorkerId;
+use worker::sign::claims::Claims;
+
+use crate::world::World;
+
+const LEASE: Duration = Duration::from_mins(1);
+
+#[tokio::test]
+async fn a_job_that_is_given_back_behind_the_low_water_mark_is_claimed_again() {
+    let world = World::new(SimulatorOptions::default(), "10/60s").await;
+    let rate = "10/60s".parse().unwrap();
+    world.store.join_workers(WorkerId::generate(), rate).await.unwrap();
+    let claims = Claims::new(world.store.clone(), rate, LEASE);
+    let mut given_back = None;
+    for n in 0..3 {
+        world.post([format!("m{n}")]).await;
+        // Further apart than an insert is late.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let job = claims.claim(1).await.unwrap().jobs.remove(0);
+        assert_eq!(job.message.text(), format!("m{n}"));
+        given_back.get_or_insert(job);
+    }
+    let job = given_back.unwrap();
+    let finish = SignFinish {
+        digest: job.message.digest(),
+        lease: job.lease,
+        ending: Ending::Released,
+        called: false,
+        status: None,
+        error: None,
+        upstream: UpstreamNews::None,
+    };
+    world.store.finish_sign_jobs(&[finish]).await.unwrap();
+    let again = loop {
+        let mut claimed = claims.claim(10).await.unwrap();
+        if let Some(job) = claimed.jobs.pop() {
+            break job;
+        }
+        let next = claimed.next_in.expect("it says when to look again");
+        assert!(next < Duration::from_secs(5), "{next:?}");
+        tokio::time::sleep(next).await;
+    };
+    assert_eq!(again.message.text(), "m0");
+}
+
+#[tokio::test]
+async fn two_processes_that_claim_from_their_own_marks_leave_nothing_behind() {
+    let world = World::new(SimulatorOptions::default(), "1000/60s").await;
+    let rate = "1000/60s".parse().unwrap();
+    world.store.join_workers(WorkerId::generate(), rate).await.unwrap();
+    let claims: Vec<Claims> = (0..2).map(|_| Claims::new(world.store.clone(), rate, LEASE)).collect();
+    let claim = async |claims: &Claims| {
+        let mut claimed = Vec::new();
+        let mut quiet = 0;
+        // Twice nothing: one claim that looked from the mark on, and one at all.
+        while quiet < 2 {
+            let found = claims.claim(7).await.unwrap();
+            quiet = if found.jobs.is_empty() { quiet + 1 } else { 0 };
+            claimed.extend(found.jobs.into_iter().map(|job| job.message.text().to_owned()));
+            if quiet > 0 {
+                tokio::time::sleep(found.next_in.unwrap_or_default()).await;
+            }
+        }
+        claimed
+    };
+    let post = async {
+        for chunk in 0..20 {
+            world.post((0..10).map(|n| format!("{chunk} {n}"))).await;
+        }
+    };
+    let ((), one, other) = tokio::join!(post, claim(&claims[0]), claim(&claims[1]));
+    let mut rest = claim(&claims[0]).await;
+    rest.extend(one);
+    rest.extend(other);
+    rest.sort_unstable();
+    let found = rest.len();
+    rest.dedup();
+    assert_eq!((found, rest.len()), (200, 200));
+}
