@@ -138,9 +138,9 @@ impl Store {
                 returning only_row
             ),
             paired as (
-                select picked.id, picked.lost_since, taken.slot, taken.free_at
-                from picked
-                join (select slot, free_at, row_number() over (order by slot) as seat from slots) taken using (seat)
+                -- Not a join, which a planner that expects few rows makes by comparing each with each.
+                select picked.id, picked.lost_since, taken.slots[picked.seat::int] as slot
+                from picked cross join (select array_agg(slot order by slot) as slots from slots) taken
                 where not (select probing from gate) or exists (select from probe)
             ),
             leased as (
@@ -150,7 +150,7 @@ impl Store {
                     lane = case when paired.lost_since is null then jobs.lane else 1 end
                 from paired
                 where jobs.id = paired.id
-                returning jobs.*, paired.slot, paired.free_at, paired.lost_since
+                returning jobs.*, paired.slot, paired.lost_since
             ),
             spent as (
                 update upstream_slots
@@ -184,7 +184,7 @@ impl Store {
                 ) end as due_at) first
             )
             select
-                leased.id as "id?", leased.slot as "slot?", nullif(leased.free_at, '-infinity') as free_at, leased.lane as "lane?",
+                leased.id as "id?", leased.slot as "slot?", (select nullif(max(free_at), '-infinity') from slots) as free_at, leased.lane as "lane?",
                 leased.next_run_at as "next_run_at?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
                 extract(epoch from now() - leased.created_at)::float8 as age,
                 messages.body as "body?",
