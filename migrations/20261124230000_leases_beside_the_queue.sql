@@ -20,8 +20,10 @@ alter table jobs add constraint only_due_jobs_are_leased check (lease_token is n
 alter table jobs alter column lane drop expression;
 alter table jobs alter column lane set default 0;
 
--- Room for the leased version of each row. Finished rows move on to where there is room again.
+-- Room for the leased version of each job, and for the signature of each message. Without it, a new version needs a new entry in every index,
+-- and digests land anywhere in theirs: with ten million messages that is another page to write for each signature.
 alter table jobs set (fillfactor = 50);
+alter table messages set (fillfactor = 50);
 
 comment on column jobs.next_run_at is 'When a worker may take the job, if nobody has it.';
 comment on column jobs.attempt is 'Attempts started, ever. Numbers the rows of attempts.';
