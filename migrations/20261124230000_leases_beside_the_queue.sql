@@ -8,7 +8,7 @@ alter table jobs add column leased_until timestamptz;
 update jobs
 set leased_until = next_run_at,
     leased_at = coalesce((select started_at from attempts where job_id = jobs.id and number = jobs.attempt), now()),
-    next_run_at = created_at
+    next_run_at = least(created_at, coalesce((select started_at from attempts where job_id = jobs.id and number = jobs.attempt), now()))
 where lease_token is not null;
 
 -- A worker of the version before would take what is leased for what is due. Its claims break one of these, so it claims nothing any more;
@@ -25,9 +25,10 @@ alter table jobs alter column lane set default 0;
 alter table jobs set (fillfactor = 50);
 alter table messages set (fillfactor = 50);
 
+comment on table jobs is 'The queue. A pending row whose next_run_at has come, and which nobody has a lease on that is not over, may be claimed.';
 comment on column jobs.next_run_at is 'When a worker may take the job, if nobody has it.';
 comment on column jobs.attempt is 'Attempts started, ever. Numbers the rows of attempts.';
-comment on column jobs.lane is '0: never tried, as far as anybody knows; 1: a retry. Ordered first by the claim.';
+comment on column jobs.lane is 'Of sign jobs: 0: never tried, as far as anybody knows; 1: a retry. Ordered first by the claim.';
 comment on column jobs.lease_token is 'Fencing token of the worker that has the job; null: nobody. Every write of a worker names its token.';
 comment on column jobs.leased_at is 'When it was leased last.';
 comment on column jobs.leased_until is 'When that lease ends: from then on anybody may take the job, whose token is still there. Means nothing without a token.';

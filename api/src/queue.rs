@@ -19,7 +19,7 @@ const ONE_IN: u32 = 10;
 /// Nothing is said by a look that is older, however long the next one takes.
 const TOO_OLD: Duration = Duration::from_secs(2);
 
-/// How long a look may take.
+/// How long somebody waits for a look.
 const LOOK_WITHIN: Duration = Duration::from_millis(200);
 
 /// In a queue of this length, those that came since the last look are few beside those that it saw.
@@ -36,7 +36,8 @@ impl Look {
     /// Whether it says enough about what was stored at `since`.
     fn is_good(&self, since: OffsetDateTime) -> bool {
         let age = self.at.elapsed();
-        self.was_slow() && age < self.took * ONE_IN || age < GOOD_FOR && (self.forecast.at >= since || self.forecast.length() >= LONG)
+        self.was_slow() && age < (self.took * ONE_IN).min(TOO_OLD)
+            || age < GOOD_FOR && (self.forecast.at >= since || self.forecast.length() >= LONG)
     }
 
     fn was_slow(&self) -> bool {
@@ -74,13 +75,15 @@ impl Queue {
             });
             return Some(place);
         }
-        let look = async {
-            let _alone = self.looking.lock().await;
-            if self.seen(waiting, |look| look.is_good(since)).is_none() {
-                self.look().await;
+        // It goes on when nobody waits for it any more: somebody will ask soon, and then it is there.
+        let queue = self.clone();
+        let look = tokio::spawn(async move {
+            let _alone = queue.looking.lock().await;
+            if queue.seen(waiting, |look| look.is_good(since)).is_none() {
+                queue.look().await;
             }
-        };
-        tokio::time::timeout(LOOK_WITHIN, look).await.ok()?;
+        });
+        tokio::time::timeout(LOOK_WITHIN, look).await.ok()?.ok()?;
         self.seen(waiting, |look| look.at.elapsed() < GOOD_FOR)
     }
 

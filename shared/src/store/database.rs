@@ -143,6 +143,10 @@ impl Database {
             self.found.write().unwrap_or_else(PoisonError::into_inner).had = Instant::now();
             return Ok(connection);
         }
+        // Only the end of the process closes what is in use: what still runs then must not open it again.
+        if self.found().pool.is_closed() {
+            return Err(sqlx::Error::PoolClosed);
+        }
         // Whoever waits for this connection may give up any moment; the search goes on.
         let database = self.clone();
         let look = tokio::spawn(async move { database.look(found.looks).await });

@@ -40,7 +40,7 @@ impl Store {
             from (
                 select a.number, a.started_at, a.duration_ms, a.outcome, a.status, a.error, a.response, false as in_flight
                 from webhook w join attempts a on a.job_id = w.id
-                where a.outcome is distinct from 'released'
+                where a.outcome is distinct from 'released' and (a.outcome is not null or a.number < w.attempt or w.lease_token is null)
                 union all
                 select attempt, leased_at, null, null, null, null, null, leased_until > now()
                 from webhook where lease_token is not null

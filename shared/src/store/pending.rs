@@ -4,7 +4,7 @@
 //! nothing is looked for, so that it costs the same when no vacuum has run for hours. Reading the sum is what costs. So a process remembers
 //! what it read last and what it has accepted since, and reads again behind its back: seldom, but before it refuses anything.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Result, Store};
@@ -12,8 +12,14 @@ use super::{Result, Store};
 /// How long the number is good for. Others accept meanwhile; there may be more unfinished requests by as many.
 const GOOD_FOR: Duration = Duration::from_millis(250);
 
+/// No statement takes longer.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+
 /// Reading takes no more than this share of the time.
 const ONE_IN: u32 = 10;
+
+/// A lock for whoever counts anew; any number that nobody else takes.
+const RECOUNT: i64 = 0x7265_636f_756e_7400;
 
 /// More rows than that become one.
 const MANY: i64 = 1_000;
@@ -21,7 +27,14 @@ const MANY: i64 = 1_000;
 /// What a process knows of the number. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
-    seen: Arc<Mutex<Option<Seen>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    seen: Option<Seen>,
+    /// Accepted by this process, ever.
+    accepted: i64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,28 +44,32 @@ struct Seen {
 }
 
 impl Pending {
-    fn seen(&self) -> Option<Seen> {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, seen: Seen) {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+    /// The number was read, when this process had accepted so many. What it has accepted since may not be in it.
+    fn read(&self, requests: i64, accepted: i64, good_for: Duration) {
+        let mut known = self.known();
+        let requests = requests.saturating_add(known.accepted - accepted);
+        known.seen = Some(Seen { requests, good_until: Instant::now() + good_for });
     }
 
     /// So many were accepted.
     pub(super) fn add(&self, requests: i64) {
-        if let Some(seen) = &mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner) {
+        let mut known = self.known();
+        known.accepted = known.accepted.saturating_add(requests);
+        if let Some(seen) = &mut known.seen {
             seen.requests = seen.requests.saturating_add(requests);
         }
     }
 
-    /// True for one who should read the number again, and no other for a while.
+    /// True for one who should read the number again, and no other until that is done.
     fn is_old(&self) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.as_mut().is_some_and(|seen| {
+        self.known().seen.as_mut().is_some_and(|seen| {
             let old = seen.good_until <= Instant::now();
             if old {
-                seen.good_until = Instant::now() + GOOD_FOR;
+                seen.good_until = Instant::now() + READ_WITHIN;
             }
             old
         })
@@ -64,7 +81,8 @@ impl Store {
     pub(super) async fn room(&self, wanted: usize, most: u64) -> Result<i64> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
-        if let Some(room) = self.pending.seen().map(|seen| most.saturating_sub(seen.requests)).filter(|room| *room >= wanted) {
+        let seen = self.pending.known().seen;
+        if let Some(room) = seen.map(|seen| most.saturating_sub(seen.requests)).filter(|room| *room >= wanted) {
             if self.pending.is_old() {
                 let store = self.clone();
                 tokio::spawn(async move { store.pending_requests().await });
@@ -79,7 +97,7 @@ impl Store {
     /// # Errors
     /// Those of a statement.
     pub async fn pending_requests(&self) -> Result<u64> {
-        let asked = Instant::now();
+        let (asked, accepted) = (Instant::now(), self.pending.known().accepted);
         let sum = sqlx::query!(
             r#"-- pending.sum
             select
@@ -90,9 +108,11 @@ impl Store {
         .fetch_one(&self.database)
         .await?;
         let good_for = GOOD_FOR.max(asked.elapsed() * ONE_IN);
-        self.pending.set(Seen { requests: sum.requests, good_until: Instant::now() + good_for });
-        if sum.rows > MANY {
-            self.settle_pending_changes().await?;
+        self.pending.read(sum.requests, accepted, good_for);
+        if sum.rows > MANY
+            && let Err(error) = self.settle_pending_changes().await
+        {
+            tracing::debug!(%error, "many changes of the count stay many");
         }
         Ok(u64::try_from(sum.requests).unwrap_or(0))
     }
@@ -119,8 +139,11 @@ impl Store {
     /// # Errors
     /// Those of a statement.
     pub async fn recount_pending_requests(&self) -> Result<i64> {
+        // Two who find the same difference would both correct it.
+        let mut transaction = self.database.begin().await?;
+        sqlx::query!("-- pending.alone\nselect from pg_advisory_xact_lock($1)", RECOUNT).execute(&mut transaction).await?;
         // One statement sees one moment: both numbers are of before or after any other transaction.
-        let corrected = sqlx::query_scalar!(
+        let off_by = sqlx::query_scalar!(
             r#"-- pending.recount
             with difference as materialized (
                 select (select count(*) from jobs j join requests r on r.sign_job_id = j.id where j.kind = 'sign' and j.state = 'pending')
@@ -131,7 +154,10 @@ impl Store {
                 insert into pending_changes (requests) select off_by from difference where off_by <> 0
             )
             select off_by as "off_by!" from difference"#
-        );
-        Ok(corrected.fetch_one(&self.database).await?)
+        )
+        .fetch_one(&mut transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(off_by)
     }
 }

@@ -64,6 +64,14 @@ pub struct LowWater {
     slots: Option<OffsetDateTime>,
 }
 
+impl LowWater {
+    /// This mark, and `before` where it says nothing.
+    #[must_use]
+    pub fn or(self, before: Self) -> Self {
+        Self { fresh: self.fresh.or(before.fresh), retries: self.retries.or(before.retries), slots: self.slots.or(before.slots) }
+    }
+}
+
 /// How much later than it began an insert is mostly committed.
 const LATE_BY: Duration = Duration::from_millis(100);
 
@@ -184,7 +192,7 @@ impl Store {
                 ) end as due_at) first
             )
             select
-                leased.id as "id?", leased.slot as "slot?", (select nullif(max(free_at), '-infinity') from slots) as free_at, leased.lane as "lane?",
+                leased.id as "id?", leased.slot as "slot?", (select nullif(max(free_at), '-infinity') from slots) as free_at, case when leased.lost_since is null then leased.lane end as "lane?",
                 leased.next_run_at as "next_run_at?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
                 extract(epoch from now() - leased.created_at)::float8 as age,
                 messages.body as "body?",
@@ -222,8 +230,13 @@ impl Store {
         .await?;
         let mut reached = from;
         for row in &rows {
-            let lane = if row.lane == Some(0) { &mut reached.fresh } else { &mut reached.retries };
-            *lane = (*lane).max(row.next_run_at.map(|due| due - LATE_BY));
+            let due = row.next_run_at.map(|due| due - LATE_BY);
+            match row.lane {
+                Some(0) => reached.fresh = reached.fresh.max(due),
+                Some(_) => reached.retries = reached.retries.max(due),
+                // Its lease ran out: it may come from either, and is not where the others are.
+                None => {}
+            }
             reached.slots = reached.slots.max(row.free_at);
         }
         let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);

@@ -153,29 +153,40 @@ impl Store {
     /// # Errors
     /// Those of a statement.
     pub async fn exhaust_webhooks_of_lost_receivers(&self, age: Duration, most: u32) -> Result<u32> {
-        let ended = sqlx::query!(
-            "-- webhook.exhaust
-            update jobs set state = 'failed', failure = 'receiver-down', finished_at = now(), lease_token = null
-            where id in (
-                select j.id
+        let ended = sqlx::query_scalar!(
+            r#"-- webhook.exhaust
+            with due as materialized (
+                select j.id, j.lost_since
                 from receivers r
                 cross join lateral (
-                    select id from jobs
+                    select id, case when lease_token is not null then leased_at end as lost_since from jobs
                     where kind = 'webhook' and state = 'pending' and receiver = r.receiver and next_run_at < now() - make_interval(secs => $1)
-                        and (lease_token is null or leased_until <= now())
+                        and (lease_token is null or leased_until < now() - make_interval(secs => $1))
                     order by next_run_at, id
                     limit $2
                     for no key update skip locked
                 ) j
                 where r.failing_since < now() - make_interval(secs => $1) and r.probe_at > now() - interval '1 h'
                 limit $2
-            )",
+            ),
+            ended as (
+                update jobs set state = 'failed', failure = 'receiver-down', finished_at = now(), lease_token = null
+                from due
+                where jobs.id = due.id
+                returning jobs.id, jobs.attempt, due.lost_since
+            ),
+            lost as (
+                insert into attempts (job_id, number, started_at)
+                select id, attempt, lost_since from ended where lost_since is not null
+                on conflict (job_id, number) do nothing
+            )
+            select count(*) as "ended!" from ended"#,
             seconds(age),
             i64::from(most),
         )
-        .execute(&self.database)
+        .fetch_one(&self.database)
         .await?;
-        Ok(count(ended.rows_affected()))
+        Ok(count(ended))
     }
 
     /// Forgets up to `most` receivers that have no webhook waiting and have not changed for longer than `age`, and as many webhook secrets

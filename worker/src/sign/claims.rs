@@ -5,7 +5,7 @@
 //! often a claim looks at all: as soon as one that did not finds nothing, and whenever that takes no more than a share of the time. That is
 //! always, while it is quick; and seldom enough not to matter, while some transaction holds back the vacuum and it takes a second.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use shared::store::sign_claim::{LowWater, SignJob};
@@ -14,6 +14,9 @@ use shared::units::Rate;
 
 /// Looking at all takes no more than this share of the time.
 const ONE_IN: u32 = 10;
+
+/// Longer than a claim may take: for one that was given up.
+const GIVEN_UP: Duration = Duration::from_secs(20);
 
 /// Claims for one process.
 pub struct Claims {
@@ -42,22 +45,34 @@ impl Claims {
     /// # Errors
     /// Those of the statement.
     pub async fn claim(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
-        let Come { mark, all_again } = *self.come.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = Instant::now();
-        let all = all_again <= asked;
-        let from = if all { LowWater::default() } else { mark };
-        let (mut claimed, reached) = self.store.claim_sign_jobs(most, self.lease, self.rate, from).await?;
-        let mut come = self.come.lock().unwrap_or_else(PoisonError::into_inner);
-        if all {
-            *come = Come { mark: reached, all_again: Instant::now() + asked.elapsed() * ONE_IN };
-        } else {
-            come.mark = reached;
-            if claimed.jobs.is_empty() {
-                // There may be something where it did not look.
-                let wait = come.all_again.saturating_duration_since(Instant::now());
-                claimed.next_in = Some(claimed.next_in.map_or(wait, |next| next.min(wait)));
+        let (mark, all) = {
+            let mut come = self.come();
+            let all = come.all_again <= asked;
+            if all {
+                come.all_again = asked + GIVEN_UP * ONE_IN;
             }
+            (come.mark, all)
+        };
+        let from = if all { LowWater::default() } else { mark };
+        let claimed = self.store.claim_sign_jobs(most, self.lease, self.rate, from).await;
+        let mut come = self.come();
+        if all {
+            // Whatever became of it: one that takes so long that Postgres ends it must not be all that is tried.
+            come.all_again = Instant::now() + asked.elapsed() * ONE_IN;
+        }
+        let (mut claimed, reached) = claimed?;
+        // Where nothing was found, nothing is known about where to go on.
+        come.mark = reached.or(mark);
+        if !all && claimed.jobs.is_empty() {
+            // There may be something where it did not look.
+            let wait = come.all_again.saturating_duration_since(Instant::now());
+            claimed.next_in = Some(claimed.next_in.map_or(wait, |next| next.min(wait)));
         }
         Ok(claimed)
+    }
+
+    fn come(&self) -> MutexGuard<'_, Come> {
+        self.come.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -134,13 +134,20 @@ async fn read(world: &World, database: &Database) -> Result<f64> {
     Ok(load.run().await?.rate)
 }
 
-/// Deleted requests per second, from the start of a worker to the last one, or until patience ends.
+/// Deleted requests per second, from the first ones to the last one, or until patience ends. Before the first ones a worker that has just
+/// started counts what is unfinished.
 async fn forget(world: &World, database: &Database) -> Result<f64> {
     const OLD_REQUESTS: &str = "select count(*) from requests where created_at < now() - interval '30 days'";
     let mut connection = database.connect().await?;
-    let before = database.number(&mut connection, OLD_REQUESTS).await?;
-    let (started, mut left) = (Instant::now(), before);
+    let all = database.number(&mut connection, OLD_REQUESTS).await?;
     let _worker = world.worker(database, &[("WORKER_QUEUES", "webhook"), ("RETENTION", "30d")]).await?;
+    let mut before = all;
+    until(PATIENCE, async || {
+        before = database.number(&mut connection, OLD_REQUESTS).await?;
+        Ok(before < all)
+    })
+    .await?;
+    let (started, mut left) = (Instant::now(), before);
     while left > 0 && started.elapsed() < FORGOTTEN_WITHIN {
         tokio::time::sleep(LOOK_EVERY).await;
         left = database.number(&mut connection, OLD_REQUESTS).await?;
