@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `database` | the way to Postgres: hosts, connections, sessions |
 //! | `accept` | a group of POSTs becomes requests, messages and jobs |
+//! | `pending` | how many requests are unfinished |
 //! | `requests` | the state of requests, as callers see it |
 //! | `keys` | API keys |
 //! | `lease` | who has a job, and until when |

@@ -4,7 +4,7 @@
 //! way of the others, so the claim does not take what has been due for longest, but a fair share from each receiver. It reads like this:
 //!
 //! 1. `walk`: from receiver to receiver in the index, one step each, wherever the last claim stopped. The entry that a step lands on is the
-//!    receiver's first job, so the step also says whether anything is due. The ten thousand jobs behind it are never looked at. A walk has
+//!    receiver's first job that nobody has, so the step also says whether anything is due. The ten thousand jobs behind it are never looked at. A walk has
 //!    [`STEPS`] steps at most; the caller goes on from where it ended.
 //! 2. `ready`: those with a due job and room for it. A receiver that works has room up to a bound that this process keeps; one that fails,
 //!    or that nobody knows yet, has room for one job, and only when its probe is due (see [`ReceiverNews`](super::webhook_jobs::ReceiverNews));

@@ -543,6 +543,30 @@ async fn a_replay_that_retention_did_not_see_coming_stays() {
 }
 
 #[tokio::test]
+async fn a_receiver_that_is_given_up_keeps_the_attempt_that_a_crash_cut() {
+    let f = Fixture::new().await;
+    let id = told(&f).await;
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::ZERO).await;
+    let cut = claim(&f).await.remove(0);
+    let log = f.store.deliveries(id, None).await.unwrap().unwrap().deliveries;
+    assert_eq!(log.iter().map(|entry| entry.outcome).collect::<Vec<_>>(), [DeliveryOutcome::Failed, DeliveryOutcome::Sending]);
+    let long_ago = "update receivers set failing_since = now() - interval '3 days', probe_at = now();
+        update jobs set next_run_at = next_run_at - interval '3 days', leased_at = leased_at - interval '2 days' where kind = 'webhook';";
+    f.run(long_ago).await;
+    let age = Duration::from_hours(24);
+    assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 0, "it is being sent");
+    f.run("update jobs set leased_until = now() - interval '1 min' where kind = 'webhook'").await;
+    assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 0, "its worker may still write what became of it");
+    f.run("update jobs set leased_until = now() - interval '25 h' where kind = 'webhook'").await;
+    assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 1);
+    let log = f.store.deliveries(id, None).await.unwrap().unwrap().deliveries;
+    let log: Vec<_> = log.iter().map(|entry| (entry.number, entry.outcome)).collect();
+    assert_eq!(log, [(1, DeliveryOutcome::Failed), (2, DeliveryOutcome::Unknown)]);
+    drop(cut);
+}
+
+#[tokio::test]
 async fn the_delivery_log_of_a_request_has_a_bound() {
     let f = Fixture::new().await;
     let id = told(&f).await;

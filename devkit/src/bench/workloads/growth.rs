@@ -84,7 +84,7 @@ async fn measure(world: &World, program: &Program, database: &Database, kind: Ki
         Kind::Get => {
             if is_empty {
                 fill(database, &world.progress, Rows::Finished { days_ago: 1 }, READ.unsigned_abs(), label).await?;
-                fill(database, &world.progress, Rows::Waiting, READ.unsigned_abs() / 10, &format!("{label}waiting ")).await?;
+                fill(database, &world.progress, Rows::Waiting, READ.unsigned_abs() / 2, &format!("{label}waiting ")).await?;
             }
             read(world, database).await
         }
