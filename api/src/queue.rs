@@ -16,8 +16,8 @@ const GOOD_FOR: Duration = Duration::from_millis(250);
 const QUICK: Duration = Duration::from_millis(5);
 const ONE_IN: u32 = 10;
 
-/// Nothing is said by a look that is older, however long the next one takes.
-const TOO_OLD: Duration = Duration::from_secs(2);
+/// Nothing is said by a look that is older, however long the next one takes. That one begins at half of this age, so that it is there in time.
+const TOO_OLD: Duration = Duration::from_secs(4);
 
 /// How long somebody waits for a look.
 const LOOK_WITHIN: Duration = Duration::from_millis(200);
@@ -36,7 +36,7 @@ impl Look {
     /// Whether it says enough about what was stored at `since`.
     fn is_good(&self, since: OffsetDateTime) -> bool {
         let age = self.at.elapsed();
-        self.was_slow() && age < (self.took * ONE_IN).min(TOO_OLD)
+        self.was_slow() && age < (self.took * ONE_IN).min(TOO_OLD / 2)
             || age < GOOD_FOR && (self.forecast.at >= since || self.forecast.length() >= LONG)
     }
 
