@@ -14,7 +14,7 @@ use crate::store::{Result, Store, StoreError, listen};
 impl Store {
     /// Stores `requests` together, durably, and tells the workers once if there is something new to do. One result per request, in order.
     /// No more than `most_pending` are unfinished at a time; what others store at the same moment is not seen, and may exceed it: see
-    /// [`pending`](crate::store::pending).
+    /// `pending`.
     ///
     /// # Errors
     /// Those of a statement; then nothing was stored, or (if the connection broke during the commit) all was.
