@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use shared::forecast::{Forecast, Place, Waiting};
 use shared::store::Store;
+use shared::store::low_water::Marks;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -49,6 +50,7 @@ impl Look {
 #[derive(Clone)]
 pub struct Queue {
     store: Store,
+    marks: Marks,
     last: Arc<Mutex<Option<Look>>>,
     looking: Arc<tokio::sync::Mutex<()>>,
 }
@@ -57,7 +59,8 @@ impl Queue {
     /// A queue that nobody has looked at yet.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, last: Arc::default(), looking: Arc::default() }
+        let marks = Marks::new(store.clone(), Arc::default());
+        Self { store, marks, last: Arc::default(), looking: Arc::default() }
     }
 
     /// The place of what was stored at `since`, by a look that is not much older. Of many who ask at once, one looks and the others wait
@@ -94,8 +97,9 @@ impl Queue {
     }
 
     async fn look(&self) {
-        let asked = Instant::now();
-        if let Ok(forecast) = self.store.forecast().await {
+        let (asked, mut look) = (Instant::now(), self.marks.look());
+        if let Ok((forecast, reached)) = self.store.forecast(look.from()).await {
+            look.has_reached(reached);
             let look = Look { forecast, at: Instant::now(), took: asked.elapsed() };
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
         }

@@ -29,6 +29,12 @@ impl Lane {
         self.marks.get(before).map_or_else(|| self.length() + 1, |(_, place)| *place)
     }
 
+    /// When the first one is due.
+    #[must_use]
+    pub fn first(&self) -> Option<OffsetDateTime> {
+        self.marks.first().map(|((due, _), _)| *due)
+    }
+
     fn length(&self) -> u32 {
         self.marks.last().map_or(0, |(_, place)| *place)
     }

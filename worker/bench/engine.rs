@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use shared::settings::DatabaseSettings;
+use shared::store::low_water::Marks;
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 use shared::store::upstream::WorkerId;
@@ -18,7 +19,7 @@ use shared::store::{Audience, Claimed, Hint, JobKind, Store, StoreError};
 use shared::units::Rate;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use worker::driver::{self, Pace, Queue};
+use worker::driver::{self, Ended, Pace, Queue};
 use worker::finisher::{Finisher, Shared};
 use worker::settings::Queues;
 use worker::sign::claims::Claims;
@@ -55,7 +56,7 @@ impl Queue for Sign {
         self.claims.claim(most).await
     }
 
-    async fn work(&self, job: SignJob, _give_up: CancellationToken) {
+    async fn work(&self, job: SignJob, _give_up: CancellationToken) -> Ended {
         let finish = SignFinish {
             digest: job.message.digest(),
             lease: job.lease,
@@ -66,6 +67,7 @@ impl Queue for Sign {
             upstream: UpstreamNews::None,
         };
         self.finisher.finish(finish).await;
+        Ended::ForGood
     }
 }
 
@@ -82,7 +84,7 @@ impl Queue for Webhook {
         Ok(self.store.claim_webhook_jobs(&Wanted::up_to(most), LEASE).await?.claimed)
     }
 
-    async fn work(&self, job: WebhookJob, _give_up: CancellationToken) {
+    async fn work(&self, job: WebhookJob, _give_up: CancellationToken) -> Ended {
         let finish = WebhookFinish {
             lease: job.lease,
             ending: Delivery::Delivered,
@@ -93,6 +95,7 @@ impl Queue for Webhook {
             receiver: ReceiverNews::Works { slow: false },
         };
         self.finisher.finish(finish).await;
+        Ended::GivenBack
     }
 }
 
@@ -113,7 +116,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let driver = match kind {
         JobKind::Sign => {
             let queue = Sign {
-                claims: Claims::new(store.clone(), settings.upstream_rate, LEASE),
+                claims: Claims::new(store.clone(), Marks::new(store.clone(), Arc::clone(&wake)), settings.upstream_rate, LEASE),
                 finisher: Arc::new(Finisher::new(store.clone())),
             };
             tokio::spawn(driver::run(Arc::new(queue), pace, Arc::clone(&wake), stop.clone()))

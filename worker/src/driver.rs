@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -22,7 +23,16 @@ pub trait Queue: Send + Sync + 'static {
     fn claim(&self, most: usize) -> impl Future<Output = Result<Claimed<Self::Job>, StoreError>> + Send;
 
     /// Works on a job and writes its outcome. When `give_up` is cancelled, it gives the job back instead.
-    fn work(&self, job: Self::Job, give_up: CancellationToken) -> impl Future<Output = ()> + Send;
+    fn work(&self, job: Self::Job, give_up: CancellationToken) -> impl Future<Output = Ended> + Send;
+}
+
+/// What the end of a job changes for the next claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing for a queue in which nothing else waits.
+    ForGood,
+    /// Something can be claimed that no claim knew of: the job is tried again, or its place is free.
+    GivenBack,
 }
 
 /// How a driver runs.
@@ -51,11 +61,15 @@ const GATHER_FOR: Duration = Duration::from_millis(5);
 ///
 /// `wake` is a hint that there may be something to claim. The driver registers for it before it claims, so that a hint that comes
 /// while it looks is not lost; and polls as well, so that a hint that never comes costs at most one interval.
+///
+/// A claim that took less than it might have saw everything: there is no other until something changes. The end of a job in flight is such a
+/// change if anything waits for what it held, and nobody knows better than the last claim, or the one that is under way.
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(pace.permits));
     let (tasks, give_up) = (TaskTracker::new(), CancellationToken::new());
     let half = u32::try_from(pace.permits / 2).unwrap_or(u32::MAX);
     let (mut failing, mut more_is_due) = (false, false);
+    let others_wait = Arc::new(AtomicBool::new(true));
     loop {
         if more_is_due {
             // They are given back at once, and taken one by one below: only this loop takes permits.
@@ -72,6 +86,8 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
 
         // Only this loop takes permits: what is free now stays free.
         let most = 1 + permits.available_permits();
+        // What ends from here on may be what this claim does not see.
+        others_wait.store(true, Ordering::SeqCst);
         let claim = tokio::time::timeout(CLAIM_WITHIN, queue.claim(most));
         let claimed = tokio::select! {
             claimed = claim => claimed.unwrap_or_else(|_| Err(StoreError::timed_out())),
@@ -83,26 +99,33 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
         }
         more_is_due = claimed.as_ref().is_ok_and(|claimed| claimed.jobs.len() >= most);
         let sleep = match claimed {
-            Ok(Claimed { jobs, .. }) if !jobs.is_empty() => {
+            Ok(Claimed { jobs, next_in }) => {
+                let found = !jobs.is_empty();
                 metrics::counter!("countersign_jobs_claimed_total", "queue" => Q::NAME).increment(jobs.len() as u64);
+                others_wait.store(more_is_due || next_in.is_some(), Ordering::SeqCst);
                 let mut first = Some(permit);
                 for job in jobs {
                     let permit = first.take().or_else(|| Arc::clone(&permits).try_acquire_owned().ok());
-                    let (queue, give_up, wake) = (Arc::clone(&queue), give_up.clone(), Arc::clone(&wake));
+                    let (queue, give_up) = (Arc::clone(&queue), give_up.clone());
+                    let (wake, others_wait) = (Arc::clone(&wake), Arc::clone(&others_wait));
                     tasks.spawn(async move {
-                        queue.work(job, give_up).await;
+                        let ended = queue.work(job, give_up).await;
                         drop(permit);
-                        // What it gave back (a slot of the budget, a retry) may change when the next claim is worth it.
-                        wake.notify_one();
+                        if ended == Ended::GivenBack || others_wait.load(Ordering::SeqCst) {
+                            wake.notify_one();
+                        }
                     });
                 }
-                continue;
-            }
-            Ok(Claimed { next_in, .. }) => {
+                if more_is_due || found && next_in == Some(Duration::ZERO) {
+                    continue;
+                }
+                // Of the permit that was had for the claim, if that found nothing.
+                drop(first);
                 let poll = around(pace.poll);
                 next_in.map_or(poll, |next| next.max(SHORTEST_SLEEP).min(poll))
             }
             Err(error) => {
+                drop(permit);
                 metrics::counter!("countersign_claim_errors_total", "queue" => Q::NAME).increment(1);
                 // Once per outage, not once per poll.
                 if !std::mem::replace(&mut failing, true) {
@@ -111,7 +134,6 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
                 around(pace.poll)
             }
         };
-        drop(permit);
         tokio::select! {
             () = stop.cancelled() => break,
             () = hint => {}
@@ -148,7 +170,7 @@ pub fn display_chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -163,7 +185,12 @@ mod tests {
         given_back: AtomicUsize,
         next_in: Mutex<Option<Duration>>,
         fail: AtomicUsize,
+        /// How long a claim takes after it has looked.
+        takes: Mutex<Duration>,
     }
+
+    /// Jobs with such a number are due again when they end.
+    const TRIED_AGAIN: u32 = 100;
 
     struct Semaphore2(Semaphore);
     impl Default for Semaphore2 {
@@ -183,18 +210,27 @@ mod tests {
                 self.fail.fetch_sub(1, Ordering::SeqCst);
                 return Err(StoreError::Corrupt("test"));
             }
-            let mut due = self.due.lock().unwrap();
-            let count = most.min(due.len());
-            Ok(Claimed { jobs: due.drain(..count).collect(), next_in: *self.next_in.lock().unwrap() })
+            let jobs = {
+                let mut due = self.due.lock().unwrap();
+                let count = most.min(due.len());
+                due.drain(..count).collect()
+            };
+            let (takes, next_in) = (*self.takes.lock().unwrap(), *self.next_in.lock().unwrap());
+            tokio::time::sleep(takes).await;
+            Ok(Claimed { jobs, next_in })
         }
 
-        async fn work(&self, job: u32, give_up: CancellationToken) {
+        async fn work(&self, job: u32, give_up: CancellationToken) -> Ended {
             tokio::select! {
                 permit = self.finish.0.acquire() => {
                     permit.unwrap().forget();
                     self.done.lock().unwrap().push(job);
+                    if job < TRIED_AGAIN { Ended::ForGood } else { Ended::GivenBack }
                 }
-                () = give_up.cancelled() => { self.given_back.fetch_add(1, Ordering::SeqCst); }
+                () = give_up.cancelled() => {
+                    self.given_back.fetch_add(1, Ordering::SeqCst);
+                    Ended::GivenBack
+                }
             }
         }
     }
@@ -269,6 +305,38 @@ mod tests {
         assert_eq!(running.queue.asked_for.lock().unwrap().len(), before + 1);
         running.stop.cancel();
         running.task.await.unwrap();
+    }
+
+    /// How many claims are made for jobs that end, while the last claim said so much of those that wait.
+    async fn claims_for(jobs: Vec<u32>, next_in: Option<Duration>) -> usize {
+        let count = jobs.len();
+        let running = start(jobs, PACE);
+        *running.queue.next_in.lock().unwrap() = next_in;
+        until(|| running.queue.due.lock().unwrap().is_empty()).await;
+        running.queue.finish.0.add_permits(count);
+        until(|| running.queue.done.lock().unwrap().len() == count).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        running.queue.asked_for.lock().unwrap().len()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_ends_is_a_reason_to_claim_only_if_something_waits_or_it_is_tried_again() {
+        assert_eq!(claims_for(vec![1], None).await, 1);
+        assert_eq!(claims_for(vec![1], Some(Duration::from_mins(1))).await, 2);
+        assert_eq!(claims_for(vec![TRIED_AGAIN], None).await, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_ends_while_a_claim_is_under_way_is_a_reason_for_another() {
+        let running = start(vec![1], PACE);
+        until(|| running.queue.due.lock().unwrap().is_empty()).await;
+        *running.queue.takes.lock().unwrap() = Duration::from_secs(1);
+        running.wake.notify_one();
+        until(|| running.queue.asked_for.lock().unwrap().len() == 2).await;
+        running.queue.finish.0.add_permits(1);
+        until(|| running.queue.done.lock().unwrap().len() == 1).await;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        assert_eq!(running.queue.asked_for.lock().unwrap().len(), 3);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use poem::listener::{Acceptor, Listener, TcpListener};
+use shared::store::low_water::Marks;
 use shared::store::{Audience, Hint, JobKind, Store};
 use shared::{operations, shutdown, telemetry, tls};
 use tokio::sync::{Notify, Semaphore};
@@ -119,8 +120,9 @@ fn start_queues(
     let pace = Pace { permits: 1, poll: settings.poll_interval, grace: settings.shutdown_grace };
     if let Some(upstream) = upstream {
         let calls = settings.upstream.upstream_rate.calls().min(MOST_SIGN_CALLS).into();
+        let marks = Marks::new(store.clone(), Arc::clone(&sign_wake));
         let queue = SignQueue {
-            claims: Claims::new(store.clone(), settings.upstream.upstream_rate, queue::lease(upstream.timeout())),
+            claims: Claims::new(store.clone(), marks, settings.upstream.upstream_rate, queue::lease(upstream.timeout())),
             calls: Semaphore::new(calls),
             stop: stop.clone(),
             upstream,

@@ -55,7 +55,8 @@ impl Lease {
 pub struct Claimed<J> {
     /// The jobs to do now.
     pub jobs: Vec<J>,
-    /// When nothing could be claimed: after how long something can be, as far as this statement saw. Nothing: unknown.
+    /// If there were fewer than were wanted: after how long something else can be claimed, as far as this statement saw. Nothing: nothing
+    /// else waits.
     pub next_in: Option<Duration>,
 }
 

@@ -27,6 +27,7 @@ pub mod encryption;
 pub mod keys;
 mod lease;
 mod listen;
+pub mod low_water;
 mod pending;
 pub mod requests;
 mod retention;

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::keys::KeyId;
+use super::low_water::{LATE_BY, LowWater};
 use super::{Result, Store, StoreError, count};
 use crate::contract::{LastError, SigningRequest, Status, WebhookState, WebhookStatus};
 use crate::forecast::{Forecast, Lane, Waiting};
@@ -81,21 +82,23 @@ impl Store {
         rows.into_iter().map(|row| Ok((row.id, row.into_state()?))).collect()
     }
 
-    /// A look at the queue of sign jobs.
+    /// A look at the queue of sign jobs `from` low-water marks on, and where the next one may begin.
     ///
     /// # Errors
     /// Those of a statement.
-    pub async fn forecast(&self) -> Result<Forecast> {
+    pub async fn forecast(&self, from: LowWater) -> Result<(Forecast, LowWater)> {
         let rows = sqlx::query!(
             r#"-- requests.forecast
             with fresh as (
                 select next_run_at, id, row_number() over (order by next_run_at, id) as place from jobs
-                where kind = 'sign' and state = 'pending' and lane = 0 and (lease_token is null or leased_until <= now())
+                where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at >= coalesce($3::timestamptz, '-infinity')
+                    and (lease_token is null or leased_until <= now())
                 order by next_run_at, id limit $1
             ),
             retries as (
                 select next_run_at, id, row_number() over (order by next_run_at, id) as place from jobs
-                where kind = 'sign' and state = 'pending' and lane = 1 and (lease_token is null or leased_until <= now())
+                where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at >= coalesce($4::timestamptz, '-infinity')
+                    and (lease_token is null or leased_until <= now())
                 order by next_run_at, id limit $1
             )
             select 0 as "lane!", next_run_at as "at!", id as "id!", place as "place!" from fresh
@@ -105,16 +108,29 @@ impl Store {
             where place <= $2 or place % $2 = 0 or place = (select max(place) from retries)
             union all
             -- A slot that is being used is free a window after the answer, which mostly comes soon.
-            (select 2, greatest(now(), case when lease_token is null then free_at else least(free_at, now() + window_length) end) as at, 0, 0
-            from upstream_slots where not retired
-            order by at limit $2)
+            (select 2, greatest(now(), case when lease_token is null then free_at else least(free_at, now() + window_length) end), 0, 0
+            from (
+                select * from upstream_slots
+                where free_at >= coalesce($5::timestamptz, '-infinity') and not retired
+                order by free_at limit $2
+            ) first_slots)
             union all
-            select 3, now(), (select count(*) from upstream_slots where not retired), 0
+            select 3, now(), coalesce((select calls from upstream), 0), 0
             union all
             select 4, greatest(now(), paused_until, probe_at), (extract(epoch from window_length) * 1e6)::bigint, 0 from upstream
+            union all
+            select 5, free_at, 0, 0 from (
+                select free_at from upstream_slots
+                where free_at >= coalesce($5::timestamptz, '-infinity') and not retired
+                order by free_at limit 1
+            ) first_slot
+            where free_at > '-infinity'
             order by 1, 4, 2"#,
             FARTHEST_PLACE,
             EXACT_PLACES,
+            from.fresh,
+            from.retries,
+            from.slots,
         )
         .fetch_all(&self.database)
         .await?;
@@ -123,15 +139,21 @@ impl Store {
         let now = rows.iter().find(|row| row.lane == 3).ok_or(StoreError::Corrupt("time"))?;
         let at = now.at;
         let upstream = rows.iter().find(|row| row.lane == 4);
-        Ok(Forecast {
+        let (fresh, retries) = (lane(0), lane(1));
+        let first_slots: Vec<_> = rows.iter().filter(|row| row.lane == 2).map(|row| row.at).collect();
+        let slots = rows.iter().find(|row| row.lane == 5).map(|row| row.at);
+        let reached = |first: Option<OffsetDateTime>| Some(first.map_or(at, |first| first.min(at)) - LATE_BY);
+        let reached = LowWater { fresh: reached(fresh.first()), retries: reached(retries.first()), slots };
+        let forecast = Forecast {
             at,
-            fresh: lane(0),
-            retries: lane(1),
-            first_slots: rows.iter().filter(|row| row.lane == 2).map(|row| row.at).collect(),
+            fresh,
+            retries,
+            first_slots,
             slots: u32::try_from(now.id).unwrap_or(u32::MAX),
             window: upstream.map_or(Duration::ZERO, |row| Duration::from_micros(row.id.unsigned_abs())),
             closed_until: upstream.map_or(at, |row| row.at),
-        })
+        };
+        Ok((forecast, reached))
     }
 }
 

@@ -23,8 +23,7 @@
 
 use std::time::{Duration, Instant};
 
-use time::OffsetDateTime;
-
+use super::low_water::{LATE_BY, LowWater};
 use super::upstream::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::message::{Message, MessageDigest};
@@ -51,29 +50,6 @@ pub struct SignJob {
     /// The trace of the request that made the job.
     pub traceparent: Option<String>,
 }
-
-/// How far a process has come. Before it is hardly anything to claim, but there may be much to step over: what is leased stays in its place,
-/// and what is done leaves dead entries until a vacuum, which a long transaction may hold back for hours.
-///
-/// Hardly anything, not nothing: a job that is given back returns to its place, and an insert may be committed long after it began. So
-/// somebody has to look at all every now and then; see `sign::claims` of the worker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LowWater {
-    fresh: Option<OffsetDateTime>,
-    retries: Option<OffsetDateTime>,
-    slots: Option<OffsetDateTime>,
-}
-
-impl LowWater {
-    /// This mark, and `before` where it says nothing.
-    #[must_use]
-    pub fn or(self, before: Self) -> Self {
-        Self { fresh: self.fresh.or(before.fresh), retries: self.retries.or(before.retries), slots: self.slots.or(before.slots) }
-    }
-}
-
-/// How much later than it began an insert is mostly committed.
-const LATE_BY: Duration = Duration::from_millis(100);
 
 impl Store {
     /// Claims up to `most` sign jobs, each with a slot of the budget, for `lease`; none, unless `rate` is the agreed one. Looks at jobs and
@@ -173,21 +149,23 @@ impl Store {
                 -- A worker of the version before wrote it when it began.
                 on conflict (job_id, number) do nothing
             ),
-            -- Who got something asks again anyway.
+            -- Who got as much as was wanted asks again anyway.
             hint as (
                 select case when due_at is not null then extract(epoch from greatest(
                     due_at, now(),
-                    (select min(free_at) from upstream_slots where not retired and free_at >= coalesce($10::timestamptz, '-infinity')),
+                    (select free_at from upstream_slots
+                        where free_at >= coalesce($10::timestamptz, '-infinity') and not retired and slot not in (select slot from leased)
+                        order by free_at limit 1),
                     (select greatest(paused_until, probe_at) from upstream)
                 ) - now())::float8 end as next_in
-                from (select case when not exists (select from leased) then least(
+                from (select case when (select count(*) from leased) < $1 then least(
                     (select next_run_at from jobs
                         where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at >= coalesce($8::timestamptz, '-infinity')
-                            and (lease_token is null or leased_until <= now())
+                            and (lease_token is null or leased_until <= now()) and id not in (select id from leased)
                         order by next_run_at, id limit 1),
                     (select next_run_at from jobs
                         where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at >= coalesce($9::timestamptz, '-infinity')
-                            and (lease_token is null or leased_until <= now())
+                            and (lease_token is null or leased_until <= now()) and id not in (select id from leased)
                         order by next_run_at, id limit 1)
                 ) end as due_at) first
             )

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shared::store::accept::NewRequest;
 use shared::store::deliveries::Replay;
-use shared::store::sign_claim::LowWater;
+use shared::store::low_water::LowWater;
 use shared::store::sign_finish::{Ending, SignFinish};
 use shared::store::webhook_claim::Wanted;
 use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};

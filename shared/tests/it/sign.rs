@@ -4,6 +4,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use shared::contract::Status;
 use shared::store::Finished;
+use shared::store::low_water::LowWater;
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 
 use crate::fixture::{Fixture, LEASE, finish};
@@ -219,13 +220,13 @@ async fn places_in_the_queue_count_first_tries_before_retries() {
     let job = f.claim(1).await.remove(0);
     f.finish(job, Ending::Retry(Duration::from_secs(5))).await;
     let (second, third) = (f.post("second").await, f.post("third").await);
-    let forecast = f.store.forecast().await.unwrap();
+    let forecast = f.store.forecast(LowWater::default()).await.unwrap().0;
     let states = f.store.requests(&[first, second, third]).await.unwrap();
     let place = |id| forecast.place(states[&id].waiting.unwrap());
     assert_eq!([first, second, third].map(|id| place(id).position), [3, 1, 2]);
     let busy = "update upstream_slots set free_at = now() + case slot when 5 then interval '0' else interval '30 s' end";
     f.run(busy).await;
-    let forecast = f.store.forecast().await.unwrap();
+    let forecast = f.store.forecast(LowWater::default()).await.unwrap().0;
     let wait = |id| (forecast.place(states[&id].waiting.unwrap()).expected_at - forecast.at).whole_seconds();
     assert_eq!((wait(second), wait(third)), (0, 29), "one slot is free, the next one later");
 }

@@ -1,4 +1,4 @@
-use shared::store::sign_claim::LowWater;
+use shared::store::low_water::LowWater;
 use shared::store::sign_finish::Ending;
 use shared::store::upstream::{Agreement, WorkerId};
 

@@ -13,7 +13,7 @@ use tracing::{Instrument, field};
 use super::claims::Claims;
 use super::outcome::{Policy, judge};
 use super::upstream::{Reply, Upstream};
-use crate::driver::Queue;
+use crate::driver::{Ended, Queue};
 use crate::finisher::Shared;
 use crate::settings::Statuses;
 
@@ -52,7 +52,7 @@ impl Queue for SignQueue {
         self.claims.claim(most).await
     }
 
-    async fn work(&self, job: SignJob, give_up: CancellationToken) {
+    async fn work(&self, job: SignJob, give_up: CancellationToken) -> Ended {
         let span = tracing::info_span!(
             "sign.attempt",
             otel.kind = "consumer",
@@ -62,7 +62,13 @@ impl Queue for SignQueue {
         );
         continue_trace(&span, job.traceparent.as_deref());
         let finish = self.attempt(job, give_up).instrument(span.clone()).await;
+        // A slot that was used is not free before a window has passed.
+        let ended = match finish.ending {
+            Ending::Signed(_) | Ending::Failed(_) if finish.called => Ended::ForGood,
+            _ => Ended::GivenBack,
+        };
         self.finisher.finish(finish).instrument(span).await;
+        ended
     }
 }
 

@@ -11,7 +11,7 @@ use tracing::{Instrument, field};
 
 use super::delivery::{Answer, Sender, decide, news};
 use super::seats::{Seat, Seats};
-use crate::driver::Queue;
+use crate::driver::{Ended, Queue};
 use crate::finisher::Shared;
 use crate::settings::Schedule;
 
@@ -85,7 +85,7 @@ impl Queue for WebhookQueue {
         }
     }
 
-    async fn work(&self, Seated { job, seat }: Seated, give_up: CancellationToken) {
+    async fn work(&self, Seated { job, seat }: Seated, give_up: CancellationToken) -> Ended {
         let span = tracing::info_span!(
             "webhook.attempt",
             otel.kind = "producer",
@@ -96,8 +96,9 @@ impl Queue for WebhookQueue {
         continue_trace(&span, job.traceparent.as_deref());
         let finish = self.attempt(job, &seat, give_up).instrument(span.clone()).await;
         self.finisher.finish(finish).instrument(span).await;
-        // Its seat is free only now, so that the next claim does not count on what is not written yet.
+        // Its seat is free only now, so that the next claim does not count on what is not written yet. Others may wait for it.
         drop(seat);
+        Ended::GivenBack
     }
 }
 

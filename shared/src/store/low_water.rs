@@ -1,0 +1,190 @@
+//! Low-water marks: how far a process has come in the queue, and who looks at what lies behind.
+//!
+//! The indexes of the queue begin with what is leased at present, and with what was done and no vacuum has taken away: a long transaction may
+//! hold that back for hours. A look need not step over it again and again: the last one says how far it came ([`LowWater`]).
+//!
+//! Behind that mark is hardly anything, but not nothing: a job that is given back returns to its place, and an insert may be committed long
+//! after it began. So somebody has to look at all every now and then, whenever that takes no more than a share of the time. While it is quick,
+//! the look itself begins at the beginning. When it is not, nobody waits for it: the next looks go on from the mark, and behind their backs one
+//! statement looks for what lies before it, and takes the mark back to that.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+
+use super::{Result, Store};
+
+/// Where a look begins. The default is the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LowWater {
+    pub(super) fresh: Option<OffsetDateTime>,
+    pub(super) retries: Option<OffsetDateTime>,
+    pub(super) slots: Option<OffsetDateTime>,
+}
+
+/// How much later than it began an insert is mostly committed.
+pub(super) const LATE_BY: Duration = Duration::from_millis(100);
+
+impl LowWater {
+    /// This mark, and `before` where it says nothing.
+    #[must_use]
+    fn or(self, before: Self) -> Self {
+        Self { fresh: self.fresh.or(before.fresh), retries: self.retries.or(before.retries), slots: self.slots.or(before.slots) }
+    }
+}
+
+/// Looking at all takes no more than this share of the time.
+const ONE_IN: u32 = 10;
+
+/// What takes longer is not waited for.
+const QUICK: Duration = Duration::from_millis(50);
+
+/// The marks of a process. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Marks {
+    store: Store,
+    wake: Arc<Notify>,
+    quick: Duration,
+    come: Arc<Mutex<Come>>,
+}
+
+/// How far, and when all may be looked at again.
+#[derive(Clone, Copy, Debug)]
+struct Come {
+    mark: LowWater,
+    all_took: Duration,
+    /// Nothing: it is being looked at.
+    all_again: Option<Instant>,
+}
+
+impl Marks {
+    /// At the beginning. `wake` is told when something was found behind the mark.
+    #[must_use]
+    pub fn new(store: Store, wake: Arc<Notify>) -> Self {
+        let come = Come { mark: LowWater::default(), all_took: Duration::ZERO, all_again: Some(Instant::now()) };
+        Self { store, wake, quick: QUICK, come: Arc::new(Mutex::new(come)) }
+    }
+
+    /// The same, where a look at all that takes longer than `quick` is not waited for.
+    #[must_use]
+    pub fn quick_within(self, quick: Duration) -> Self {
+        Self { quick, ..self }
+    }
+
+    /// Begins a look.
+    #[must_use]
+    pub fn look(&self) -> Look {
+        let mut come = self.come();
+        let due = come.all_again.is_some_and(|again| again <= Instant::now());
+        let quick = come.all_took <= self.quick;
+        let mark = come.mark;
+        if due {
+            come.all_again = None;
+        }
+        drop(come);
+        if due && !quick {
+            tokio::spawn(self.clone().look_behind(mark));
+        }
+        Look { marks: self.clone(), mark, all: due && quick, began: Instant::now(), reached: LowWater::default() }
+    }
+
+    /// How soon a look may find what the last one could not see.
+    #[must_use]
+    pub fn all_again_in(&self) -> Option<Duration> {
+        self.come().all_again.map(|again| again.saturating_duration_since(Instant::now()))
+    }
+
+    async fn look_behind(self, mark: LowWater) {
+        let began = Instant::now();
+        let found = self.store.behind(mark).await.unwrap_or_default();
+        self.come().looked_at_all(began, found);
+        if found != LowWater::default() {
+            self.wake.notify_one();
+        }
+    }
+
+    fn come(&self) -> MutexGuard<'_, Come> {
+        self.come.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Come {
+    fn looked_at_all(&mut self, began: Instant, reached: LowWater) {
+        self.all_took = began.elapsed();
+        self.all_again = Some(Instant::now() + self.all_took * ONE_IN);
+        self.mark = reached.or(self.mark);
+    }
+}
+
+/// A look that has begun. It ends when it is dropped, whatever became of it.
+#[derive(Debug)]
+pub struct Look {
+    marks: Marks,
+    mark: LowWater,
+    all: bool,
+    began: Instant,
+    reached: LowWater,
+}
+
+impl Look {
+    /// Where it begins.
+    #[must_use]
+    pub fn from(&self) -> LowWater {
+        if self.all { LowWater::default() } else { self.mark }
+    }
+
+    /// Whether it looks at all.
+    #[must_use]
+    pub fn is_at_all(&self) -> bool {
+        self.all
+    }
+
+    /// The next one may begin there. Where that says nothing, nothing is known about where to go on.
+    pub fn has_reached(&mut self, reached: LowWater) {
+        self.reached = reached;
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        let mut come = self.marks.come();
+        if self.all {
+            come.looked_at_all(self.began, self.reached);
+        } else if come.mark == self.mark {
+            // Unless it was taken back meanwhile.
+            come.mark = self.reached.or(self.mark);
+        }
+    }
+}
+
+impl Store {
+    /// Where the first jobs and slots lie that can be claimed and are behind `mark`; nothing where there are none.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    async fn behind(&self, mark: LowWater) -> Result<LowWater> {
+        let first = sqlx::query!(
+            r#"-- sign.behind
+            select
+                (select next_run_at from jobs
+                    where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at < $1
+                        and (lease_token is null or leased_until <= now())
+                    order by next_run_at, id limit 1) as fresh,
+                (select next_run_at from jobs
+                    where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at < $2
+                        and (lease_token is null or leased_until <= now())
+                    order by next_run_at, id limit 1) as retries,
+                (select free_at from upstream_slots
+                    where free_at < $3 and free_at > '-infinity' and not retired
+                    order by free_at limit 1) as slots"#,
+            mark.fresh,
+            mark.retries,
+            mark.slots,
+        )
+        .fetch_one(&self.database)
+        .await?;
+        Ok(LowWater { fresh: first.fresh, retries: first.retries, slots: first.slots })
+    }
+}
