@@ -167,7 +167,7 @@ impl Store {
                         where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at >= coalesce($9::timestamptz, '-infinity')
                             and (lease_token is null or leased_until <= now()) and id not in (select id from leased)
                         order by next_run_at, id limit 1)
-                ) end as due_at) first
+                ) end as due_at offset 0) first
             )
             select
                 leased.id as "id?", leased.slot as "slot?", (select nullif(max(free_at), '-infinity') from slots) as free_at, case when leased.lost_since is null then leased.lane end as "lane?",

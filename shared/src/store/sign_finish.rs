@@ -1,13 +1,17 @@
-//! Giving sign jobs back with their outcome, in one transaction: the fenced update, the attempt, the signature stored, a webhook
+//! Giving sign jobs back with their outcome, in one statement: the fenced update, the attempt, the signature stored, a webhook
 //! job for each request that waits, the slot released, and one notification.
+//!
+//! A request may be attached to a job just as it ends. Both hold the message's row, but a statement sees only what was committed before
+//! it began, and so a finish that had to wait for the row does not see what was attached meanwhile. What it does see is the job's own row
+//! as it is now (it is about to write it), and there the requests are counted: if it knows of fewer, it leaves the job alone. Then, and for
+//! whatever else was not written, a second try locks the messages before its statement begins, which sees all.
 //!
 //! `offset 0` leaves the planner no way but one step of an index per row: see `plans.rs` among the tests.
 
 use std::time::Duration;
 
-use super::database::Transaction;
 use super::upstream::CLOCKS_DRIFT;
-use super::{Finished, Lease, Result, Store, listen, seconds};
+use super::{Finished, Lease, Result, Store, StoreError, listen, seconds};
 use crate::message::MessageDigest;
 
 /// How an attempt to sign ended.
@@ -98,32 +102,86 @@ impl Store {
     /// Writes the outcomes of `finishes` together, durably. One result per finish, in order.
     ///
     /// # Errors
-    /// Those of a statement; then nothing was written, or (if the connection broke during the commit) all was, and writing it again
-    /// gives [`Finished::LeaseLost`].
+    /// Those of a statement; then nothing was written, or some was, or (if the connection broke during a commit) all was. Writing again what
+    /// was written gives [`Finished::LeaseLost`].
     pub async fn finish_sign_jobs(&self, finishes: &[SignFinish]) -> Result<Vec<Finished>> {
-        let columns = Columns::of(finishes);
-        let final_digests: Vec<&[u8]> = finishes
-            .iter()
-            .filter(|finish| matches!(finish.ending, Ending::Signed(_) | Ending::Failed(_)))
-            .map(|finish| finish.digest.as_bytes().as_slice())
-            .collect();
-        let mut transaction = self.database.begin().await?;
-        if !final_digests.is_empty() {
-            // Keeps requests from attaching to a job that ends: see `accept`. The next statement sees all that attached before.
-            sqlx::query!(
-                "-- sign.lock_messages
-                select from messages where digest = any($1) order by digest for no key update",
-                &final_digests as _,
-            )
-            .execute(&mut transaction)
-            .await?;
+        // First, so that a pause that the upstream asked for is kept even if the rest is not written.
+        for finish in finishes {
+            self.tell_of_upstream(finish.upstream, finish.error).await?;
         }
-        let written = sqlx::query!(
+        let mut order: Vec<usize> = (0..finishes.len()).collect();
+        // In the order in which `accept` takes them.
+        order.sort_unstable_by_key(|&place| finishes[place].lease.job.0);
+        let mut results = vec![Finished::LeaseLost; finishes.len()];
+        let columns = Columns::of(order.iter().map(|&place| &finishes[place]));
+        for row in write(&self.database, &columns, false).await? {
+            results[order[row]] = Finished::Written;
+        }
+        order.retain(|&place| results[place] == Finished::LeaseLost);
+        if order.is_empty() {
+            return Ok(results);
+        }
+        let columns = Columns::of(order.iter().map(|&place| &finishes[place]));
+        let mut transaction = self.database.begin().await?;
+        sqlx::query!(
+            "-- sign.lock_messages
+            select from messages where digest = any($1) order by digest for no key update",
+            &columns.final_digests as _,
+        )
+        .execute(&mut transaction)
+        .await?;
+        for row in write(&mut transaction, &columns, true).await? {
+            results[order[row]] = Finished::Written;
+        }
+        transaction.commit().await?;
+        Ok(results)
+    }
+
+    async fn tell_of_upstream(&self, news: UpstreamNews, error: Option<&'static str>) -> Result<()> {
+        match news {
+            UpstreamNews::None => return Ok(()),
+            UpstreamNews::Up => sqlx::query!(
+                "-- upstream.close_breaker
+                update upstream set probe_at = null, breaker_failures = 0, breaker_reason = null, breaker_at = null where probe_at is not null"
+            ),
+            UpstreamNews::Down { probe_in, failures } => sqlx::query!(
+                "-- upstream.open_breaker
+                update upstream
+                set probe_at = now() + make_interval(secs => $1), breaker_failures = $2, breaker_reason = $3, breaker_at = now()
+                where breaker_failures < $2",
+                seconds(probe_in),
+                i32::try_from(failures).unwrap_or(i32::MAX),
+                error.unwrap_or("unavailable"),
+            ),
+            UpstreamNews::Pause(pause) => sqlx::query!(
+                "-- upstream.pause
+                update upstream set paused_until = greatest(paused_until, now() + make_interval(secs => $1))",
+                seconds(pause),
+            ),
+        }
+        .execute(&self.database)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Writes the outcomes in `columns`, and says of which: their places. `all_is_seen`: the messages were locked before.
+async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns<'_>, all_is_seen: bool) -> Result<Vec<usize>> {
+    let written = sqlx::query_scalar!(
             r#"-- sign.finish
-            with outcome as materialized (
-                select * from unnest(
+            with locked as materialized (
+                select from messages where digest = any($16) order by digest for no key update
+            ),
+            outcome as materialized (
+                select o.*, r.*
+                from unnest(
                     $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $15::int[]
                 ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, ord)
+                cross join lateral (
+                    select count(*) as attached, array_agg(r.id) filter (where r.webhook_url is not null) as to_tell,
+                        array_agg(r.traceparent) filter (where r.webhook_url is not null) as traces
+                    from requests r where r.sign_job_id = o.job and o.state <> 'pending'
+                ) r
             ),
             ended as (
                 update jobs j
@@ -141,8 +199,10 @@ impl Store {
                     failure = o.failure,
                     finished_at = case when o.state <> 'pending' then now() end
                 from outcome o
-                where j.id = o.job and j.lease_token = o.token
-                returning j.id, j.attempt, j.leased_at, j.message_digest, j.state, o.ord, o.signature, o.verdict, o.status, o.error
+                where j.id = o.job and j.lease_token = o.token and (select count(*) from locked) >= 0
+                    and (o.state = 'pending' or $17 or o.attached >= j.requests)
+                returning j.id, j.attempt, j.leased_at, j.message_digest, j.state,
+                    o.ord, o.signature, o.verdict, o.status, o.error, o.attached, o.to_tell, o.traces
             ),
             attempted as (
                 insert into attempts (job_id, number, started_at, finished_at, outcome, status, error)
@@ -161,24 +221,19 @@ impl Store {
                 from outcome o
                 where s.slot = o.slot and s.lease_token = o.token
             ),
-            answered as materialized (
-                select r.id, r.traceparent, r.webhook_url is not null as wants_a_webhook
-                from ended e cross join lateral (select * from requests r where r.sign_job_id = e.id offset 0) r
-                where e.state <> 'pending'
-            ),
             outbox as (
                 insert into jobs (kind, request_id, traceparent)
-                select 'webhook', id, traceparent from answered where wants_a_webhook order by id
+                select 'webhook', r.id, r.trace from ended cross join unnest(to_tell, traces) as r (id, trace) order by r.id
                 returning id
             ),
             counted as (
-                insert into pending_changes (requests) select -count(*) from answered having count(*) > 0
+                insert into pending_changes (requests) select -sum(attached) from ended having sum(attached) > 0
             ),
             told as (
                 select case when exists (select from outbox) then pg_notify($12, 'webhook') end,
                     case when exists (select from ended where state <> 'pending') then pg_notify($13, $14) end
             )
-            select ord as "ord!", (select count(*) from told) as told from ended"#,
+            select ord as "ord!" from ended cross join (select count(*) from told) notified"#,
             &columns.jobs,
             &columns.tokens,
             &columns.states as _,
@@ -194,53 +249,17 @@ impl Store {
             listen::RESULTS,
             columns.hints,
             &columns.slots as &[Option<i32>],
+            &columns.final_digests as _,
+            all_is_seen,
         )
-        .fetch_all(&mut transaction)
+        .fetch_all(executor)
         .await?;
-        for finish in finishes {
-            tell_of_upstream(&mut transaction, finish.upstream, finish.error).await?;
-        }
-        transaction.commit().await?;
-        let mut results = vec![Finished::LeaseLost; finishes.len()];
-        for row in written {
-            if let Some(result) = usize::try_from(row.ord - 1).ok().and_then(|index| results.get_mut(index)) {
-                *result = Finished::Written;
-            }
-        }
-        Ok(results)
-    }
-}
-
-async fn tell_of_upstream(transaction: &mut Transaction, news: UpstreamNews, error: Option<&'static str>) -> Result<()> {
-    match news {
-        UpstreamNews::None => return Ok(()),
-        UpstreamNews::Up => sqlx::query!(
-            "-- upstream.close_breaker
-            update upstream set probe_at = null, breaker_failures = 0, breaker_reason = null, breaker_at = null where probe_at is not null"
-        ),
-        UpstreamNews::Down { probe_in, failures } => sqlx::query!(
-            "-- upstream.open_breaker
-            update upstream
-            set probe_at = now() + make_interval(secs => $1), breaker_failures = $2, breaker_reason = $3, breaker_at = now()
-            where breaker_failures < $2",
-            seconds(probe_in),
-            i32::try_from(failures).unwrap_or(i32::MAX),
-            error.unwrap_or("unavailable"),
-        ),
-        UpstreamNews::Pause(pause) => sqlx::query!(
-            "-- upstream.pause
-            update upstream set paused_until = greatest(paused_until, now() + make_interval(secs => $1))",
-            seconds(pause),
-        ),
-    }
-    .execute(&mut *transaction)
-    .await?;
-    Ok(())
+    written.into_iter().map(|ord| usize::try_from(ord - 1).map_err(|_| StoreError::Corrupt("place"))).collect()
 }
 
 /// The finishes as columns, which is how `unnest` takes them.
 #[derive(Default)]
-struct Columns {
+struct Columns<'a> {
     jobs: Vec<i64>,
     tokens: Vec<uuid::Uuid>,
     slots: Vec<Option<i32>>,
@@ -252,13 +271,15 @@ struct Columns {
     statuses: Vec<Option<i32>>,
     errors: Vec<Option<String>>,
     called: Vec<bool>,
+    /// Of those that end for good.
+    final_digests: Vec<&'a [u8]>,
     hints: String,
 }
 
-impl Columns {
-    fn of(finishes: &[SignFinish]) -> Self {
+impl<'a> Columns<'a> {
+    fn of(finishes: impl ExactSizeIterator<Item = &'a SignFinish> + Clone) -> Self {
         let mut columns = Self::default();
-        for finish in finishes {
+        for finish in finishes.clone() {
             let (state, verdict) = match &finish.ending {
                 Ending::Signed(_) => ("succeeded", "succeeded"),
                 Ending::Retry(_) => ("pending", "try_again"),
@@ -289,8 +310,11 @@ impl Columns {
             columns.statuses.push(finish.status.map(i32::from));
             columns.errors.push(finish.error.map(ToOwned::to_owned));
             columns.called.push(finish.called);
+            if state != "pending" {
+                columns.final_digests.push(finish.digest.as_bytes());
+            }
         }
-        columns.hints = listen::results_payload(finishes.iter().map(|finish| finish.digest.hint()));
+        columns.hints = listen::results_payload(finishes.map(|finish| finish.digest.hint()));
         columns
     }
 }

@@ -164,6 +164,40 @@ async fn the_claim_says_when_the_next_job_can_be_claimed() {
 }
 
 #[tokio::test]
+async fn a_claim_that_found_less_than_was_wanted_says_when_there_is_something_else() {
+    let f = Fixture::new().await;
+    let found = async |most| {
+        let claimed = f.claimed(most).await.unwrap();
+        (claimed.jobs.len(), claimed.next_in.map(|next| (next.as_secs() + 5) / 10))
+    };
+    f.post("a").await;
+    assert_eq!(found(2).await, (1, None), "nothing else waits");
+    f.post("b").await;
+    f.run("update jobs set next_run_at = now() + interval '30 s' where lease_token is null").await;
+    f.post("c").await;
+    assert_eq!(found(2).await, (1, Some(3)), "when the next one is due");
+    post_many(&f, 3).await;
+    f.run("update upstream_slots set free_at = now() + interval '50 s' where lease_token is null").await;
+    f.run("update upstream_slots set free_at = now() where slot = (select min(slot) from upstream_slots where lease_token is null)").await;
+    assert_eq!(found(9).await, (1, Some(5)), "when the next slot is free");
+    assert_eq!(found(9).await, (0, Some(5)));
+}
+
+#[tokio::test]
+async fn who_lost_the_race_for_the_probe_is_told_that_something_waits() {
+    let f = Fixture::new().await;
+    post_many(&f, 2).await;
+    let down =
+        "update upstream set breaker_failures = 1, breaker_reason = 'connection', breaker_at = now(), probe_at = now() - interval '1 s'";
+    f.run(down).await;
+    let claims = join_all((0..2).map(|_| f.claimed(1))).await;
+    let mut claims: Vec<_> = claims.into_iter().map(Result::unwrap).collect();
+    claims.sort_by_key(|claimed| claimed.jobs.len());
+    assert_eq!(claims.iter().map(|claimed| claimed.jobs.len()).collect::<Vec<_>>(), [0, 1]);
+    assert!(claims[0].next_in.is_some());
+}
+
+#[tokio::test]
 async fn an_open_breaker_lets_one_probe_through_even_if_many_ask_at_once() {
     let f = Fixture::new().await;
     post_many(&f, 10).await;

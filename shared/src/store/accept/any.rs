@@ -81,12 +81,21 @@ impl Store {
                 where signed or place <= $10::bigint
             ),
             opened as (
-                insert into jobs (kind, message_digest, traceparent)
-                select distinct on (digest) 'sign', digest, traceparent
+                insert into jobs (kind, message_digest, traceparent, requests)
+                select distinct on (digest) 'sign', digest, traceparent, count(*) over (partition by digest)
                 from admitted
                 where not signed and live_job is null
                 order by digest, ord
                 returning id, message_digest
+            ),
+            -- In the order in which a finish takes them.
+            joined as (
+                update jobs j set requests = j.requests + a.requests
+                from (
+                    select live_job, count(*) as requests from admitted where not signed and live_job is not null
+                    group by live_job order by live_job
+                ) a
+                where j.id = a.live_job
             ),
             stored as (
                 insert into requests

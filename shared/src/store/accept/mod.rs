@@ -9,8 +9,8 @@
 //!
 //! Two facts must never part: a request that was answered has a job that will end it, and a message that is signed is never asked for
 //! again. Both can be broken in the moment in which a job ends. So everybody who attaches a request to a job holds the message's row,
-//! and so does everybody who ends a job: whoever comes second sees what the first one wrote. Who inserts a message holds it, and nobody
-//! else knows it before the commit.
+//! and so does everybody who ends a job: whoever comes second sees what the first one wrote, because it is read by a statement that began
+//! later, or (see `sign_finish`) because it is counted in the job. Who inserts a message holds it, and nobody else knows it before the commit.
 
 mod any;
 mod columns;
