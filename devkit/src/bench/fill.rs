@@ -25,23 +25,26 @@ with key as (
     select id from api_keys where name = 'bench'
 ),
 numbers as (
-    select n, convert_to($3 || n, 'UTF8') as body, sha256(convert_to($3 || n, 'UTF8')) as digest,
-        now() - make_interval(days => coalesce($4, 0)) as at
+    select n, convert_to($3 || n, 'UTF8') as body, now() - make_interval(days => coalesce($4, 0)) as at,
+        nextval('messages_id_seq') as message, nextval('jobs_id_seq') as job
     from generate_series($1::bigint, $2::bigint) n
 ),
+texts as (
+    insert into messages (id, digest, body, signature, signed_at, signed_by)
+    overriding system value
+    select message, sha256(body), body, case when $4 is not null then convert_to('c2lnbmF0dXJl', 'UTF8') end,
+        case when $4 is not null then at end, case when $4 is not null then job end
+    from numbers
+    order by n
+),
 signs as (
-    insert into jobs (kind, message_digest, state, attempt, created_at, finished_at)
-    select 'sign', digest, case when $4 is null then 'pending' else 'succeeded' end::job_state, ($4 is not null)::int, at,
+    insert into jobs (id, kind, message_id, state, attempt, created_at, finished_at)
+    overriding system value
+    select job, 'sign', message, case when $4 is null then 'pending' else 'succeeded' end::job_state, ($4 is not null)::int, at,
         case when $4 is not null then at end
     from numbers
     order by n
-    returning id, message_digest, created_at
-),
-texts as (
-    insert into messages (digest, body, signature, signed_at, signed_by)
-    select digest, body, case when $4 is not null then convert_to('c2lnbmF0dXJl', 'UTF8') end, case when $4 is not null then at end,
-        case when $4 is not null then signs.id end
-    from numbers join signs on signs.message_digest = numbers.digest
+    returning id, created_at
 ),
 calls as (
     insert into attempts (job_id, number, started_at, finished_at, outcome, status)
@@ -51,7 +54,7 @@ posts as (
     insert into requests (id, api_key_id, sign_job_id, payload_digest, webhook_url, created_at)
     select (lpad(to_hex((extract(epoch from created_at) * 1000)::bigint), 12, '0') || '7' || lpad(to_hex(signs.id % 4096), 3, '0')
             || '8' || substr(md5(signs.id::text), 1, 15))::uuid,
-        key.id, signs.id, message_digest, $5, created_at
+        key.id, signs.id, sha256(signs.id::text::bytea), $5, created_at
     from signs, key
     order by signs.id
     returning id

@@ -86,7 +86,7 @@ impl Database {
     /// The sign jobs that the processes of these roles have now.
     pub(super) async fn leases_of(&self, roles: &[String]) -> Result<Vec<Held>> {
         let sql = format!(
-            "select lease_token::text, encode(message_digest, 'hex') from jobs
+            "select lease_token::text, encode(digest, 'hex') from jobs join messages on messages.id = message_id
             where kind = 'sign' and lease_token in (select new_token from chaos_record where by in ({}))",
             quoted(roles)
         );

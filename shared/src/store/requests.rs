@@ -55,7 +55,7 @@ impl Store {
             from unnest($1::uuid[]) as asked (id)
             cross join lateral (select * from requests where requests.id = asked.id limit 1) r
             cross join lateral (select * from jobs where jobs.id = r.sign_job_id limit 1) j
-            cross join lateral (select * from messages where messages.digest = j.message_digest limit 1) m
+            cross join lateral (select * from messages where messages.id = j.message_id limit 1) m
             left join lateral (
                 select a.status, a.error, a.finished_at
                 from (

@@ -61,10 +61,10 @@ impl Store {
         .await?;
         // The message is locked before it is judged, so that no POST attaches to a job that is about to go (see `accept`). One that is
         // locked by a POST at this moment is left for the next one who forgets a request of it, or stays: it is small.
-        let digests = sqlx::query_scalar!(
+        let messages = sqlx::query_scalar!(
             r#"-- retention.lock_messages
-            select digest from messages
-            where digest in (select message_digest from jobs where id = any($1))
+            select id from messages
+            where id in (select message_id from jobs where id = any($1))
             order by digest for update skip locked"#,
             &sign_jobs,
         )
@@ -74,12 +74,12 @@ impl Store {
             "-- retention.sign_jobs
             with forgotten as (
                 delete from jobs j
-                where j.id = any($1) and j.message_digest = any($2) and not exists (select from requests r where r.sign_job_id = j.id offset 0)
+                where j.id = any($1) and j.message_id = any($2) and not exists (select from requests r where r.sign_job_id = j.id offset 0)
                 returning id
             )
             delete from attempts where job_id in (select id from forgotten)",
             &sign_jobs,
-            &digests,
+            &messages,
         )
         .execute(&mut transaction)
         .await?;
@@ -87,18 +87,18 @@ impl Store {
         sqlx::query!(
             "-- retention.signatures
             update messages m set signature = null, signed_at = null, signed_by = null
-            where m.digest = any($1) and m.signed_by is not null and not exists (select from jobs j where j.id = m.signed_by offset 0)",
-            &digests,
+            where m.id = any($1) and m.signed_by is not null and not exists (select from jobs j where j.id = m.signed_by offset 0)",
+            &messages,
         )
         .execute(&mut transaction)
         .await?;
         sqlx::query!(
             "-- retention.messages
             delete from messages m
-            where m.digest = any($1) and m.signed_by is null
-                and not exists (select from jobs j where j.message_digest = m.digest and j.kind = 'sign' and j.state = 'pending' offset 0)
-                and not exists (select from jobs j where j.message_digest = m.digest and j.kind = 'sign' and j.state = 'failed' offset 0)",
-            &digests,
+            where m.id = any($1) and m.signed_by is null
+                and not exists (select from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'pending' offset 0)
+                and not exists (select from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'failed' offset 0)",
+            &messages,
         )
         .execute(&mut transaction)
         .await?;

@@ -173,7 +173,7 @@ impl Store {
                 leased.id as "id?", leased.slot as "slot?", (select nullif(max(free_at), '-infinity') from slots) as free_at, case when leased.lost_since is null then leased.lane end as "lane?",
                 leased.next_run_at as "next_run_at?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
                 extract(epoch from now() - leased.created_at)::float8 as age,
-                messages.body as "body?",
+                leased.message_id, messages.body as "body?",
                 gate.breaker_failures as "breaker_failures?",
                 extract(epoch from gate.window_length / gate.calls)::float8 as interval,
                 case when leased.id is not null then (
@@ -191,7 +191,7 @@ impl Store {
                 hint.next_in
             from hint
             left join leased on true
-            left join lateral (select body from messages m where m.digest = leased.message_digest limit 1) messages on true
+            left join lateral (select body from messages m where m.id = leased.message_id limit 1) messages on true
             left join gate on true"#,
             i64::try_from(most).unwrap_or(i64::MAX),
             seconds(lease),
@@ -224,7 +224,7 @@ impl Store {
             .map(|(id, row)| {
                 let read = || {
                     Some(SignJob {
-                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease).with_slot(row.slot?),
+                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease).with_slot(row.slot?).for_message(row.message_id?),
                         message: Message::new(String::from_utf8(row.body?).ok()?),
                         attempt: count(row.attempt?),
                         age: row.age.and_then(duration)?,
@@ -264,14 +264,15 @@ impl Store {
                     leased_until = now() + make_interval(secs => $3), next_run_at = least(next_run_at, now())
                 from overdue
                 where jobs.id = overdue.id
-                returning jobs.id, jobs.attempt, jobs.lease_token, jobs.message_digest, overdue.lost_since
+                returning jobs.id, jobs.attempt, jobs.lease_token, jobs.message_id, overdue.lost_since
             ),
             lost as (
                 insert into attempts (job_id, number, started_at)
                 select id, attempt - 1, lost_since from leased where lost_since is not null
                 on conflict (job_id, number) do nothing
             )
-            select id, lease_token as "lease_token!", message_digest as "message_digest!" from leased"#,
+            select leased.id, lease_token as "lease_token!", message_id as "message_id!", m.digest
+            from leased cross join lateral (select digest from messages where id = leased.message_id limit 1) m"#,
             seconds(deadline),
             i64::from(most),
             seconds(lease),
@@ -280,8 +281,8 @@ impl Store {
         .await?;
         rows.into_iter()
             .map(|row| {
-                let digest = row.message_digest.try_into().map_err(|_| StoreError::Corrupt("digest"))?;
-                Ok((Lease::new(JobId(row.id), row.lease_token, asked, lease), digest))
+                let digest = row.digest.try_into().map_err(|_| StoreError::Corrupt("digest"))?;
+                Ok((Lease::new(JobId(row.id), row.lease_token, asked, lease).for_message(row.message_id), digest))
             })
             .collect()
     }

@@ -19,7 +19,7 @@ use crate::message::MessageDigest;
 pub struct SignFinish {
     /// The right to say so. It ends with this.
     pub lease: Lease,
-    /// What was to be signed.
+    /// What was to be signed. Those who wait for it are told.
     pub digest: MessageDigest,
     /// What becomes of the job.
     pub ending: Ending,
@@ -125,8 +125,8 @@ impl Store {
         let mut transaction = self.database.begin().await?;
         sqlx::query!(
             "-- sign.lock_messages
-            select from messages where digest = any($1) order by digest for no key update",
-            &columns.final_digests as _,
+            select from messages where id = any($1) order by digest for no key update",
+            &columns.final_messages,
         )
         .execute(&mut transaction)
         .await?;
@@ -166,11 +166,11 @@ impl Store {
 }
 
 /// Writes the outcomes in `columns`, and says of which: their places. `all_is_seen`: the messages were locked before.
-async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns<'_>, all_is_seen: bool) -> Result<Vec<usize>> {
+async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_seen: bool) -> Result<Vec<usize>> {
     let written = sqlx::query_scalar!(
             r#"-- sign.finish
             with locked as materialized (
-                select from messages where digest = any($16) order by digest for no key update
+                select from messages where id = any($16) order by digest for no key update
             ),
             outcome as materialized (
                 select o.*, r.*
@@ -201,7 +201,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns<'_>, all_i
                 from outcome o
                 where j.id = o.job and j.lease_token = o.token and (select count(*) from locked) >= 0
                     and (o.state = 'pending' or $17 or o.attached >= j.requests)
-                returning j.id, j.attempt, j.leased_at, j.message_digest, j.state,
+                returning j.id, j.attempt, j.leased_at, j.message_id, j.state,
                     o.ord, o.signature, o.verdict, o.status, o.error, o.attached, o.to_tell, o.traces
             ),
             attempted as (
@@ -212,7 +212,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns<'_>, all_i
                 update messages m
                 set signature = e.signature, signed_at = now(), signed_by = e.id
                 from ended e
-                where m.digest = e.message_digest and e.state = 'succeeded' and m.signature is null
+                where m.id = e.message_id and e.state = 'succeeded' and m.signature is null
             ),
             -- A slot belongs to the lease, not to the job: it is released even when the job was lost.
             freed as (
@@ -249,7 +249,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns<'_>, all_i
             listen::RESULTS,
             columns.hints,
             &columns.slots as &[Option<i32>],
-            &columns.final_digests as _,
+            &columns.final_messages,
             all_is_seen,
         )
         .fetch_all(executor)
@@ -259,7 +259,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns<'_>, all_i
 
 /// The finishes as columns, which is how `unnest` takes them.
 #[derive(Default)]
-struct Columns<'a> {
+struct Columns {
     jobs: Vec<i64>,
     tokens: Vec<uuid::Uuid>,
     slots: Vec<Option<i32>>,
@@ -272,12 +272,12 @@ struct Columns<'a> {
     errors: Vec<Option<String>>,
     called: Vec<bool>,
     /// Of those that end for good.
-    final_digests: Vec<&'a [u8]>,
+    final_messages: Vec<i64>,
     hints: String,
 }
 
-impl<'a> Columns<'a> {
-    fn of(finishes: impl ExactSizeIterator<Item = &'a SignFinish> + Clone) -> Self {
+impl Columns {
+    fn of<'a>(finishes: impl ExactSizeIterator<Item = &'a SignFinish> + Clone) -> Self {
         let mut columns = Self::default();
         for finish in finishes.clone() {
             let (state, verdict) = match &finish.ending {
@@ -311,7 +311,7 @@ impl<'a> Columns<'a> {
             columns.errors.push(finish.error.map(ToOwned::to_owned));
             columns.called.push(finish.called);
             if state != "pending" {
-                columns.final_digests.push(finish.digest.as_bytes());
+                columns.final_messages.extend(finish.lease.message);
             }
         }
         columns.hints = listen::results_payload(finishes.map(|finish| finish.digest.hint()));

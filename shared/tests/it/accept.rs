@@ -200,7 +200,7 @@ async fn a_request_that_races_with_the_end_of_its_job_is_never_left_without_an_e
     let forgotten = "select count(*) from requests r join jobs s on s.id = r.sign_job_id
         where s.state <> 'pending' and not exists (select from jobs w where w.kind = 'webhook' and w.request_id = r.id)";
     assert_eq!(f.number(forgotten).await, 0);
-    let sent_twice = "select count(*) from messages m join jobs j on j.message_digest = m.digest
+    let sent_twice = "select count(*) from messages m join jobs j on j.message_id = m.id
         where m.signature is not null and j.state = 'pending'";
     assert_eq!(f.number(sent_twice).await, 0);
     assert_eq!(f.number("select count(*) from requests").await, 200);

@@ -149,11 +149,11 @@ impl Fixture {
     /// Rows that refer to what is not there: the references that Postgres is not asked to check.
     pub(crate) async fn strays(&self) -> i64 {
         self.number(
-            "select (select count(*) from jobs j where kind = 'sign' and not exists (select from messages m where m.digest = j.message_digest))
+            "select (select count(*) from jobs j where kind = 'sign' and not exists (select from messages m where m.id = j.message_id))
                 + (select count(*) from requests r where not exists (select from jobs j where j.id = r.sign_job_id))
                 + (select count(*) from requests r where not exists (select from api_keys k where k.id = r.api_key_id))
                 + (select count(*) from attempts a where not exists (select from jobs j where j.id = a.job_id))
-                + (select count(*) from messages m where not exists (select from jobs j where j.message_digest = m.digest))",
+                + (select count(*) from messages m where not exists (select from jobs j where j.message_id = m.id))",
         )
         .await
     }

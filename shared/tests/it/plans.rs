@@ -81,17 +81,17 @@ async fn full() -> Fixture {
     // None of these is due, and none is old.
     f.run(&format!(
         "with texts as (
-            insert into messages (digest, body) select sha256(n::text::bytea), n::text::bytea from generate_series(1, {BACKLOG}) n returning digest
+            insert into messages (digest, body) select sha256(n::text::bytea), n::text::bytea from generate_series(1, {BACKLOG}) n returning id, digest
         ),
         signs as (
-            insert into jobs (kind, message_digest, next_run_at) select 'sign', digest, now() + interval '1 hour' from texts returning id, message_digest
+            insert into jobs (kind, message_id, next_run_at) select 'sign', id, now() + interval '1 hour' from texts returning id, message_id
         ),
         tried as (
             insert into attempts (job_id, number, finished_at, outcome) select id, 1, now(), 'try_again' from signs
         ),
         posts as (
             insert into requests (id, api_key_id, sign_job_id, client_request_id, payload_digest, webhook_url)
-            select gen_random_uuid(), k.id, s.id, 'backlog ' || s.id, s.message_digest, 'http://elsewhere.example/' from signs s, api_keys k
+            select gen_random_uuid(), k.id, s.id, 'backlog ' || s.id, t.digest, 'http://elsewhere.example/' from signs s join texts t on t.id = s.message_id, api_keys k
             returning id, api_key_id, webhook_url
         )
         insert into jobs (kind, request_id, receiver, next_run_at)
@@ -155,9 +155,9 @@ async fn a_claim_from_the_low_water_mark_on_steps_over_what_was_done_though_no_v
         f.run(&format!(
             "with texts as (
                 insert into messages (digest, body)
-                select sha256(m::bytea), m::bytea from (select '{round} ' || n as m from generate_series(1, 100) n) m returning digest
+                select sha256(m::bytea), m::bytea from (select '{round} ' || n as m from generate_series(1, 100) n) m returning id
             )
-            insert into jobs (kind, message_digest, next_run_at) select 'sign', digest, now() - interval '{} min' from texts",
+            insert into jobs (kind, message_id, next_run_at) select 'sign', id, now() - interval '{} min' from texts",
             ROUNDS - round
         ))
         .await;

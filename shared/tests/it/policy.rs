@@ -72,18 +72,17 @@ impl State {
         .execute(&mut *transaction)
         .await
         .unwrap();
-        sqlx::query("insert into messages (digest, body) select d, d from unnest($1::bytea[]) d")
+        sqlx::query("insert into messages (id, digest, body) overriding system value select ord, d, d from unnest($1::bytea[]) with ordinality as m (d, ord)")
             .bind(&digests)
             .execute(&mut *transaction)
             .await
             .unwrap();
         let ids = sqlx::query(
-            "insert into jobs (kind, message_digest, next_run_at, attempt, lane)
-            select 'sign', digest, now() - make_interval(secs => due), retry::int, retry::int
-            from unnest($1::bytea[], $2::int[], $3::bool[]) with ordinality as j (digest, due, retry, ord) order by ord
+            "insert into jobs (kind, message_id, next_run_at, attempt, lane)
+            select 'sign', ord, now() - make_interval(secs => due), retry::int, retry::int
+            from unnest($1::int[], $2::bool[]) with ordinality as j (due, retry, ord) order by ord
             returning id",
         )
-        .bind(&digests)
         .bind(&due)
         .bind(&retry)
         .fetch_all(&mut *transaction)

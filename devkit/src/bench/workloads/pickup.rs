@@ -65,7 +65,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
 async fn latencies(database: &Database, upstream: &Sink, prefix: &str) -> Result<Times> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
         "select convert_from(m.body, 'UTF8'), (extract(epoch from pg_xact_commit_timestamp(r.xmin)) * 1e6)::bigint
-        from requests r join jobs j on j.id = r.sign_job_id join messages m on m.digest = j.message_digest",
+        from requests r join jobs j on j.id = r.sign_job_id join messages m on m.id = j.message_id",
     )
     .fetch_all(&mut database.connect().await?)
     .await

@@ -1,7 +1,8 @@
 //! Webhooks: deliveries per second to receivers that answer at once, in 10 ms and in 100 ms.
 //!
-//! The first is compared with what the same receiver takes from a plain load generator, the others with what so many deliveries at a time
-//! can be at most.
+//! Each is compared with what the same receiver takes from a plain load generator, which sends as many at a time: at 0 ms that is what the
+//! receiver can do, and else the concurrency divided by the latency, as it is with the receiver's timer (which is late by half a
+//! millisecond and more).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,31 +27,32 @@ const LATENCIES_MS: [u16; 3] = [0, 10, 100];
 
 /// Every latency in turns.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
-    let mut rates: [Vec<f64>; 3] = Default::default();
-    let (mut ceilings, mut memory) = (Vec::new(), Vec::new());
+    let mut figures: [(Vec<f64>, Vec<f64>); 3] = Default::default();
+    let mut memory = Vec::new();
     for run in 1..=world.plan.runs {
-        ceilings.push(ceiling(world).await?);
-        world.progress.note(format!("run {run}: the receiver's ceiling: {:.0} per second", ceilings[ceilings.len() - 1]));
-        for (rates, latency) in rates.iter_mut().zip(LATENCIES_MS) {
+        for ((rates, ceilings), latency) in figures.iter_mut().zip(LATENCIES_MS) {
+            let ceiling = ceiling(world, latency).await?;
             let (rate, peak) = deliver(world, latency).await?;
-            world.progress.note(format!("run {run}: {latency} ms: {rate:.0} deliveries per second, {peak:.0} MB"));
+            let text = format!("run {run}: {latency} ms: {rate:.0} deliveries per second, {peak:.0} MB; a load generator: {ceiling:.0}");
+            world.progress.note(text);
             rates.push(rate);
+            ceilings.push(ceiling);
             memory.push(peak);
         }
     }
     let missing = || Error::new("nothing was measured");
     let mut rows = Vec::new();
-    for (rates, latency) in rates.into_iter().zip(LATENCIES_MS) {
-        let (target, name, theirs) = if latency == 0 {
-            (SHARE_OF_CEILING, "the receiver under a plain load generator", Runs::of(ceilings.clone()).ok_or_else(missing)?)
+    for ((rates, ceilings), latency) in figures.into_iter().zip(LATENCIES_MS) {
+        let (target, name) = if latency == 0 {
+            (SHARE_OF_CEILING, "the receiver under a plain load generator")
         } else {
-            (SHARE_OF_CONCURRENCY, "WEBHOOK_CONCURRENCY × 1/latency", Runs::one(possible(latency)))
+            (SHARE_OF_CONCURRENCY, "WEBHOOK_CONCURRENCY × 1/latency, by a plain load generator")
         };
         let what = format!("deliveries to a receiver that takes {latency} ms");
         let row = Row::bound(Workload::Webhooks, what, "deliveries/s", Target::Times(target), Runs::of(rates).ok_or_else(missing)?);
-        rows.push(
-            row.beside(name, format!("{CONCURRENCY} at a time"), Figures::Measured(theirs)).with(json!({ "concurrency": CONCURRENCY })),
-        );
+        let theirs = Figures::Measured(Runs::of(ceilings).ok_or_else(missing)?);
+        let detail = json!({ "concurrency": CONCURRENCY, "concurrencyByNominalLatency": possible(latency) });
+        rows.push(row.beside(name, format!("{CONCURRENCY} at a time"), theirs).with(detail));
     }
     let memory = Runs::of(memory).ok_or_else(missing)?;
     rows.push(Row::bound(Workload::Webhooks, "worker, the most memory it ever used", "MB", Target::Told, memory));
@@ -63,8 +65,8 @@ fn possible(latency_ms: u16) -> f64 {
 }
 
 /// What the receiver takes from so many clients that do nothing but send.
-async fn ceiling(world: &World) -> Result<f64> {
-    let receiver = Sink::start(Duration::ZERO).await?;
+async fn ceiling(world: &World, latency_ms: u16) -> Result<f64> {
+    let receiver = Sink::start(Duration::from_millis(latency_ms.into())).await?;
     // As long as the body of a webhook.
     let body = "x".repeat(420);
     let head = "POST /hook HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";

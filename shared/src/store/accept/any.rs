@@ -66,11 +66,11 @@ impl Store {
             ),
             -- One per idempotency key; what was not asked for with one is always new.
             wanted as materialized (
-                select distinct on (p.same_as) p.*, m.signed_by is not null as signed, m.signed_by, live.id as live_job
+                select distinct on (p.same_as) p.*, m.id as message, m.signed_by is not null as signed, m.signed_by, live.id as live_job
                 from posted p
-                cross join lateral (select signed_by from messages m where m.digest = p.digest limit 1) m
+                cross join lateral (select id, signed_by from messages m where m.digest = p.digest limit 1) m
                 left join lateral (
-                    select id from jobs j where j.message_digest = p.digest and j.kind = 'sign' and j.state = 'pending' limit 1
+                    select id from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'pending' limit 1
                 ) live on true
                 where not exists (select from earlier e where e.ord = p.ord)
                 order by p.same_as, p.ord
@@ -81,12 +81,12 @@ impl Store {
                 where signed or place <= $10::bigint
             ),
             opened as (
-                insert into jobs (kind, message_digest, traceparent, requests)
-                select distinct on (digest) 'sign', digest, traceparent, count(*) over (partition by digest)
+                insert into jobs (kind, message_id, traceparent, requests)
+                select distinct on (message) 'sign', message, traceparent, count(*) over (partition by message)
                 from admitted
                 where not signed and live_job is null
-                order by digest, ord
-                returning id, message_digest
+                order by message, ord
+                returning id, message_id
             ),
             -- In the order in which a finish takes them.
             joined as (
@@ -103,7 +103,7 @@ impl Store {
                     sealed_webhook_headers, webhook_headers_key_id)
                 select w.id, w.key, coalesce(w.signed_by, w.live_job, o.id), w.client_id, w.payload, w.url, w.headers, w.traceparent,
                     w.sealed, w.sealed_with
-                from admitted w left join opened o on o.message_digest = w.digest
+                from admitted w left join opened o on o.message_id = w.message
                 on conflict (api_key_id, client_request_id) where client_request_id is not null do nothing
                 returning id, created_at
             ),
@@ -128,7 +128,7 @@ impl Store {
                 coalesce(s.created_at, e.created_at) as created_at,
                 coalesce(e.same, w.payload = p.payload) as same,
                 coalesce(w.signed, j.state <> 'pending') as settled,
-                (select o.id from opened o where o.message_digest = w.digest and w.live_job is null) as opened,
+                (select o.id from opened o where o.message_id = w.message and w.live_job is null) as opened,
                 (select count(*) from admitted) = (select count(*) from stored) as "whole!",
                 w.id is not null and not exists (select from admitted a where a.id = w.id) as "full!",
                 (select count(*) from told) as "told!"

@@ -31,28 +31,29 @@ impl Store {
         let rows = sqlx::query!(
             r#"-- accept.new
             with posted as materialized (
-                select p.*, nextval('jobs_id_seq') as job
+                select p.*, nextval('jobs_id_seq') as job, nextval('messages_id_seq') as message
                 from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::text[], $6::bytea[], $7::text[], $8::jsonb[], $9::text[],
                     $10::bytea[], $11::text[])
                     with ordinality as p (id, key, digest, body, client_id, payload, url, headers, traceparent, sealed, sealed_with, ord)
             ),
             new as (
-                insert into messages (digest, body)
-                select digest, body from posted order by digest
+                insert into messages (id, digest, body)
+                overriding system value
+                select message, digest, body from posted order by digest
                 on conflict (digest) do nothing
-                returning digest
+                returning id
             ),
             opened as (
-                insert into jobs (id, kind, message_digest, traceparent)
+                insert into jobs (id, kind, message_id, traceparent)
                 overriding system value
-                select job, 'sign', digest, traceparent from posted where (digest in (select digest from new)) is true
+                select job, 'sign', message, traceparent from posted where (message in (select id from new)) is true
             ),
             stored as (
                 insert into requests
                     (id, api_key_id, sign_job_id, client_request_id, payload_digest, webhook_url, webhook_headers, traceparent,
                     sealed_webhook_headers, webhook_headers_key_id)
                 select id, key, job, client_id, payload, url, headers, traceparent, sealed, sealed_with
-                from posted where (digest in (select digest from new)) is true
+                from posted where (message in (select id from new)) is true
             ),
             counted as (
                 insert into pending_changes (requests) select count(*) from new having count(*) > 0
@@ -61,7 +62,7 @@ impl Store {
                 select pg_notify($12, 'sign') from new limit 1
             )
             select ord as "ord!", job as "job!", now() as "created_at!", (select count(*) from told) as told
-            from posted where (digest in (select digest from new)) is true"#,
+            from posted where (message in (select id from new)) is true"#,
             &columns.ids,
             &columns.keys,
             &columns.digests as _,
