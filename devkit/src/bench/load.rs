@@ -47,9 +47,11 @@ pub(super) struct Outcome {
 const WARM_UP: f64 = 0.2;
 
 impl Load {
-    /// POSTs of distinct messages that want a receipt at once.
+    /// POSTs of distinct messages that want a receipt at once. Those of another load are others.
     pub(super) fn accept(servers: Vec<SocketAddr>, clients: u16, time: Duration) -> Self {
-        Self { servers, clients, time, request: Arc::new(|n| post(&format!("message {n}"), "respond-async")), statuses: &[202] }
+        let load: u32 = rand::random();
+        let request = move |n| post(&format!("message {load:x} {n}"), "respond-async");
+        Self { servers, clients, time, request: Arc::new(request), statuses: &[202] }
     }
 
     /// Sends as fast as the answers come.

@@ -8,6 +8,7 @@
 //! | `requests` | the state of requests, as callers see it |
 //! | `keys` | API keys |
 //! | `lease` | who has a job, and until when |
+//! | `low_water` | where claims and forecasts begin to look |
 //! | `sign_claim`, `sign_finish` | sign jobs: taken with a slot of the budget, given back with an outcome |
 //! | `webhook_claim`, `webhook_jobs` | webhook jobs: taken receiver by receiver, given back |
 //! | `deliveries` | the delivery log, and sending again |

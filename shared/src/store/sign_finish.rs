@@ -5,8 +5,6 @@
 //! it began, and so a finish that had to wait for the row does not see what was attached meanwhile. What it does see is the job's own row
 //! as it is now (it is about to write it), and there the requests are counted: if it knows of fewer, it leaves the job alone. Then, and for
 //! whatever else was not written, a second try locks the messages before its statement begins, which sees all.
-//!
-//! `offset 0` leaves the planner no way but one step of an index per row: see `plans.rs` among the tests.
 
 use std::time::Duration;
 
