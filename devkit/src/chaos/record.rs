@@ -188,7 +188,9 @@ mod tests {
     const TABLES: &str = "
         create type job_kind as enum ('sign', 'webhook');
         create type job_state as enum ('pending', 'succeeded', 'failed');
-        create table jobs (id bigint primary key, message_digest bytea not null default '', kind job_kind not null default 'sign', state job_state not null default 'pending', lease_token uuid);
+        create table messages (id bigint primary key, digest bytea not null);
+        insert into messages values (1, '');
+        create table jobs (id bigint primary key, message_id bigint not null default 1, kind job_kind not null default 'sign', state job_state not null default 'pending', lease_token uuid);
         create table requests ();
         create table attempts (job_id bigint, number int, outcome text);
         insert into jobs (id) values (1), (2);
