@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 /// Identifies a job.
@@ -16,10 +17,18 @@ pub struct JobId(pub(super) i64);
 pub struct Lease {
     pub(super) job: JobId,
     pub(super) token: Uuid,
-    pub(super) slot: Option<i32>,
+    pub(super) slot: Option<Slot>,
     pub(super) message: Option<i64>,
     ends: Instant,
     ends_by_the_wall: SystemTime,
+}
+
+/// A slot of the upstream's budget, as a claim took it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    pub(super) number: i32,
+    /// When it would be free if nobody freed it. With the number, that is where it stands in its index.
+    pub(super) taken_until: OffsetDateTime,
 }
 
 impl Lease {
@@ -31,7 +40,7 @@ impl Lease {
     }
 
     /// The same, with a slot of the upstream's budget.
-    pub(super) fn with_slot(self, slot: i32) -> Self {
+    pub(super) fn with_slot(self, slot: Slot) -> Self {
         Self { slot: Some(slot), ..self }
     }
 

@@ -14,8 +14,8 @@
 //! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry that has been due for five windows:
 //!    [`policy`](crate::policy) says why, has the two constants, and makes the same choice in Rust, which a test compares with this one.
 //! 5. `probe`: an open breaker lets one worker through; `update` rechecks its condition after waiting, so it is one even if two race.
-//! 6. `leased`, `spent`: the lease with its fencing token, before the call is made, so that a crash leaves a trace; and the slot taken until
-//!    the lease has ended and a window has passed.
+//! 6. `spent`, `leased`: the slot taken until the lease has ended and a window has passed; and the lease with its fencing token, before the call
+//!    is made, so that a crash leaves a trace.
 //! 7. `lost`: the attempt under a lease that ran out. Nobody knows how it ended.
 //!
 //! All of it is committed before any work starts. Killed before the commit, nothing happened; after it, the lease expires by itself,
@@ -23,6 +23,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::lease::Slot;
 use super::low_water::{LATE_BY, LowWater};
 use super::upstream::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
@@ -93,7 +94,7 @@ impl Store {
                 for no key update skip locked
             ),
             slots as materialized (
-                select slot, uses, free_at from upstream_slots
+                select ctid as place, slot, uses, free_at from upstream_slots
                 where free_at between coalesce($10::timestamptz, '-infinity') and now() and not retired
                 order by free_at, slot
                 limit least(
@@ -123,25 +124,28 @@ impl Store {
             ),
             paired as (
                 -- Not a join, which a planner that expects few rows makes by comparing each with each.
-                select picked.id, picked.lost_since, taken.slots[picked.seat::int] as slot
-                from picked cross join (select array_agg(slot order by slot) as slots from slots) taken
+                select picked.id, picked.lost_since, taken.places[picked.seat::int] as place
+                from picked cross join (select array_agg(place order by slot) as places from slots) taken
                 where not (select probing from gate) or exists (select from probe)
+            ),
+            spent as (
+                -- By its place, not by its number: that would step over every earlier use, while no vacuum has taken them away. A slot that
+                -- was written since this statement began is not seen there; then its job is not leased either.
+                update upstream_slots s
+                set free_at = now() + make_interval(secs => $2) + s.window_length * $3::float8, uses = uses + 1,
+                    lease_token = gen_random_uuid()
+                from paired
+                where s.ctid = paired.place
+                returning paired.id as job, paired.lost_since, s.slot, s.free_at, s.lease_token
             ),
             leased as (
                 update jobs
-                set attempt = attempt + 1, lease_token = gen_random_uuid(), leased_at = now(),
+                set attempt = attempt + 1, lease_token = spent.lease_token, leased_at = now(),
                     leased_until = now() + make_interval(secs => $2),
-                    lane = case when paired.lost_since is null then jobs.lane else 1 end
-                from paired
-                where jobs.id = paired.id
-                returning jobs.*, paired.slot, paired.lost_since
-            ),
-            spent as (
-                update upstream_slots
-                set free_at = now() + make_interval(secs => $2) + upstream_slots.window_length * $3::float8, uses = uses + 1,
-                    lease_token = leased.lease_token
-                from leased
-                where upstream_slots.slot = leased.slot
+                    lane = case when spent.lost_since is null then jobs.lane else 1 end
+                from spent
+                where jobs.id = spent.job
+                returning jobs.*, spent.slot, spent.free_at as taken_until, spent.lost_since
             ),
             lost as (
                 insert into attempts (job_id, number, started_at)
@@ -170,7 +174,7 @@ impl Store {
                 ) end as due_at offset 0) first
             )
             select
-                leased.id as "id?", leased.slot as "slot?", (select nullif(max(free_at), '-infinity') from slots) as free_at, case when leased.lost_since is null then leased.lane end as "lane?",
+                leased.id as "id?", leased.slot as "slot?", leased.taken_until as "taken_until?", (select nullif(max(free_at), '-infinity') from slots) as free_at, case when leased.lost_since is null then leased.lane end as "lane?",
                 leased.next_run_at as "next_run_at?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
                 extract(epoch from now() - leased.created_at)::float8 as age,
                 leased.message_id, messages.body as "body?",
@@ -224,7 +228,9 @@ impl Store {
             .map(|(id, row)| {
                 let read = || {
                     Some(SignJob {
-                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease).with_slot(row.slot?).for_message(row.message_id?),
+                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease)
+                            .with_slot(Slot { number: row.slot?, taken_until: row.taken_until? })
+                            .for_message(row.message_id?),
                         message: Message::new(String::from_utf8(row.body?).ok()?),
                         attempt: count(row.attempt?),
                         age: row.age.and_then(duration)?,

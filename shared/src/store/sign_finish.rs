@@ -8,6 +8,8 @@
 
 use std::time::Duration;
 
+use time::OffsetDateTime;
+
 use super::upstream::CLOCKS_DRIFT;
 use super::{Finished, Lease, Result, Store, StoreError, listen, seconds};
 use crate::message::MessageDigest;
@@ -173,8 +175,8 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
             outcome as materialized (
                 select o.*, r.*
                 from unnest(
-                    $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $15::int[]
-                ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, ord)
+                    $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $15::int[], $18::timestamptz[]
+                ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, taken_until, ord)
                 cross join lateral (
                     select count(*) as attached, array_agg(r.id) filter (where r.webhook_url is not null) as to_tell,
                         array_agg(r.traceparent) filter (where r.webhook_url is not null) as traces
@@ -213,11 +215,23 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
                 where m.id = e.message_id and e.state = 'succeeded' and m.signature is null
             ),
             -- A slot belongs to the lease, not to the job: it is released even when the job was lost.
+            -- It is looked up where the claim put it, and by its number alone, which steps over every earlier use, if it was moved since.
+            held as materialized (
+                select o.token, o.called, coalesce(
+                    (select ctid from upstream_slots
+                        -- Said so that no other index than that by time will do.
+                        where (free_at, slot) >= (o.taken_until, o.slot) and (free_at, slot) <= (o.taken_until, o.slot)
+                            and not retired and lease_token = o.token),
+                    (select ctid from upstream_slots where slot = o.slot and lease_token = o.token)
+                ) as place
+                from outcome o
+                where o.slot is not null
+            ),
             freed as (
                 update upstream_slots s
-                set free_at = case when o.called then now() + s.window_length * $11::float8 else now() end, lease_token = null
-                from outcome o
-                where s.slot = o.slot and s.lease_token = o.token
+                set free_at = case when h.called then now() + s.window_length * $11::float8 else now() end, lease_token = null
+                from held h
+                where s.ctid = h.place and s.lease_token = h.token
             ),
             outbox as (
                 insert into jobs (kind, request_id, traceparent)
@@ -249,6 +263,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
             &columns.slots as &[Option<i32>],
             &columns.final_messages,
             all_is_seen,
+            &columns.taken_until as &[Option<OffsetDateTime>],
         )
         .fetch_all(executor)
         .await?;
@@ -261,6 +276,7 @@ struct Columns {
     jobs: Vec<i64>,
     tokens: Vec<uuid::Uuid>,
     slots: Vec<Option<i32>>,
+    taken_until: Vec<Option<OffsetDateTime>>,
     states: Vec<&'static str>,
     delays: Vec<Option<f64>>,
     signatures: Vec<Option<Vec<u8>>>,
@@ -289,7 +305,8 @@ impl Columns {
             };
             columns.jobs.push(finish.lease.job.0);
             columns.tokens.push(finish.lease.token);
-            columns.slots.push(finish.lease.slot);
+            columns.slots.push(finish.lease.slot.map(|slot| slot.number));
+            columns.taken_until.push(finish.lease.slot.map(|slot| slot.taken_until));
             columns.states.push(state);
             columns.verdicts.push(verdict);
             columns.delays.push(match finish.ending {

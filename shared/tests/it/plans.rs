@@ -180,3 +180,37 @@ async fn a_claim_from_the_low_water_mark_on_steps_over_what_was_done_though_no_v
     assert!(read[0] < 500 && read[1] > 1000, "read from the mark on, and from the beginning: {read:?}");
     holder.rollback().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_slot_that_was_used_often_is_taken_and_freed_without_a_look_at_its_earlier_uses() {
+    const SLOTS: usize = 10;
+    const ROUNDS: usize = 30;
+    let f = Fixture::new().await;
+    f.agree("10/100ms").await;
+    let mut holder = f.connection().await;
+    let mut holder = holder.begin().await.unwrap();
+    sqlx::raw_sql("set transaction isolation level repeatable read; select from jobs").execute(&mut *holder).await.unwrap();
+    f.run("select pg_stat_reset()").await;
+    let (rate, mut mark) = ("10/100ms".parse().unwrap(), LowWater::default());
+    for round in 0..ROUNDS {
+        for n in 0..SLOTS {
+            f.post(&format!("{round} {n}")).await;
+        }
+        let mut finishes = Vec::new();
+        while finishes.len() < SLOTS {
+            let (claimed, reached) = f.store.claim_sign_jobs(SLOTS, LEASE, rate, mark).await.unwrap();
+            mark = reached;
+            if claimed.jobs.is_empty() {
+                tokio::time::sleep(claimed.next_in.unwrap()).await;
+            }
+            finishes.extend(claimed.jobs.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))));
+        }
+        f.store.finish_sign_jobs(&finishes).await.unwrap();
+    }
+    let f = f.with_new_sessions().await;
+    let touched = "select (heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read)::bigint from pg_statio_user_tables where relname = 'upstream_slots'";
+    let (touched, uses) = (f.number(touched).await, f.number("select sum(uses)::bigint from upstream_slots").await);
+    assert_eq!(uses, i64::try_from(SLOTS * ROUNDS).unwrap());
+    assert!(touched < 30 * uses, "{touched} pages for {uses} uses");
+    holder.rollback().await.unwrap();
+}
