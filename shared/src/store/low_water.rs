@@ -38,6 +38,9 @@ impl LowWater {
 /// Looking at all takes no more than this share of the time.
 const ONE_IN: u32 = 10;
 
+/// Longer than a statement may take.
+const WITHIN: Duration = Duration::from_secs(15);
+
 /// What takes longer is not waited for.
 const QUICK: Duration = Duration::from_millis(50);
 
@@ -98,7 +101,15 @@ impl Marks {
 
     async fn look_behind(self, mark: LowWater) {
         let began = Instant::now();
-        let found = self.store.behind(mark).await.unwrap_or_default();
+        // A server that has vanished without a word must not be the last that was asked.
+        let found = match tokio::time::timeout(WITHIN, self.store.behind(mark)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "can't look for jobs behind the low-water mark");
+                LowWater::default()
+            }
+            Err(_) => LowWater::default(),
+        };
         self.come().looked_at_all(began, found);
         if found != LowWater::default() {
             self.wake.notify_one();

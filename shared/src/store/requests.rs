@@ -141,7 +141,8 @@ impl Store {
         let upstream = rows.iter().find(|row| row.lane == 4);
         let (fresh, retries) = (lane(0), lane(1));
         let first_slots: Vec<_> = rows.iter().filter(|row| row.lane == 2).map(|row| row.at).collect();
-        let slots = rows.iter().find(|row| row.lane == 5).map(|row| row.at);
+        // One that is in use may be free sooner than it says.
+        let slots = rows.iter().find(|row| row.lane == 5).map(|row| row.at.min(at));
         let reached = |first: Option<OffsetDateTime>| Some(first.map_or(at, |first| first.min(at)) - LATE_BY);
         let reached = LowWater { fresh: reached(fresh.first()), retries: reached(retries.first()), slots };
         let forecast = Forecast {

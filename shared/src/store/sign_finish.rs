@@ -106,8 +106,8 @@ impl Store {
     /// was written gives [`Finished::LeaseLost`].
     pub async fn finish_sign_jobs(&self, finishes: &[SignFinish]) -> Result<Vec<Finished>> {
         // First, so that a pause that the upstream asked for is kept even if the rest is not written.
-        for finish in finishes {
-            self.tell_of_upstream(finish.upstream, finish.error).await?;
+        for (news, error) in together(finishes) {
+            self.tell_of_upstream(news, error).await?;
         }
         let mut order: Vec<usize> = (0..finishes.len()).collect();
         // In the order in which `accept` takes them.
@@ -121,7 +121,9 @@ impl Store {
         if order.is_empty() {
             return Ok(results);
         }
-        let columns = Columns::of(order.iter().map(|&place| &finishes[place]));
+        let mut columns = Columns::of(order.iter().map(|&place| &finishes[place]));
+        // They were freed by the first.
+        columns.slots.fill(None);
         let mut transaction = self.database.begin().await?;
         sqlx::query!(
             "-- sign.lock_messages
@@ -163,6 +165,25 @@ impl Store {
         .await?;
         Ok(())
     }
+}
+
+/// What they say of the upstream, each kind of news once: the longest pause, the most failures.
+fn together(finishes: &[SignFinish]) -> impl Iterator<Item = (UpstreamNews, Option<&'static str>)> {
+    let (mut up, mut down, mut pause) = (None, None, None);
+    for SignFinish { upstream, error, .. } in finishes {
+        match *upstream {
+            UpstreamNews::None => {}
+            UpstreamNews::Up => up = Some(UpstreamNews::Up),
+            UpstreamNews::Down { failures, .. } => {
+                if down.is_none_or(|(most, _, _)| most < failures) {
+                    down = Some((failures, *upstream, *error));
+                }
+            }
+            UpstreamNews::Pause(length) => pause = pause.max(Some(length)),
+        }
+    }
+    let up = up.map(|up| (up, None));
+    up.into_iter().chain(down.map(|(_, down, error)| (down, error))).chain(pause.map(|pause| (UpstreamNews::Pause(pause), None)))
 }
 
 /// Writes the outcomes in `columns`, and says of which: their places. `all_is_seen`: the messages were locked before.
@@ -215,22 +236,29 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
                 where m.id = e.message_id and e.state = 'succeeded' and m.signature is null
             ),
             -- A slot belongs to the lease, not to the job: it is released even when the job was lost.
-            -- It is looked up where the claim put it, and by its number alone, which steps over every earlier use, if it was moved since.
+            -- It is looked up where the claim put it. Those that are not there were moved or retired since, or others have them; all slots are
+            -- read once for them.
             held as materialized (
-                select o.token, o.called, coalesce(
-                    (select ctid from upstream_slots
-                        -- Said so that no other index than that by time will do.
-                        where (free_at, slot) >= (o.taken_until, o.slot) and (free_at, slot) <= (o.taken_until, o.slot)
-                            and not retired and lease_token = o.token),
-                    (select ctid from upstream_slots where slot = o.slot and lease_token = o.token)
+                select o.token, o.called, (
+                    select ctid from upstream_slots
+                    -- Said so that no other index than that by time will do.
+                    where (free_at, slot) >= (o.taken_until, o.slot) and (free_at, slot) <= (o.taken_until, o.slot)
+                        and not retired and lease_token = o.token
                 ) as place
                 from outcome o
                 where o.slot is not null
             ),
+            moved as materialized (
+                select ctid as place, lease_token from upstream_slots
+                where exists (select from held where place is null)
+                    and lease_token = any(array(select token from held where place is null))
+            ),
             freed as (
                 update upstream_slots s
                 set free_at = case when h.called then now() + s.window_length * $11::float8 else now() end, lease_token = null
-                from held h
+                from (
+                    select token, called, coalesce(place, (select m.place from moved m where m.lease_token = token)) as place from held
+                ) h
                 where s.ctid = h.place and s.lease_token = h.token
             ),
             outbox as (

@@ -1,4 +1,4 @@
-//! Processes of the version before, on the schema of this one: they run on while new ones start.
+//! What processes of the version before leave behind, and what those that were forgotten can do on the schema of this one.
 
 use shared::store::sign_finish::Ending;
 

@@ -22,6 +22,12 @@ impl Claims {
         Self { store, marks, rate, lease }
     }
 
+    /// Whether notifications of new jobs arrive at present.
+    #[must_use]
+    pub fn hears(&self) -> bool {
+        self.store.hears()
+    }
+
     /// Claims up to `most` jobs.
     ///
     /// # Errors
