@@ -62,8 +62,9 @@ const GATHER_FOR: Duration = Duration::from_millis(5);
 /// `wake` is a hint that there may be something to claim. The driver registers for it before it claims, so that a hint that comes
 /// while it looks is not lost; and polls as well, so that a hint that never comes costs at most one interval.
 ///
-/// A claim that took less than it might have says when there will be more: there is no other until then, unless something changes. The end of a job in flight is such a
-/// change if anything waits for what it held, and nobody knows better than the last claim, or the one that is under way.
+/// A claim that took less than it might have says when there will be more: there is no other until then, unless something changes. The end of
+/// a job in flight is such a change if anything waits for what it held; who waits is known from the last claim, or seen by the one that is
+/// under way.
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(pace.permits));
     let (tasks, give_up) = (TaskTracker::new(), CancellationToken::new());

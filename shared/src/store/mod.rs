@@ -18,8 +18,8 @@
 //! | `listen` | notifications |
 //! | `schema` | migrations |
 //!
-//! Functions take and return slices: callers group what they have, and a group is one transaction. No transaction is open while
-//! anything else than Postgres is waited for. Times are Postgres's; Rust sends durations.
+//! Functions take and return slices: callers group what they have, and a group is one transaction, or two where a part of it goes a
+//! longer way. No transaction is open while anything else than Postgres is waited for. Times are Postgres's; Rust sends durations.
 
 pub mod accept;
 mod database;

@@ -7,7 +7,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use super::database::Sessions;
 use super::{Result, Store, StoreError};
 
-/// A newer schema is fine: migrations only go forward, and old processes run on while new ones start.
+/// A newer schema is no error: migrations only go forward, and most let old processes run on. CHANGELOG.md says which do not.
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator = sqlx::migrate!("../migrations");
     migrator.set_ignore_missing(true);
@@ -59,7 +59,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::SchemaBehind`] if this program's migrations have not all been applied; otherwise those of a statement. A newer schema
-    /// is fine: migrations only go forward, and old processes run on while new ones start.
+    /// is no error: see `MIGRATOR`.
     pub async fn check_schema(&self) -> Result<()> {
         let applied = sqlx::query_scalar::<_, i64>("select version from _sqlx_migrations where success").fetch_all(&self.database).await;
         let applied = applied.map_err(|error| match error {

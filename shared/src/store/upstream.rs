@@ -89,7 +89,7 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
-        // The order in which claims and finishes lock: slots, then the row of the upstream. Workers that start together take turns here.
+        // The order in which claims lock: slots, then the row of the upstream. Workers that start together take turns here.
         sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
         let old = sqlx::query!(
             r#"-- upstream.lock_rate
