@@ -50,7 +50,7 @@ async fn a_burst_of_sixty_is_signed_and_delivered_within_the_budget() {
 async fn killed_and_restarted_in_the_middle_of_a_burst_nothing_is_lost_and_the_budget_is_kept() {
     let mut world = World::with(challenge()).await;
     let ids = post_burst(&world).await;
-    let signed = "select count(*) from messages where signature is not null";
+    let signed = "select count(*) from jobs where signature is not null";
     until("some are signed", async || world.number(signed).await >= 5).await;
     world.worker.signal(Signal::Term).unwrap();
     world.worker.wait_exit(PATIENCE).await.unwrap();

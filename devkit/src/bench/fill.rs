@@ -30,18 +30,17 @@ numbers as (
     from generate_series($1::bigint, $2::bigint) n
 ),
 texts as (
-    insert into messages (id, digest, body, signature, signed_at, signed_by)
+    insert into messages (id, digest, body)
     overriding system value
-    select message, sha256(body), body, case when $4 is not null then convert_to('c2lnbmF0dXJl', 'UTF8') end,
-        case when $4 is not null then at end, case when $4 is not null then job end
+    select message, sha256(body), body
     from numbers
     order by n
 ),
 signs as (
-    insert into jobs (id, kind, message_id, state, attempt, created_at, finished_at)
+    insert into jobs (id, kind, message_id, state, attempt, created_at, finished_at, signature)
     overriding system value
     select job, 'sign', message, case when $4 is null then 'pending' else 'succeeded' end::job_state, ($4 is not null)::int, at,
-        case when $4 is not null then at end
+        case when $4 is not null then at end, case when $4 is not null then convert_to('c2lnbmF0dXJl', 'UTF8') end
     from numbers
     order by n
     returning id, created_at

@@ -114,7 +114,7 @@ impl Database {
 
     /// Signatures so far.
     pub(super) async fn signatures(&self) -> Result<i64> {
-        self.number("select count(*) from messages where signature is not null").await
+        self.number("select count(*) from jobs where signature is not null").await
     }
 
     /// Jobs that have not ended.

@@ -18,7 +18,6 @@ pub struct Lease {
     pub(super) job: JobId,
     pub(super) token: Uuid,
     pub(super) slot: Option<Slot>,
-    pub(super) message: Option<i64>,
     ends: Instant,
     ends_by_the_wall: SystemTime,
 }
@@ -36,17 +35,12 @@ impl Lease {
     /// was later; so this process thinks the lease ends no later than Postgres does, whatever the two clocks show.
     pub(super) fn new(job: JobId, token: Uuid, asked: Instant, length: Duration) -> Self {
         let wall = SystemTime::now() + length.saturating_sub(asked.elapsed());
-        Self { job, token, slot: None, message: None, ends: asked + length, ends_by_the_wall: wall }
+        Self { job, token, slot: None, ends: asked + length, ends_by_the_wall: wall }
     }
 
     /// The same, with a slot of the upstream's budget.
     pub(super) fn with_slot(self, slot: Slot) -> Self {
         Self { slot: Some(slot), ..self }
-    }
-
-    /// The same, of a sign job for this message.
-    pub(super) fn for_message(self, id: i64) -> Self {
-        Self { message: Some(id), ..self }
     }
 
     /// The job.

@@ -146,7 +146,7 @@ impl Store {
         let off_by = sqlx::query_scalar!(
             r#"-- pending.recount
             with difference as materialized (
-                select (select count(*) from jobs j join requests r on r.sign_job_id = j.id where j.kind = 'sign' and j.state = 'pending')
+                select (select count(*) from jobs j join requests r on r.sign_job_id = j.id where j.kind = 'sign' and j.state = 'pending' and j.next_run_at < 'infinity')
                     - (select coalesce(sum(requests), 0) from pending_changes)::bigint
                     - (select sum(requests) from pending_requests)::bigint as off_by
             ),

@@ -39,7 +39,7 @@ impl Store {
             Row,
             r#"-- requests.state
             select
-                r.id, r.api_key_id, r.client_request_id, r.created_at, m.body, m.signature, m.signed_at,
+                r.id, r.api_key_id, r.client_request_id, r.created_at, m.body, j.signature,
                 (r.webhook_url is not null) as "has_webhook!",
                 j.state::text as "state!", j.attempt - j.excused as "attempts!", j.failure, j.finished_at,
                 case when j.lease_token is null then greatest(j.next_run_at, now()) else now() end as "next_run_at!",
@@ -165,7 +165,6 @@ struct Row {
     created_at: OffsetDateTime,
     body: Vec<u8>,
     signature: Option<Vec<u8>>,
-    signed_at: Option<OffsetDateTime>,
     has_webhook: bool,
     state: String,
     attempts: i32,
@@ -195,7 +194,6 @@ impl Row {
             "succeeded" => Status::Signed,
             _ => Status::Failed,
         };
-        let signed = status == Status::Signed;
         let text = |bytes| String::from_utf8(bytes).map_err(|_| StoreError::Corrupt("message or signature"));
         let own_error = match (self.failure, self.last_error) {
             (None, None) => None,
@@ -216,11 +214,11 @@ impl Row {
             id: self.id,
             status,
             message: text(self.body)?,
-            signature: self.signature.filter(|_| signed).map(text).transpose()?,
+            signature: self.signature.map(text).transpose()?,
             client_request_id: self.client_request_id,
             attempts: count(self.attempts),
             created_at: self.created_at,
-            signed_at: self.signed_at.filter(|_| signed),
+            signed_at: self.finished_at.filter(|_| status == Status::Signed),
             failed_at: self.finished_at.filter(|_| status == Status::Failed),
             next_attempt_at: (status == Status::Pending).then_some(self.next_run_at),
             queue_position: None,

@@ -83,20 +83,12 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
-        // A message that a job which failed still refers to stays, without the signature of a job that is gone.
-        sqlx::query!(
-            "-- retention.signatures
-            update messages m set signature = null, signed_at = null, signed_by = null
-            where m.id = any($1) and m.signed_by is not null and not exists (select from jobs j where j.id = m.signed_by offset 0)",
-            &messages,
-        )
-        .execute(&mut transaction)
-        .await?;
         sqlx::query!(
             "-- retention.messages
             delete from messages m
-            where m.id = any($1) and m.signed_by is null
+            where m.id = any($1)
                 and not exists (select from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'pending' offset 0)
+                and not exists (select from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'succeeded' offset 0)
                 and not exists (select from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'failed' offset 0)",
             &messages,
         )

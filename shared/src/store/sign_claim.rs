@@ -177,7 +177,7 @@ impl Store {
                 leased.id as "id?", leased.slot as "slot?", leased.taken_until as "taken_until?", (select nullif(max(free_at), '-infinity') from slots) as free_at, case when leased.lost_since is null then leased.lane end as "lane?",
                 leased.next_run_at as "next_run_at?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
                 extract(epoch from now() - leased.created_at)::float8 as age,
-                leased.message_id, messages.body as "body?",
+                messages.body as "body?",
                 gate.breaker_failures as "breaker_failures?",
                 extract(epoch from gate.window_length / gate.calls)::float8 as interval,
                 case when leased.id is not null then (
@@ -229,8 +229,7 @@ impl Store {
                 let read = || {
                     Some(SignJob {
                         lease: Lease::new(JobId(id), row.lease_token?, asked, lease)
-                            .with_slot(Slot { number: row.slot?, taken_until: row.taken_until? })
-                            .for_message(row.message_id?),
+                            .with_slot(Slot { number: row.slot?, taken_until: row.taken_until? }),
                         message: Message::new(String::from_utf8(row.body?).ok()?),
                         attempt: count(row.attempt?),
                         age: row.age.and_then(duration)?,
@@ -259,7 +258,7 @@ impl Store {
             r#"-- sign.claim_overdue
             with overdue as materialized (
                 select id, case when lease_token is not null then leased_at end as lost_since from jobs
-                where kind = 'sign' and state = 'pending' and created_at < now() - make_interval(secs => $1)
+                where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and created_at < now() - make_interval(secs => $1)
                     and (lease_token is null or leased_until <= now())
                 limit $2
                 for no key update skip locked
@@ -277,7 +276,7 @@ impl Store {
                 select id, attempt - 1, lost_since from leased where lost_since is not null
                 on conflict (job_id, number) do nothing
             )
-            select leased.id, lease_token as "lease_token!", message_id as "message_id!", m.digest
+            select leased.id, lease_token as "lease_token!", m.digest
             from leased cross join lateral (select digest from messages where id = leased.message_id limit 1) m"#,
             seconds(deadline),
             i64::from(most),
@@ -288,7 +287,7 @@ impl Store {
         rows.into_iter()
             .map(|row| {
                 let digest = row.digest.try_into().map_err(|_| StoreError::Corrupt("digest"))?;
-                Ok((Lease::new(JobId(row.id), row.lease_token, asked, lease).for_message(row.message_id), digest))
+                Ok((Lease::new(JobId(row.id), row.lease_token, asked, lease), digest))
             })
             .collect()
     }

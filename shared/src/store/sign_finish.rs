@@ -1,10 +1,10 @@
 //! Giving sign jobs back with their outcome, in one statement: the fenced update, the attempt, the signature stored, a webhook
 //! job for each request that waits, the slot released, and one notification.
 //!
-//! A request may be attached to a job just as it ends. Both hold the message's row, but a statement sees only what was committed before
-//! it began, and so a finish that had to wait for the row does not see what was attached meanwhile. What it does see is the job's own row
-//! as it is now (it is about to write it), and there the requests are counted: if it knows of fewer, it leaves the job alone. Then, and for
-//! whatever else was not written, a second try locks the messages before its statement begins, which sees all.
+//! A request may be attached to a job just as it ends. Both hold the job's row, but a statement sees only what was committed before
+//! it began, and so a finish that had to wait for the row does not see the requests that were attached meanwhile. What it does see is the row
+//! as it is now (it is about to write it), and there they are counted: if it knows of fewer, it leaves the job alone. Then, and for
+//! whatever else was not written, a second try locks the jobs before its statement begins, which sees all.
 
 use std::time::Duration;
 
@@ -126,9 +126,9 @@ impl Store {
         columns.slots.fill(None);
         let mut transaction = self.database.begin().await?;
         sqlx::query!(
-            "-- sign.lock_messages
-            select from messages where id = any($1) order by digest for no key update",
-            &columns.final_messages,
+            "-- sign.lock_jobs
+            select from jobs where id = any($1) order by id for no key update",
+            &columns.jobs,
         )
         .execute(&mut transaction)
         .await?;
@@ -186,17 +186,14 @@ fn together(finishes: &[SignFinish]) -> impl Iterator<Item = (UpstreamNews, Opti
     up.into_iter().chain(down.map(|(_, down, error)| (down, error))).chain(pause.map(|pause| (UpstreamNews::Pause(pause), None)))
 }
 
-/// Writes the outcomes in `columns`, and says of which: their places. `all_is_seen`: the messages were locked before.
+/// Writes the outcomes in `columns`, and says of which: their places. `all_is_seen`: the jobs were locked before.
 async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_seen: bool) -> Result<Vec<usize>> {
     let written = sqlx::query_scalar!(
             r#"-- sign.finish
-            with locked as materialized (
-                select from messages where id = any($16) order by digest for no key update
-            ),
-            outcome as materialized (
+            with outcome as materialized (
                 select o.*, r.*
                 from unnest(
-                    $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $15::int[], $18::timestamptz[]
+                    $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $15::int[], $17::timestamptz[]
                 ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, taken_until, ord)
                 cross join lateral (
                     select count(*) as attached, array_agg(r.id) filter (where r.webhook_url is not null) as to_tell,
@@ -218,22 +215,15 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
                     end,
                     excused = j.excused + (o.verdict in ('unavailable', 'released'))::int,
                     failure = o.failure,
+                    signature = o.signature,
                     finished_at = case when o.state <> 'pending' then now() end
                 from outcome o
-                where j.id = o.job and j.lease_token = o.token and (select count(*) from locked) >= 0
-                    and (o.state = 'pending' or $17 or o.attached >= j.requests)
-                returning j.id, j.attempt, j.leased_at, j.message_id, j.state,
-                    o.ord, o.signature, o.verdict, o.status, o.error, o.attached, o.to_tell, o.traces
+                where j.id = o.job and j.lease_token = o.token and (o.state = 'pending' or $16 or o.attached >= j.attached)
+                returning j.id, j.attempt, j.leased_at, j.state, o.ord, o.verdict, o.status, o.error, o.attached, o.to_tell, o.traces
             ),
             attempted as (
                 insert into attempts (job_id, number, started_at, finished_at, outcome, status, error)
                 select id, attempt, leased_at, now(), verdict, status, error from ended
-            ),
-            signed as (
-                update messages m
-                set signature = e.signature, signed_at = now(), signed_by = e.id
-                from ended e
-                where m.id = e.message_id and e.state = 'succeeded' and m.signature is null
             ),
             -- A slot belongs to the lease, not to the job: it is released even when the job was lost.
             -- It is looked up where the claim put it. Those that are not there were moved or retired since, or others have them; all slots are
@@ -241,9 +231,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
             held as materialized (
                 select o.token, o.called, (
                     select ctid from upstream_slots
-                    -- Said so that no other index than that by time will do.
-                    where (free_at, slot) >= (o.taken_until, o.slot) and (free_at, slot) <= (o.taken_until, o.slot)
-                        and not retired and lease_token = o.token
+                    where free_at = o.taken_until and slot = o.slot and not retired and lease_token = o.token
                 ) as place
                 from outcome o
                 where o.slot is not null
@@ -289,7 +277,6 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
             listen::RESULTS,
             columns.hints,
             &columns.slots as &[Option<i32>],
-            &columns.final_messages,
             all_is_seen,
             &columns.taken_until as &[Option<OffsetDateTime>],
         )
@@ -313,8 +300,6 @@ struct Columns {
     statuses: Vec<Option<i32>>,
     errors: Vec<Option<String>>,
     called: Vec<bool>,
-    /// Of those that end for good.
-    final_messages: Vec<i64>,
     hints: String,
 }
 
@@ -353,9 +338,6 @@ impl Columns {
             columns.statuses.push(finish.status.map(i32::from));
             columns.errors.push(finish.error.map(ToOwned::to_owned));
             columns.called.push(finish.called);
-            if state != "pending" {
-                columns.final_messages.extend(finish.lease.message);
-            }
         }
         columns.hints = listen::results_payload(finishes.map(|finish| finish.digest.hint()));
         columns

@@ -261,7 +261,7 @@ async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
             returning only_row
         ),
         claimed as (
-            select lease_token, leased_at from jobs where kind = 'sign' and state = 'pending' and lease_token is not null
+            select lease_token, leased_at from jobs where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null
         )
         update upstream_slots s
         set free_at = greatest(s.free_at, now() + coalesce(

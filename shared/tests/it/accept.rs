@@ -201,19 +201,19 @@ async fn a_request_that_races_with_the_end_of_its_job_is_never_left_without_an_e
         where s.state <> 'pending' and not exists (select from jobs w where w.kind = 'webhook' and w.request_id = r.id)";
     assert_eq!(f.number(forgotten).await, 0);
     let sent_twice = "select count(*) from messages m join jobs j on j.message_id = m.id
-        where m.signature is not null and j.state = 'pending'";
+        join jobs signed on signed.message_id = m.id where signed.signature is not null and j.state = 'pending'";
     assert_eq!(f.number(sent_twice).await, 0);
     assert_eq!(f.number("select count(*) from requests").await, 200);
 }
 
 #[tokio::test]
-async fn a_request_that_is_attached_while_the_end_of_its_job_waits_for_the_message_is_ended_too() {
+async fn a_request_that_is_attached_while_the_end_of_its_job_waits_is_ended_too() {
     let f = Fixture::new().await;
     f.accept(f.with_webhook("m")).await;
     let job = f.claim(1).await.remove(0);
     let mut connection = f.connection().await;
     let mut attaching = connection.begin().await.unwrap();
-    sqlx::raw_sql("select from messages for no key update").execute(&mut *attaching).await.unwrap();
+    sqlx::raw_sql("select from jobs for no key update").execute(&mut *attaching).await.unwrap();
     let store = f.store.clone();
     let finished = tokio::spawn(async move { store.finish_sign_jobs(&[finish(job, Ending::Signed("s".to_owned()))]).await.unwrap() });
     while f.number("select count(*) from pg_locks where not granted").await == 0 {
@@ -221,7 +221,7 @@ async fn a_request_that_is_attached_while_the_end_of_its_job_waits_for_the_messa
     }
     let attach = "insert into requests (id, api_key_id, sign_job_id, payload_digest, webhook_url)
             select gen_random_uuid(), api_key_id, sign_job_id, payload_digest, webhook_url from requests;
-        update jobs set requests = requests + 1;
+        update jobs set attached = attached + 1;
         insert into pending_changes (requests) values (1)";
     sqlx::raw_sql(attach).execute(&mut *attaching).await.unwrap();
     attaching.commit().await.unwrap();
@@ -235,7 +235,7 @@ async fn a_job_that_says_more_requests_than_there_are_ends_all_the_same() {
     let f = Fixture::new().await;
     f.post("m").await;
     let job = f.claim(1).await.remove(0);
-    f.run("update jobs set requests = 7").await;
+    f.run("update jobs set attached = 7").await;
     assert_eq!(f.finish(job, Ending::Signed("s".to_owned())).await, Finished::Written);
 }
 
@@ -245,7 +245,7 @@ async fn a_job_counts_the_requests_that_are_attached_to_it_either_way() {
     f.post("m").await;
     f.store.accept(&[f.request("m"), f.request("m"), f.request("n"), f.request("n")], u64::MAX).await.unwrap();
     f.store.accept(&[f.request("n")], u64::MAX).await.unwrap();
-    let wrong = "select count(*) from jobs j where requests <> (select count(*) from requests r where r.sign_job_id = j.id)";
+    let wrong = "select count(*) from jobs j where attached <> (select count(*) from requests r where r.sign_job_id = j.id)";
     assert_eq!((f.number("select count(*) from jobs").await, f.number(wrong).await), (2, 0));
 }
 

@@ -105,7 +105,7 @@ async fn retention_in_small_groups_disturbs_neither_claims_nor_posts_and_leaves_
     assert!(groups.iter().all(|deleted| *deleted <= 16) && groups.iter().sum::<u32>() == 120, "{groups:?}");
     assert_eq!(f.number("select count(*) from requests").await, 40);
     let unsigned = "select count(*) from requests r join jobs j on j.id = r.sign_job_id join messages m on m.id = j.message_id
-        where m.signature is null";
+        where j.signature is null";
     assert_eq!(f.number(unsigned).await, 0, "each of the young has its signature");
     assert_eq!(f.strays().await, 0, "nothing refers to what is gone");
     assert_eq!(f.store.pending_requests().await.unwrap(), 0);

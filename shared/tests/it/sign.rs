@@ -108,7 +108,7 @@ async fn a_group_is_written_whole_but_for_the_leases_that_were_lost() {
     let finishes: Vec<_> = jobs.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))).collect();
     let finished = f.store.finish_sign_jobs(&finishes).await.unwrap();
     assert_eq!(finished.iter().filter(|finished| **finished == Finished::LeaseLost).count(), 1);
-    assert_eq!(f.number("select count(*) from messages where signature is not null").await, 2);
+    assert_eq!(f.number("select count(*) from jobs where signature is not null").await, 2);
 }
 
 #[tokio::test]

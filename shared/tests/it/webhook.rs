@@ -12,7 +12,7 @@ use crate::fixture::{Fixture, LEASE, id, webhook_to};
 
 /// Stores a request with a webhook to `url` whose outcome is there.
 async fn told_at(f: &Fixture, url: &str) -> Uuid {
-    if f.number("select count(*) from messages where signature is not null").await == 0 {
+    if f.number("select count(*) from jobs where signature is not null").await == 0 {
         f.signed("a").await;
     }
     let webhook = webhook_to(url, [("x".to_owned(), "y".to_owned())].into());

@@ -46,6 +46,24 @@ impl Store {
         )
         .fetch_all(&mut transaction)
         .await?;
+        // What a finish holds now has ended when the next statement begins, and what this holds ends after the commit. In the order of ids,
+        // as a finish takes them.
+        sqlx::query!(
+            "-- accept.lock_jobs
+            select from jobs
+            where id = any(array(
+                select live.id
+                from unnest($1::bytea[]) as posted (digest)
+                cross join lateral (select id from messages m where m.digest = posted.digest limit 1) m
+                cross join lateral (
+                    select id from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'pending' limit 1
+                ) live
+            ))
+            order by id for no key update",
+            &columns.digests as _,
+        )
+        .execute(&mut transaction)
+        .await?;
 
         let rows = sqlx::query!(
             r#"-- accept.requests
@@ -66,9 +84,12 @@ impl Store {
             ),
             -- One per idempotency key; what was not asked for with one is always new.
             wanted as materialized (
-                select distinct on (p.same_as) p.*, m.id as message, m.signed_by is not null as signed, m.signed_by, live.id as live_job
+                select distinct on (p.same_as) p.*, m.id as message, done.id is not null as signed, done.id as signed_by, live.id as live_job
                 from posted p
-                cross join lateral (select id, signed_by from messages m where m.digest = p.digest limit 1) m
+                cross join lateral (select id from messages m where m.digest = p.digest limit 1) m
+                left join lateral (
+                    select id from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'succeeded' limit 1
+                ) done on true
                 left join lateral (
                     select id from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'pending' limit 1
                 ) live on true
@@ -81,19 +102,17 @@ impl Store {
                 where signed or place <= $10::bigint
             ),
             opened as (
-                insert into jobs (kind, message_id, traceparent, requests)
+                insert into jobs (kind, message_id, traceparent, attached)
                 select distinct on (message) 'sign', message, traceparent, count(*) over (partition by message)
                 from admitted
                 where not signed and live_job is null
                 order by message, ord
                 returning id, message_id
             ),
-            -- In the order in which a finish takes them.
             joined as (
-                update jobs j set requests = j.requests + a.requests
+                update jobs j set attached = j.attached + a.requests
                 from (
-                    select live_job, count(*) as requests from admitted where not signed and live_job is not null
-                    group by live_job order by live_job
+                    select live_job, count(*) as requests from admitted where not signed and live_job is not null group by live_job
                 ) a
                 where j.id = a.live_job
             ),
