@@ -3,6 +3,7 @@
 //! - [`postgres`]: a private Postgres server, for tests and for the local stack;
 //! - [`upstream`]: the unreliable signing API, simulated over real HTTP, with an audit of every call;
 //! - [`receiver`]: a receiver of webhooks that verifies with an independent library;
+//! - [`ports`]: ports for servers to come;
 //! - [`processes`]: the real `api` and `worker` as child processes of a test;
 //! - [`chaos`]: several of them under load, while whatever can break does;
 //! - `stack`, `demo`, `bench`, `prepare`, `simulate`: behind the commands of the same names, see [`cli`].
@@ -30,6 +31,7 @@ mod http;
 /// What to try next, by the same source as in `shared`, so that the simulation runs what production runs.
 #[path = "../../shared/src/policy.rs"]
 pub mod policy;
+pub mod ports;
 pub mod postgres;
 mod prepare;
 pub mod processes;

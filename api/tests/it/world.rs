@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use devkit::postgres::{Cluster, ClusterOptions, free_port, shared_cluster};
+use devkit::ports::free_port;
+use devkit::postgres::{Cluster, ClusterOptions, shared_cluster};
 use devkit::processes::{self, Process};
 use devkit::receiver::{Delivery, Receiver, ReceiverOptions};
 use devkit::upstream::{FaultKind, Faults, Simulator, SimulatorOptions, When};

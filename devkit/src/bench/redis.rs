@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use super::world::until;
 use crate::error::{Context, Error, Result};
-use crate::postgres::free_port;
+use crate::ports::free_port;
 
 /// How soon what Redis has acknowledged is on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 use tempfile::TempDir;
 
-use super::cluster::free_port;
 use crate::error::{Context, Error, Result};
+use crate::ports::free_port;
 use crate::processes::Process;
 
 /// How long it may take to start.

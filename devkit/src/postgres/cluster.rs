@@ -1,6 +1,5 @@
 //! A server that this process owns: started on a free port, stopped and started again at will, gone with its owner.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use super::ClusterOptions;
 use super::data::Files;
 use super::guardian::{Charge, Guardian};
 use crate::error::{Context, Error, Result};
+use crate::ports::free_port;
 
 /// How a server is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +32,6 @@ impl StopMode {
 const START_BOUND: Duration = Duration::from_mins(1);
 /// How often the server's own report is read while it starts.
 const POLL: Duration = Duration::from_millis(5);
-/// Ports tried before giving up; each can be taken by somebody between its choice and its use.
-const PORTS_TRIED: usize = 10;
 
 /// A running Postgres server. Dropping it stops the server, and removes the files if they are temporary.
 #[derive(Debug)]
@@ -62,20 +60,15 @@ impl Cluster {
     fn start_blocking(options: ClusterOptions) -> Result<Self> {
         let files = Files::prepare(&options)?;
         let inner = Inner { files, options, guardian: Mutex::new(None) };
-        let mut tried = 1;
-        let port = loop {
-            let port = match inner.options.port {
-                Some(port) => port,
-                None => free_port().inspect_err(|_| inner.files.remove_temporary())?,
-            };
-            match inner.start(port) {
-                Ok(()) => break port,
-                Err(Failure::PortTaken) if inner.options.port.is_none() && tried < PORTS_TRIED => tried += 1,
-                Err(Failure::PortTaken) => return Err(Error::new(format!("port {port} of 127.0.0.1 is taken"))),
-                Err(Failure::Other(error)) => return Err(error),
-            }
+        let port = match inner.options.port {
+            Some(port) => port,
+            None => free_port().inspect_err(|_| inner.files.remove_temporary())?,
         };
-        Ok(Self { port, inner: Arc::new(inner) })
+        match inner.start(port) {
+            Ok(()) => Ok(Self { port, inner: Arc::new(inner) }),
+            Err(Failure::PortTaken) => Err(Error::new(format!("port {port} of 127.0.0.1 is taken"))),
+            Err(Failure::Other(error)) => Err(error),
+        }
     }
 
     /// The address of a database, for the superuser.
@@ -200,15 +193,6 @@ impl Inner {
             std::thread::sleep(POLL);
         }
     }
-}
-
-/// A port that nobody listens on right now.
-///
-/// # Errors
-/// When the system has none.
-pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(|| "looking for a free port")?;
-    Ok(listener.local_addr().context(|| "looking for a free port")?.port())
 }
 
 /// Runs work that blocks away from the runtime's own threads.

@@ -21,7 +21,7 @@ pub(crate) mod serve;
 
 pub use binaries::Binaries;
 pub use bouncer::Bouncer;
-pub use cluster::{Cluster, StopMode, free_port};
+pub use cluster::{Cluster, StopMode};
 pub use detached::Detached;
 pub use options::{ClusterOptions, Durability};
 

@@ -13,7 +13,6 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::error::{Context, Error, Result};
-pub use crate::postgres::free_port;
 use crate::workspace::{self, Profile};
 
 /// Builds every program of the workspace, once per process, in the profile and target folder of this one; unless they are newer than

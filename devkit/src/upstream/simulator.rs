@@ -14,6 +14,7 @@ use super::service::Service;
 use super::signer::Signer;
 use super::{Audit, Digest, Faults, SimulatorOptions};
 use crate::error::{Context, Error, Result};
+use crate::ports::free_port;
 use crate::wire::{Gate, Server};
 
 /// A running simulated upstream. Dropping it stops it and closes every connection.
@@ -26,11 +27,15 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Starts on the address; port 0 is a free one. The first start of a process makes the RSA key.
+    /// Starts on the address; port 0 is a free one, and remains free for its return while it is gone. The first start of a process makes
+    /// the RSA key.
     ///
     /// # Errors
     /// When it cannot listen there.
-    pub async fn start(listen: SocketAddr, options: SimulatorOptions) -> Result<Self> {
+    pub async fn start(mut listen: SocketAddr, options: SimulatorOptions) -> Result<Self> {
+        if listen.port() == 0 {
+            listen.set_port(free_port()?);
+        }
         let signer = tokio::task::spawn_blocking(Signer::of_this_process).await.context(|| "making the upstream's key")?;
         let (requests, mut inbox) = mpsc::unbounded_channel::<Faults>();
         let service = Arc::new(Service {

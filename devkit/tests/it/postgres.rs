@@ -166,7 +166,7 @@ async fn a_detached_server_is_found_again_and_stopped_by_its_folder() {
     let folder = parent.path().join("stack");
     assert!(Detached::at(&folder).unwrap().is_none());
 
-    let port = devkit::processes::free_port().unwrap();
+    let port = devkit::ports::free_port().unwrap();
     let options = ClusterOptions { folder: Some(folder.clone()), port: Some(port), ..ClusterOptions::default() };
     let first = Detached::start(&options).unwrap();
     let mut connection = sqlx::PgConnection::connect(&first.url("postgres").unwrap()).await.unwrap();

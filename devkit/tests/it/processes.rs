@@ -49,9 +49,3 @@ async fn a_dropped_process_is_killed() {
     };
     tokio::time::timeout(BOUND, gone).await.unwrap();
 }
-
-#[tokio::test]
-async fn free_ports_are_free() {
-    let port = devkit::processes::free_port().unwrap();
-    tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-}

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use devkit::postgres::free_port;
+use devkit::ports::free_port;
 use devkit::processes::Process;
 use devkit::receiver::Delivery;
 use devkit::upstream::SimulatorOptions;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Parser;
-use devkit::postgres::{free_port, shared_cluster};
+use devkit::ports::free_port;
+use devkit::postgres::shared_cluster;
 use devkit::processes::Process;
 use devkit::receiver::{Receiver, ReceiverOptions};
 use devkit::upstream::{FaultKind, Faults, Simulator, SimulatorOptions, When};

@@ -15,7 +15,7 @@ use crate::bench::report::{Figures, Row, Target};
 use crate::bench::stats::Runs;
 use crate::bench::world::{API_KEY, Database, World};
 use crate::error::{Error, Result};
-use crate::postgres::free_port;
+use crate::ports::free_port;
 
 /// Of the throughput of the stack on Fastify.
 const TIMES_FASTIFY: f64 = 5.0;

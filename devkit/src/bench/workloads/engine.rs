@@ -28,9 +28,9 @@ pub(super) const PATIENCE: Duration = Duration::from_mins(10);
 const TRIAL: u32 = 5;
 
 /// Sign jobs of ours that are not done.
-pub(super) const UNSIGNED: &str = "select from jobs where kind = 'sign' and state = 'pending'";
+pub(super) const UNSIGNED: &str = "select from jobs where kind = 'sign' and state = 'pending' and next_run_at < 'infinity'";
 /// Webhook jobs of ours that are not done.
-pub(super) const UNDELIVERED: &str = "select from jobs where kind = 'webhook' and state = 'pending'";
+pub(super) const UNDELIVERED: &str = "select from jobs where kind = 'webhook' and state = 'pending' and next_run_at < 'infinity'";
 /// Jobs of ours that did not end well.
 const UNSUCCESSFUL: &str = "select from jobs where state <> 'succeeded'";
 

@@ -107,7 +107,7 @@ async fn hold_horizon(database: &Database) -> Result<PgConnection> {
 
 async fn look(database: &Database, connection: &mut PgConnection, horizon_held: bool, outcome: &Outcome) -> Result<Minute> {
     let mut number = async |query: &str| database.number(connection, query).await;
-    let waiting = number("select count(*) from jobs where kind = 'sign' and state = 'pending'").await?;
+    let waiting = number("select count(*) from jobs where kind = 'sign' and state = 'pending' and next_run_at < 'infinity'").await?;
     let dead_tuples = number("select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables").await?;
     let bytes = number("select sum(pg_total_relation_size(relid))::bigint from pg_stat_user_tables").await?;
     let requests = number("select greatest(count(*), 1) from requests").await?;
