@@ -250,8 +250,8 @@ impl Answers {
 /// group, or somebody hold one of its messages, each is stored alone, so that one spoils no other.
 async fn store_all(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
     let deadline = Instant::now() + STORE_WITHIN;
-    let new = timeout_at(deadline, store.accept_new(&requests, most_pending)).await;
-    let mut stored: Vec<Option<Result<Accepted, NotStored>>> = match new.unwrap_or_else(|_| Err(StoreError::timed_out())) {
+    let new = until(deadline, store.accept_new(&requests, most_pending)).await;
+    let mut stored: Vec<Option<Result<Accepted, NotStored>>> = match new {
         Ok(accepted) => accepted.into_iter().map(|accepted| accepted.map(Ok)).collect(),
         Err(StoreError::Refused(_) | StoreError::Contended(_)) => requests.iter().map(|_| None).collect(),
         Err(error) => return Err(error),
@@ -259,8 +259,7 @@ async fn store_all(store: &Store, requests: Vec<NewRequest>, most_pending: u64) 
     let left: Vec<NewRequest> =
         requests.into_iter().zip(&stored).filter(|(_, stored)| stored.is_none()).map(|(request, _)| request).collect();
     if !left.is_empty() {
-        let known = timeout_at(deadline, store_known(store, &left, most_pending)).await.unwrap_or_else(|_| Err(StoreError::timed_out()));
-        let known = known.unwrap_or_else(|error| {
+        let known = store_known(store, &left, most_pending, deadline).await.unwrap_or_else(|error| {
             warn(&error);
             left.iter().map(|_| Err(NotStored::Unavailable)).collect()
         });
@@ -269,12 +268,18 @@ async fn store_all(store: &Store, requests: Vec<NewRequest>, most_pending: u64) 
     Ok(stored.into_iter().map(|stored| stored.unwrap_or(Err(NotStored::Refused))).collect())
 }
 
-async fn store_known(store: &Store, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
-    match store.accept(requests, most_pending).await {
+/// Until `deadline`, each alone if it comes to that: what takes longer is in doubt by itself, and what was stored by then is known to be.
+async fn store_known(
+    store: &Store,
+    requests: &[NewRequest],
+    most_pending: u64,
+    deadline: Instant,
+) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+    match until(deadline, store.accept(requests, most_pending)).await {
         Ok(accepted) => Ok(accepted.into_iter().map(Ok).collect()),
         Err(StoreError::Refused(_) | StoreError::Contended(_)) => {
             let alone = requests.iter().map(|request| async move {
-                match store.accept(std::slice::from_ref(request), most_pending).await {
+                match until(deadline, store.accept(std::slice::from_ref(request), most_pending)).await {
                     Ok(mut accepted) => accepted.pop().ok_or(NotStored::Refused),
                     Err(StoreError::Refused(error)) => {
                         tracing::error!(%error, "a request was refused");
@@ -287,6 +292,10 @@ async fn store_known(store: &Store, requests: &[NewRequest], most_pending: u64) 
         }
         Err(error) => Err(error),
     }
+}
+
+async fn until<T>(deadline: Instant, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(StoreError::timed_out()))
 }
 
 fn warn(error: &StoreError) {

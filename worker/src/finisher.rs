@@ -45,7 +45,7 @@ pub struct Finisher<O: Outcome> {
 /// Most outcomes in one transaction, transactions at a time, and most outcomes that wait for one: more are never in flight.
 ///
 /// Two at a time, so that one is being worked on by Postgres while the other is being forced to the disk or put together here. They are about
-/// different jobs, so that they wait for each other only where both tell of the same message or receiver, or of the upstream.
+/// different jobs, so that they wait for each other only where both tell of the same receiver, or of the upstream.
 const LARGEST: usize = 512;
 const AT_ONCE: usize = 2;
 const WAITING: usize = 8192;

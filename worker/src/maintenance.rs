@@ -1,5 +1,5 @@
 //! What nobody waits for: requests that waited too long are ended, and what ended long ago is deleted. A little at a time, by every
-//! worker; two at once skip each other's rows.
+//! worker; two at once skip each other's requests.
 
 use std::future::Future;
 use std::time::Duration;

@@ -10,7 +10,7 @@ impl Store {
     /// Deletes up to `most` requests that ended longer than `age` ago, with their webhook jobs, and the sign jobs and messages that no
     /// request refers to any more. Says how many requests it deleted; fewer than `most` means that nothing is left to delete.
     ///
-    /// A message is forgotten together with its signature: posted again, it is signed again.
+    /// A signature is forgotten with the last request for it: posted again, the message is signed again.
     ///
     /// # Errors
     /// Those of a statement.
@@ -59,13 +59,13 @@ impl Store {
         )
         .fetch_all(&mut transaction)
         .await?;
-        // The message is locked before it is judged, so that no POST attaches to a job that is about to go (see `accept`). One that is
-        // locked by a POST at this moment is left for the next one who forgets a request of it, or stays: it is small.
+        // The message is locked before it is judged, so that no POST attaches to a job that is about to go (see `accept`). Whoever holds it is
+        // waited for: it may be somebody else who forgets, and the last one of the two has to see that nothing refers to it any more.
         let messages = sqlx::query_scalar!(
             r#"-- retention.lock_messages
             select id from messages
             where id in (select message_id from jobs where id = any($1))
-            order by digest for update skip locked"#,
+            order by digest for update"#,
             &sign_jobs,
         )
         .fetch_all(&mut transaction)

@@ -189,99 +189,99 @@ fn together(finishes: &[SignFinish]) -> impl Iterator<Item = (UpstreamNews, Opti
 /// Writes the outcomes in `columns`, and says of which: their places. `all_is_seen`: the jobs were locked before.
 async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_seen: bool) -> Result<Vec<usize>> {
     let written = sqlx::query_scalar!(
-            r#"-- sign.finish
-            with outcome as materialized (
-                select o.*, r.*
-                from unnest(
-                    $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $15::int[], $17::timestamptz[]
-                ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, taken_until, ord)
-                cross join lateral (
-                    select count(*) as attached, array_agg(r.id) filter (where r.webhook_url is not null) as to_tell,
-                        array_agg(r.traceparent) filter (where r.webhook_url is not null) as traces
-                    from requests r where r.sign_job_id = o.job and o.state <> 'pending'
-                ) r
-            ),
-            ended as (
-                update jobs j
-                set state = o.state::job_state,
-                    lease_token = null,
-                    lane = case when o.verdict = 'try_again' then 1 else j.lane end,
-                    -- An attempt that does not count: back to where it was, unless there was an answer. What looks like an absence of the
-                    -- upstream may be about this message after all, and must not be the next probe again.
-                    next_run_at = case
-                        when o.delay is not null then now() + make_interval(secs => o.delay)
-                        when o.called then now()
-                        else j.created_at
-                    end,
-                    excused = j.excused + (o.verdict in ('unavailable', 'released'))::int,
-                    failure = o.failure,
-                    signature = o.signature,
-                    finished_at = case when o.state <> 'pending' then now() end
-                from outcome o
-                where j.id = o.job and j.lease_token = o.token and (o.state = 'pending' or $16 or o.attached >= j.attached)
-                returning j.id, j.attempt, j.leased_at, j.state, o.ord, o.verdict, o.status, o.error, o.attached, o.to_tell, o.traces
-            ),
-            attempted as (
-                insert into attempts (job_id, number, started_at, finished_at, outcome, status, error)
-                select id, attempt, leased_at, now(), verdict, status, error from ended
-            ),
-            -- A slot belongs to the lease, not to the job: it is released even when the job was lost.
-            -- It is looked up where the claim put it. Those that are not there were moved or retired since, or others have them; all slots are
-            -- read once for them.
-            held as materialized (
-                select o.token, o.called, (
-                    select ctid from upstream_slots
-                    where free_at = o.taken_until and slot = o.slot and not retired and lease_token = o.token
-                ) as place
-                from outcome o
-                where o.slot is not null
-            ),
-            moved as materialized (
-                select ctid as place, lease_token from upstream_slots
-                where exists (select from held where place is null)
-                    and lease_token = any(array(select token from held where place is null))
-            ),
-            freed as (
-                update upstream_slots s
-                set free_at = case when h.called then now() + s.window_length * $11::float8 else now() end, lease_token = null
-                from (
-                    select token, called, coalesce(place, (select m.place from moved m where m.lease_token = token)) as place from held
-                ) h
-                where s.ctid = h.place and s.lease_token = h.token
-            ),
-            outbox as (
-                insert into jobs (kind, request_id, traceparent)
-                select 'webhook', r.id, r.trace from ended cross join unnest(to_tell, traces) as r (id, trace) order by r.id
-                returning id
-            ),
-            counted as (
-                insert into pending_changes (requests) select -sum(attached) from ended having sum(attached) > 0
-            ),
-            told as (
-                select case when exists (select from outbox) then pg_notify($12, 'webhook') end,
-                    case when exists (select from ended where state <> 'pending') then pg_notify($13, $14) end
-            )
-            select ord as "ord!" from ended cross join (select count(*) from told) notified"#,
-            &columns.jobs,
-            &columns.tokens,
-            &columns.states as _,
-            &columns.delays as &[Option<f64>],
-            &columns.signatures as &[Option<Vec<u8>>],
-            &columns.failures as &[Option<String>],
-            &columns.verdicts as _,
-            &columns.statuses as &[Option<i32>],
-            &columns.errors as &[Option<String>],
-            &columns.called,
-            CLOCKS_DRIFT,
-            listen::JOBS,
-            listen::RESULTS,
-            columns.hints,
-            &columns.slots as &[Option<i32>],
-            all_is_seen,
-            &columns.taken_until as &[Option<OffsetDateTime>],
+        r#"-- sign.finish
+        with outcome as materialized (
+            select o.*, r.*
+            from unnest(
+                $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $15::int[], $17::timestamptz[]
+            ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, taken_until, ord)
+            cross join lateral (
+                select count(*) as attached, array_agg(r.id) filter (where r.webhook_url is not null) as to_tell,
+                    array_agg(r.traceparent) filter (where r.webhook_url is not null) as traces
+                from requests r where r.sign_job_id = o.job and o.state <> 'pending'
+            ) r
+        ),
+        ended as (
+            update jobs j
+            set state = o.state::job_state,
+                lease_token = null,
+                lane = case when o.verdict = 'try_again' then 1 else j.lane end,
+                -- An attempt that does not count: back to where it was, unless there was an answer. What looks like an absence of the
+                -- upstream may be about this message after all, and must not be the next probe again.
+                next_run_at = case
+                    when o.delay is not null then now() + make_interval(secs => o.delay)
+                    when o.called then now()
+                    else j.created_at
+                end,
+                excused = j.excused + (o.verdict in ('unavailable', 'released'))::int,
+                failure = o.failure,
+                signature = o.signature,
+                finished_at = case when o.state <> 'pending' then now() end
+            from outcome o
+            where j.id = o.job and j.lease_token = o.token and (o.state = 'pending' or $16 or o.attached >= j.attached)
+            returning j.id, j.attempt, j.leased_at, j.state, o.ord, o.verdict, o.status, o.error, o.attached, o.to_tell, o.traces
+        ),
+        attempted as (
+            insert into attempts (job_id, number, started_at, finished_at, outcome, status, error)
+            select id, attempt, leased_at, now(), verdict, status, error from ended
+        ),
+        -- A slot belongs to the lease, not to the job: it is released even when the job was lost.
+        -- It is looked up where the claim put it. Those that are not there were moved or retired since, or others have them; all slots are
+        -- read once for them.
+        held as materialized (
+            select o.token, o.called, (
+                select ctid from upstream_slots
+                where free_at = o.taken_until and slot = o.slot and not retired and lease_token = o.token
+            ) as place
+            from outcome o
+            where o.slot is not null
+        ),
+        moved as materialized (
+            select ctid as place, lease_token from upstream_slots
+            where exists (select from held where place is null)
+                and lease_token = any(array(select token from held where place is null))
+        ),
+        freed as (
+            update upstream_slots s
+            set free_at = case when h.called then now() + s.window_length * $11::float8 else now() end, lease_token = null
+            from (
+                select token, called, coalesce(place, (select m.place from moved m where m.lease_token = token)) as place from held
+            ) h
+            where s.ctid = h.place and s.lease_token = h.token
+        ),
+        outbox as (
+            insert into jobs (kind, request_id, traceparent)
+            select 'webhook', r.id, r.trace from ended cross join unnest(to_tell, traces) as r (id, trace) order by r.id
+            returning id
+        ),
+        counted as (
+            insert into pending_changes (requests) select -sum(attached) from ended having sum(attached) > 0
+        ),
+        told as (
+            select case when exists (select from outbox) then pg_notify($12, 'webhook') end,
+                case when exists (select from ended where state <> 'pending') then pg_notify($13, $14) end
         )
-        .fetch_all(executor)
-        .await?;
+        select ord as "ord!" from ended cross join (select count(*) from told) notified"#,
+        &columns.jobs,
+        &columns.tokens,
+        &columns.states as _,
+        &columns.delays as &[Option<f64>],
+        &columns.signatures as &[Option<Vec<u8>>],
+        &columns.failures as &[Option<String>],
+        &columns.verdicts as _,
+        &columns.statuses as &[Option<i32>],
+        &columns.errors as &[Option<String>],
+        &columns.called,
+        CLOCKS_DRIFT,
+        listen::JOBS,
+        listen::RESULTS,
+        columns.hints,
+        &columns.slots as &[Option<i32>],
+        all_is_seen,
+        &columns.taken_until as &[Option<OffsetDateTime>],
+    )
+    .fetch_all(executor)
+    .await?;
     written.into_iter().map(|ord| usize::try_from(ord - 1).map_err(|_| StoreError::Corrupt("place"))).collect()
 }
 

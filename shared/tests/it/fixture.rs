@@ -102,6 +102,34 @@ impl Fixture {
         PgConnection::connect(&self.url).await.unwrap()
     }
 
+    /// Begins to count what is read and written.
+    pub(crate) async fn count_anew(&self) {
+        self.statistics_have_arrived().await;
+        self.run("select pg_stat_reset()").await;
+        self.statistics_have_arrived().await;
+    }
+
+    /// The number that a query of the statistics gives, once those of every session that has ended are there.
+    pub(crate) async fn counted(&self, sql: &str) -> i64 {
+        self.statistics_have_arrived().await;
+        self.number(sql).await
+    }
+
+    /// Waits for what every session that has ended had to say. Before Postgres 15 it is told to a collector by messages, which are read one after
+    /// the other: when the last one has been read, so have the others.
+    async fn statistics_have_arrived(&self) {
+        let last = format!("last_{}", Uuid::now_v7().simple());
+        let ending =
+            "select count(*) from pg_stat_activity where datname = current_database() and application_name = '' and state = 'idle'";
+        let none = async || while self.number(ending).await > 0 {};
+        none().await;
+        self.run(&format!("create table {last} (); insert into {last} default values")).await;
+        none().await;
+        while self.number(&format!("select coalesce(sum(n_tup_ins), 0)::bigint from pg_stat_user_tables where relname = '{last}'")).await
+            == 0
+        {}
+    }
+
     /// Runs a statement, to move stored times.
     pub(crate) async fn run(&self, sql: &str) {
         let mut connection = self.connection().await;
@@ -146,13 +174,14 @@ impl Fixture {
         }
     }
 
-    /// Rows that refer to what is not there: the references that Postgres is not asked to check.
+    /// Rows that refer to what is not there, the references that Postgres is not asked to check; and rows that nothing refers to any more.
     pub(crate) async fn strays(&self) -> i64 {
         self.number(
             "select (select count(*) from jobs j where kind = 'sign' and not exists (select from messages m where m.id = j.message_id))
                 + (select count(*) from requests r where not exists (select from jobs j where j.id = r.sign_job_id))
                 + (select count(*) from requests r where not exists (select from api_keys k where k.id = r.api_key_id))
                 + (select count(*) from attempts a where not exists (select from jobs j where j.id = a.job_id))
+                + (select count(*) from jobs j where kind = 'sign' and not exists (select from requests r where r.sign_job_id = j.id))
                 + (select count(*) from messages m where not exists (select from jobs j where j.message_id = m.id))",
         )
         .await

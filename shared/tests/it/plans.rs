@@ -103,11 +103,11 @@ async fn full() -> Fixture {
 
 /// Does twenty of everything, and holds what was read for it against what is needed.
 async fn reads_little(f: Fixture) {
-    f.run("select pg_stat_reset()").await;
+    f.count_anew().await;
     work(&f, "after").await;
     let f = f.with_new_sessions().await;
     let read = f
-        .number(
+        .counted(
             "select (select sum(idx_tup_read) from pg_stat_user_indexes where relname <> 'upstream_slots')::bigint
                 + (select sum(seq_tup_read) from pg_stat_user_tables where relname in ('jobs', 'messages', 'requests', 'attempts'))::bigint",
         )
@@ -171,11 +171,11 @@ async fn a_claim_from_the_low_water_mark_on_steps_over_what_was_done_though_no_v
     let mut f = f;
     for from in [mark, LowWater::default()] {
         f = f.with_new_sessions().await;
-        f.run("select pg_stat_reset()").await;
+        f.count_anew().await;
         f.post(&format!("{from:?}")).await;
         assert_eq!(f.store.claim_sign_jobs(100, LEASE, rate, from).await.unwrap().0.jobs.len(), 1);
         f = f.with_new_sessions().await;
-        read.push(f.number("select idx_tup_read from pg_stat_user_indexes where indexrelname = 'jobs_due'").await);
+        read.push(f.counted("select idx_tup_read from pg_stat_user_indexes where indexrelname = 'jobs_due'").await);
     }
     assert!(read[0] < 500 && read[1] > 1000, "read from the mark on, and from the beginning: {read:?}");
     holder.rollback().await.unwrap();
@@ -190,7 +190,7 @@ async fn a_slot_that_was_used_often_is_taken_and_freed_without_a_look_at_its_ear
     let mut holder = f.connection().await;
     let mut holder = holder.begin().await.unwrap();
     sqlx::raw_sql("set transaction isolation level repeatable read; select from jobs").execute(&mut *holder).await.unwrap();
-    f.run("select pg_stat_reset()").await;
+    f.count_anew().await;
     let (rate, mut mark) = ("10/100ms".parse().unwrap(), LowWater::default());
     for round in 0..ROUNDS {
         for n in 0..SLOTS {
@@ -209,7 +209,7 @@ async fn a_slot_that_was_used_often_is_taken_and_freed_without_a_look_at_its_ear
     }
     let f = f.with_new_sessions().await;
     let touched = "select (heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read)::bigint from pg_statio_user_tables where relname = 'upstream_slots'";
-    let (touched, uses) = (f.number(touched).await, f.number("select sum(uses)::bigint from upstream_slots").await);
+    let (touched, uses) = (f.counted(touched).await, f.number("select sum(uses)::bigint from upstream_slots").await);
     assert_eq!(uses, i64::try_from(SLOTS * ROUNDS).unwrap());
     assert!(touched < 30 * uses, "{touched} pages for {uses} uses");
     holder.rollback().await.unwrap();

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use shared::store::sign_finish::{Ending, Failure};
+use sqlx::Connection;
 
 use crate::fixture::{Fixture, id};
 use crate::webhook::deliver;
@@ -109,4 +110,28 @@ async fn retention_in_small_groups_disturbs_neither_claims_nor_posts_and_leaves_
     assert_eq!(f.number(unsigned).await, 0, "each of the young has its signature");
     assert_eq!(f.strays().await, 0, "nothing refers to what is gone");
     assert_eq!(f.store.pending_requests().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn two_that_forget_the_last_requests_of_a_message_at_once_leave_nothing_of_it() {
+    let f = Fixture::new().await;
+    let first = f.signed("a").await;
+    f.post("a").await;
+    age_everything(&f).await;
+
+    // The other one, who has deleted the first request and judges the message while the second still seems to be there.
+    let mut other = f.connection().await;
+    let mut other = other.begin().await.unwrap();
+    let deleted = format!("delete from requests where id = '{first}'; select from messages for update");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(deleted)).execute(&mut *other).await.unwrap();
+    let store = f.store.clone();
+    let forgetting = tokio::spawn(async move { store.forget(DAY, 10).await.unwrap() });
+    while !forgetting.is_finished() && f.number("select count(*) from pg_locks where not granted").await == 0 {}
+    let judged = "delete from jobs j where not exists (select from requests r where r.sign_job_id = j.id)";
+    assert_eq!(sqlx::raw_sql(judged).execute(&mut *other).await.unwrap().rows_affected(), 0);
+    other.commit().await.unwrap();
+    assert_eq!(forgetting.await.unwrap(), 1);
+    for table in ["requests", "messages", "jobs", "attempts"] {
+        assert_eq!(f.number(&format!("select count(*) from {table}")).await, 0, "{table}");
+    }
 }

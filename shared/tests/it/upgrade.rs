@@ -21,6 +21,44 @@ const CLAIM: &str = "
     )
     insert into attempts (job_id, number) select id, attempt from leased";
 
+/// The last version in which a signature stood in the row of its message.
+const BEFORE_SIGNATURES_IN_JOBS: i64 = 20_261_124_235_800;
+
+/// A message that was signed, one that was signed after it had failed, one that failed, and one that waits.
+const SIGNED: &str = "
+    insert into api_keys (id, name, digest, scopes, webhook_secret) values (gen_random_uuid(), 'old', sha256('old'), '{sign}', sha256('secret'));
+    insert into messages (digest, body) select sha256(m::bytea), m::bytea from unnest(array['signed', 'failed and signed', 'failed', 'waits']) m;
+    insert into jobs (kind, message_id, created_at, state, failure, finished_at)
+        select 'sign', m.id, now() - interval '3 min', 'failed', 'deadline-exceeded', now() - interval '2 min'
+        from messages m where m.body in ('failed and signed', 'failed');
+    insert into jobs (kind, message_id, created_at, state, finished_at)
+        select 'sign', m.id, now() - interval '1 min', 'succeeded', '2026-11-24 12:00Z' from messages m where m.body in ('signed', 'failed and signed');
+    insert into jobs (kind, message_id) select 'sign', m.id from messages m where m.body = 'waits';
+    update messages m set signature = 'signature of '::bytea || m.body, signed_at = j.finished_at, signed_by = j.id
+        from jobs j where j.message_id = m.id and j.state = 'succeeded';
+    insert into requests (id, api_key_id, sign_job_id, payload_digest)
+        select gen_random_uuid(), k.id, j.id, sha256('payload') from jobs j, api_keys k;
+    update jobs set requests = 1";
+
+#[tokio::test]
+async fn signatures_of_the_version_before_are_kept_and_nothing_is_signed_twice() {
+    let f = Fixture::upgraded(BEFORE_SIGNATURES_IN_JOBS, &[SIGNED]).await;
+    for message in ["signed", "failed and signed"] {
+        let id = f.post(message).await;
+        let request = f.store.requests(&[id]).await.unwrap().remove(&id).unwrap().request;
+        assert_eq!(request.signature, Some(format!("signature of {message}")));
+        assert_eq!(request.signed_at, Some(time::macros::datetime!(2026-11-24 12:00 UTC)));
+    }
+    let failed = "select count(*) from requests r join jobs j on j.id = r.sign_job_id where j.failure is not null and j.signature is null";
+    assert_eq!(f.number(failed).await, 2, "what failed stays failed for who was told so");
+    f.post("failed").await;
+    f.post("waits").await;
+    let mut claimed: Vec<_> = f.claim(10).await.into_iter().map(|job| job.message.text().to_owned()).collect();
+    claimed.sort();
+    assert_eq!(claimed, ["failed", "waits"]);
+    assert_eq!(f.strays().await, 0);
+}
+
 #[tokio::test]
 async fn a_worker_of_the_version_before_keeps_what_it_has_and_claims_nothing_more() {
     let f = Fixture::upgraded(BEFORE_LEASES, &[JOBS, CLAIM]).await;

@@ -1,4 +1,4 @@
-//! Storing what may be known already: in a transaction that locks the messages first, and then looks at what there is.
+//! Storing what may be known already: in a transaction that locks the messages and their live jobs first, and then looks at what there is.
 //!
 //! Rows of tables are looked up with `lateral … limit 1`: one step of an index each, whatever the planner believes about the sizes. Statements
 //! are prepared when the tables may still be empty, and then everything looks cheap.

@@ -8,10 +8,10 @@
 //! | `any` | a transaction for whatever may be known already: a message, an idempotency key |
 //!
 //! Two facts must never part: a request that was answered has a job that will end it, and a message that is signed is never asked for
-//! again. Both can be broken in the moment in which a job ends. So everybody who attaches a request to a job holds the job's row,
+//! again. Both can be broken in the moment in which a job ends. So everybody who attaches a request to a live job holds the job's row,
 //! and so does everybody who ends it: whoever comes second sees what the first one wrote, because it is read by a statement that began
-//! later, or (see `sign_finish`) because it is counted in the job. And everybody who opens a job, or deletes one, holds the message's row.
-//! Who inserts a message holds it, and nobody else knows it before the commit.
+//! later, or (see `sign_finish`) because it is counted in the job. And everybody who opens a job, deletes one, or attaches a request to one that
+//! has signed, holds the message's row. Who inserts a message holds it, and nobody else knows it before the commit.
 
 mod any;
 mod columns;
