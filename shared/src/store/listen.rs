@@ -16,6 +16,16 @@ pub enum JobKind {
     Webhook,
 }
 
+impl JobKind {
+    /// What it is called in a notification.
+    pub(super) fn payload(self) -> &'static str {
+        match self {
+            Self::Sign => "sign",
+            Self::Webhook => "webhook",
+        }
+    }
+}
+
 /// What a notification hints at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
@@ -112,6 +122,11 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Tells others, soon; best after the commit of what they are to see.
+    pub(super) fn tell(&self, hints: impl IntoIterator<Item = Hint>) {
+        self.notifier.tell(&self.database, hints);
     }
 
     /// Whether notifications arrive at present. If not, who waits for something has to look for it more often.

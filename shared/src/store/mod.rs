@@ -15,7 +15,7 @@
 //! | `encryption` | which encryption keys stored values need |
 //! | `upstream` | the agreed rate, its slots, the circuit breaker |
 //! | `retention` | what is old enough to forget |
-//! | `listen` | notifications |
+//! | `notify`, `listen` | notifications: sent, heard |
 //! | `schema` | migrations |
 //!
 //! Functions take and return slices: callers group what they have, and a group is one transaction, or two where a part of it goes a
@@ -29,6 +29,7 @@ pub mod keys;
 mod lease;
 mod listen;
 pub mod low_water;
+mod notify;
 mod pending;
 pub mod requests;
 mod retention;
@@ -44,6 +45,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use self::database::Database;
+use self::notify::Notifier;
 use self::pending::Pending;
 use crate::encryption::{EncryptionError, Keyring};
 use crate::settings::DatabaseSettings;
@@ -106,6 +108,7 @@ pub struct Store {
     hearing: Arc<AtomicBool>,
     keyring: Keyring,
     pending: Pending,
+    notifier: Notifier,
 }
 
 impl Store {
@@ -116,11 +119,18 @@ impl Store {
     pub fn connect_lazily(settings: &DatabaseSettings) -> Result<Self> {
         let url = settings.database_url.as_ref().ok_or(StoreError::NoAddress)?;
         let database = Database::connect_lazily(url.expose(), settings.database_max_connections).map_err(StoreError::Unavailable)?;
-        Ok(Self { database, hearing: Arc::default(), keyring: settings.encryption_key.clone(), pending: Pending::default() })
+        Ok(Self {
+            database,
+            hearing: Arc::default(),
+            keyring: settings.encryption_key.clone(),
+            pending: Pending::default(),
+            notifier: Notifier::default(),
+        })
     }
 
     /// Closes every connection, after the statements that run on them.
     pub async fn close(&self) {
+        self.notifier.close().await;
         self.database.close().await;
     }
 }

@@ -1,5 +1,5 @@
 //! Giving sign jobs back with their outcome, in one statement: the fenced update, the attempt, the signature stored, a webhook
-//! job for each request that waits, the slot released, and one notification.
+//! job for each request that waits, and the slot released. See `notify` for who is told of it, and when.
 //!
 //! A request may be attached to a job just as it ends. Both hold the job's row, but a statement sees only what was committed before
 //! it began, and so a finish that had to wait for the row does not see the requests that were attached meanwhile. What it does see is the row
@@ -11,7 +11,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::upstream::CLOCKS_DRIFT;
-use super::{Finished, Lease, Result, Store, StoreError, listen, seconds};
+use super::{Finished, Hint, JobKind, Lease, Result, Store, StoreError, listen, notify, seconds};
 use crate::message::MessageDigest;
 
 /// How an attempt to sign ended.
@@ -55,6 +55,13 @@ pub enum Ending {
     Released,
     /// It failed for good.
     Failed(Failure),
+}
+
+impl Ending {
+    /// Whether it is an outcome: nobody has to wait any more.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Signed(_) | Self::Failed(_))
+    }
 }
 
 /// Why there will be no signature.
@@ -114,8 +121,14 @@ impl Store {
         order.sort_unstable_by_key(|&place| finishes[place].lease.job.0);
         let mut results = vec![Finished::LeaseLost; finishes.len()];
         let columns = Columns::of(order.iter().map(|&place| &finishes[place]));
-        for row in write(&self.database, &columns, false).await? {
-            results[order[row]] = Finished::Written;
+        let payload = || listen::results_payload(finishes.iter().map(|finish| finish.digest.hint()));
+        let told = notify::goes_with_commit(finishes.len()).then(payload);
+        let written = write(&self.database, &columns, false, told.as_deref()).await?;
+        if told.is_none() {
+            self.tell(hints(&written, &order, finishes));
+        }
+        for row in &written {
+            results[order[row.place]] = Finished::Written;
         }
         order.retain(|&place| results[place] == Finished::LeaseLost);
         if order.is_empty() {
@@ -132,10 +145,12 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
-        for row in write(&mut transaction, &columns, true).await? {
-            results[order[row]] = Finished::Written;
-        }
+        let written = write(&mut transaction, &columns, true, None).await?;
         transaction.commit().await?;
+        self.tell(hints(&written, &order, finishes));
+        for row in &written {
+            results[order[row.place]] = Finished::Written;
+        }
         Ok(results)
     }
 
@@ -186,14 +201,31 @@ fn together(finishes: &[SignFinish]) -> impl Iterator<Item = (UpstreamNews, Opti
     up.into_iter().chain(down.map(|(_, down, error)| (down, error))).chain(pause.map(|pause| (UpstreamNews::Pause(pause), None)))
 }
 
-/// Writes the outcomes in `columns`, and says of which: their places. `all_is_seen`: the jobs were locked before.
-async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_seen: bool) -> Result<Vec<usize>> {
-    let written = sqlx::query_scalar!(
+/// An outcome that was written.
+struct Written {
+    /// Its place in the columns.
+    place: usize,
+    /// Whether there are webhook jobs for it now.
+    tells: bool,
+}
+
+/// What those who wait have to know of them.
+fn hints(written: &[Written], order: &[usize], finishes: &[SignFinish]) -> impl Iterator<Item = Hint> {
+    let ended = written.iter().map(|row| &finishes[order[row.place]]).filter(|finish| finish.ending.is_final());
+    let results: Vec<u64> = ended.map(|finish| finish.digest.hint()).collect();
+    let webhooks = written.iter().any(|row| row.tells).then_some(Hint::Jobs(JobKind::Webhook));
+    webhooks.into_iter().chain((!results.is_empty()).then_some(Hint::Results(results)))
+}
+
+/// Writes the outcomes in `columns`, and says of which. `all_is_seen`: the jobs were locked before. `told`: what those who wait are told of them
+/// in the same transaction, if it is that which tells them.
+async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_seen: bool, told: Option<&str>) -> Result<Vec<Written>> {
+    let written = sqlx::query!(
         r#"-- sign.finish
         with outcome as materialized (
             select o.*, r.*
             from unnest(
-                $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $15::int[], $17::timestamptz[]
+                $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $12::int[], $14::timestamptz[]
             ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, taken_until, ord)
             cross join lateral (
                 select count(*) as attached, array_agg(r.id) filter (where r.webhook_url is not null) as to_tell,
@@ -218,7 +250,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
                 signature = o.signature,
                 finished_at = case when o.state <> 'pending' then now() end
             from outcome o
-            where j.id = o.job and j.lease_token = o.token and (o.state = 'pending' or $16 or o.attached >= j.attached)
+            where j.id = o.job and j.lease_token = o.token and (o.state = 'pending' or $13 or o.attached >= j.attached)
             returning j.id, j.attempt, j.leased_at, j.state, o.ord, o.verdict, o.status, o.error, o.attached, o.to_tell, o.traces
         ),
         attempted as (
@@ -258,10 +290,11 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
             insert into pending_changes (requests) select -sum(attached) from ended having sum(attached) > 0
         ),
         told as (
-            select case when exists (select from outbox) then pg_notify($12, 'webhook') end,
-                case when exists (select from ended where state <> 'pending') then pg_notify($13, $14) end
+            select case when exists (select from outbox) then pg_notify($16, 'webhook') end,
+                case when exists (select from ended where state <> 'pending') then pg_notify($17, $15) end
+            where $15::text is not null
         )
-        select ord as "ord!" from ended cross join (select count(*) from told) notified"#,
+        select ord as "ord!", to_tell is not null as "tells!" from ended cross join (select count(*) from told) notified"#,
         &columns.jobs,
         &columns.tokens,
         &columns.states as _,
@@ -273,16 +306,17 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
         &columns.errors as &[Option<String>],
         &columns.called,
         CLOCKS_DRIFT,
-        listen::JOBS,
-        listen::RESULTS,
-        columns.hints,
         &columns.slots as &[Option<i32>],
         all_is_seen,
         &columns.taken_until as &[Option<OffsetDateTime>],
+        told,
+        listen::JOBS,
+        listen::RESULTS,
     )
     .fetch_all(executor)
     .await?;
-    written.into_iter().map(|ord| usize::try_from(ord - 1).map_err(|_| StoreError::Corrupt("place"))).collect()
+    let place = |ord: i64| usize::try_from(ord - 1).map_err(|_| StoreError::Corrupt("place"));
+    written.into_iter().map(|row| Ok(Written { place: place(row.ord)?, tells: row.tells })).collect()
 }
 
 /// The finishes as columns, which is how `unnest` takes them.
@@ -300,13 +334,12 @@ struct Columns {
     statuses: Vec<Option<i32>>,
     errors: Vec<Option<String>>,
     called: Vec<bool>,
-    hints: String,
 }
 
 impl Columns {
-    fn of<'a>(finishes: impl ExactSizeIterator<Item = &'a SignFinish> + Clone) -> Self {
+    fn of<'a>(finishes: impl Iterator<Item = &'a SignFinish>) -> Self {
         let mut columns = Self::default();
-        for finish in finishes.clone() {
+        for finish in finishes {
             let (state, verdict) = match &finish.ending {
                 Ending::Signed(_) => ("succeeded", "succeeded"),
                 Ending::Retry(_) => ("pending", "try_again"),
@@ -339,7 +372,6 @@ impl Columns {
             columns.errors.push(finish.error.map(ToOwned::to_owned));
             columns.called.push(finish.called);
         }
-        columns.hints = listen::results_payload(finishes.map(|finish| finish.digest.hint()));
         columns
     }
 }

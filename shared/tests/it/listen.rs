@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::time::Duration;
 
 use shared::message::Message;
@@ -6,7 +7,7 @@ use shared::store::{Audience, Hint, JobKind};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, finish};
 
 fn listen(f: &Fixture, audience: Audience) -> (mpsc::UnboundedReceiver<Hint>, CancellationToken) {
     let (tell, heard) = mpsc::unbounded_channel();
@@ -37,14 +38,48 @@ async fn workers_hear_of_jobs_and_callers_of_results() {
 }
 
 #[tokio::test]
-async fn a_group_of_requests_is_one_notification() {
+async fn a_group_of_requests_is_one_notification_whichever_way_it_is_stored() {
     let f = Fixture::new().await;
     let (mut jobs, stop) = listen(&f, Audience::Worker);
     assert_eq!(next(&mut jobs).await, Hint::Everything);
-    f.store.accept(&[f.request("a"), f.request("b"), f.request("c")], u64::MAX).await.unwrap();
-    f.run("notify countersign_jobs, 'webhook'").await;
-    assert_eq!((next(&mut jobs).await, next(&mut jobs).await), (Hint::Jobs(JobKind::Sign), Hint::Jobs(JobKind::Webhook)));
+    let group = |name: &str| ["a", "b", "c"].map(|n| f.request(&format!("{name} {n}")));
+    let stored = f.store.accept_new(&group("new"), u64::MAX).await.unwrap();
+    assert!(stored.iter().all(Option::is_some));
+    for way in ["short", "long"] {
+        assert_eq!(next(&mut jobs).await, Hint::Jobs(JobKind::Sign), "{way}");
+        f.run("notify countersign_jobs, 'webhook'").await;
+        assert_eq!(next(&mut jobs).await, Hint::Jobs(JobKind::Webhook), "{way}: one, and no other");
+        if way == "short" {
+            f.store.accept(&group("any"), u64::MAX).await.unwrap();
+        }
+    }
     stop.cancel();
+}
+
+#[tokio::test]
+async fn of_groups_that_end_at_once_every_result_is_told() {
+    let f = Fixture::new().await;
+    f.agree("100/60s").await;
+    let requests: Vec<_> = (0..60).map(|n| f.with_webhook(&n.to_string())).collect();
+    f.store.accept(&requests, u64::MAX).await.unwrap();
+    let (mut jobs, stop_jobs) = listen(&f, Audience::Worker);
+    let (mut results, stop_results) = listen(&f, Audience::Api);
+    assert_eq!((next(&mut jobs).await, next(&mut results).await), (Hint::Everything, Hint::Everything));
+    let mut finishes: Vec<_> = f.claim(60).await.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))).collect();
+    let groups: Vec<Vec<_>> = std::iter::from_fn(|| (!finishes.is_empty()).then(|| finishes.drain(..3).collect())).collect();
+    futures_util::future::join_all(groups.iter().map(|group| f.store.finish_sign_jobs(group))).await;
+
+    let mut expected: HashSet<u64> = requests.iter().map(|request| request.message.digest().hint()).collect();
+    while !expected.is_empty() {
+        let Hint::Results(told) = next(&mut results).await else { panic!("it names them") };
+        for hint in told {
+            assert!(expected.remove(&hint), "each is told once");
+        }
+    }
+    // That they were posted may be told only now.
+    while next(&mut jobs).await != Hint::Jobs(JobKind::Webhook) {}
+    stop_jobs.cancel();
+    stop_results.cancel();
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use super::columns::Columns;
 use super::{Accepted, NewRequest};
 use crate::forecast::Waiting;
 use crate::store::database::Transaction;
-use crate::store::{Result, Store, StoreError, listen};
+use crate::store::{Hint, JobKind, Result, Store, StoreError};
 
 impl Store {
     /// Stores `requests` together, durably, and tells the workers once if there is something new to do. One result per request, in order.
@@ -70,13 +70,13 @@ impl Store {
             with posted as materialized (
                 select *, case when client_id is null then id::text else key::text || client_id end as same_as
                 from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bytea[], $6::text[], $7::jsonb[], $8::text[],
-                    $11::bytea[], $12::text[])
+                    $10::bytea[], $11::text[])
                     with ordinality as p (id, key, digest, client_id, payload, url, headers, traceparent, sealed, sealed_with, ord)
             ),
             earlier as materialized (
                 select p.ord, r.id, r.created_at, r.sign_job_id,
                     r.payload_digest = p.payload or exists (
-                        select from unnest($13::bigint[], $14::bytea[]) as o (ord, payload) where o.ord = p.ord and o.payload = r.payload_digest
+                        select from unnest($12::bigint[], $13::bytea[]) as o (ord, payload) where o.ord = p.ord and o.payload = r.payload_digest
                     ) as same
                 from posted p cross join lateral (
                     select * from requests r where r.api_key_id = p.key and r.client_request_id = p.client_id limit 1
@@ -99,7 +99,7 @@ impl Store {
             -- What is signed already is finished at once; of the others, as many as there is room for.
             admitted as materialized (
                 select * from (select *, row_number() over (partition by signed order by ord) as place from wanted) w
-                where signed or place <= $10::bigint
+                where signed or place <= $9::bigint
             ),
             opened as (
                 insert into jobs (kind, message_id, traceparent, attached)
@@ -137,10 +137,6 @@ impl Store {
             counted as (
                 insert into pending_changes (requests)
                 select count(*) from stored s join admitted a on a.id = s.id where not a.signed having count(*) > 0
-            ),
-            told as (
-                select case when exists (select from opened) then pg_notify($9, 'sign') end,
-                    case when exists (select from outbox) then pg_notify($9, 'webhook') end
             )
             select
                 coalesce(s.id, e.id) as id,
@@ -150,7 +146,7 @@ impl Store {
                 (select o.id from opened o where o.message_id = w.message and w.live_job is null) as opened,
                 (select count(*) from admitted) = (select count(*) from stored) as "whole!",
                 w.id is not null and not exists (select from admitted a where a.id = w.id) as "full!",
-                (select count(*) from told) as "told!"
+                exists (select from outbox) as "tells!"
             from posted p
             left join earlier e on e.ord = p.ord
             left join lateral (select state from jobs j where j.id = e.sign_job_id limit 1) j on true
@@ -165,7 +161,6 @@ impl Store {
             &columns.urls as &[Option<&str>],
             &columns.headers as &[Option<serde_json::Value>],
             &columns.traceparents as &[Option<&str>],
-            listen::JOBS,
             room,
             &columns.sealed as &[Option<Vec<u8>>],
             &columns.sealed_with as &[Option<String>],
@@ -179,6 +174,10 @@ impl Store {
             transaction.rollback().await?;
             return Ok(None);
         }
+        let new_jobs = [
+            rows.iter().any(|row| row.opened.is_some()).then_some(Hint::Jobs(JobKind::Sign)),
+            rows.iter().any(|row| row.tells).then_some(Hint::Jobs(JobKind::Webhook)),
+        ];
         let accepted = rows
             .into_iter()
             .map(|row| {
@@ -198,6 +197,7 @@ impl Store {
             .collect::<Result<Vec<_>>>()?;
         forget_unused(&mut transaction, new, requests, &accepted).await?;
         transaction.commit().await?;
+        self.tell(new_jobs.into_iter().flatten());
         let new = |accepted: &&Accepted| matches!(accepted, Accepted::Stored { settled: false, .. });
         self.pending.add(i64::try_from(accepted.iter().filter(new).count()).unwrap_or(i64::MAX));
         Ok(Some(accepted))

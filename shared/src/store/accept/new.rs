@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use super::columns::Columns;
 use super::{Accepted, NewRequest};
 use crate::forecast::Waiting;
-use crate::store::{Result, Store, StoreError, listen};
+use crate::store::{Hint, JobKind, Result, Store, StoreError, listen, notify};
 
 impl Store {
     /// Stores those of `requests` whose message is new, together, durably, and tells the workers once. One result per request, in order;
@@ -28,6 +28,7 @@ impl Store {
             return Ok(accepted);
         }
         let columns = Columns::of(firsts.iter().map(|&place| &requests[place]), &self.keyring);
+        let told = notify::goes_with_commit(requests.len());
         let rows = sqlx::query!(
             r#"-- accept.new
             with posted as materialized (
@@ -59,7 +60,7 @@ impl Store {
                 insert into pending_changes (requests) select count(*) from new having count(*) > 0
             ),
             told as (
-                select pg_notify($12, 'sign') from new limit 1
+                select pg_notify($12, 'sign') from new where $13 limit 1
             )
             select ord as "ord!", job as "job!", now() as "created_at!", (select count(*) from told) as told
             from posted where (message in (select id from new)) is true"#,
@@ -75,10 +76,14 @@ impl Store {
             &columns.sealed as &[Option<Vec<u8>>],
             &columns.sealed_with as &[Option<String>],
             listen::JOBS,
+            told,
         )
         .fetch_all(&self.database)
         .await?;
         self.pending.add(i64::try_from(rows.len()).unwrap_or(i64::MAX));
+        if !told && !rows.is_empty() {
+            self.tell([Hint::Jobs(JobKind::Sign)]);
+        }
         for row in rows {
             let place = usize::try_from(row.ord - 1).ok().and_then(|index| firsts.get(index)).ok_or(StoreError::Corrupt("request"))?;
             let waiting = Some(Waiting { fresh: true, turn: (row.created_at, row.job), in_flight: false });

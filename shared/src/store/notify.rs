@@ -1,0 +1,120 @@
+//! Telling others, after the commit: what was hinted at while a notification was under way goes together into the next one.
+//!
+//! Not in the transaction that makes it true: while that is being forced to the disk, Postgres lets no other transaction commit that notifies,
+//! so that they would be forced there one by one. A statement that does nothing but notify has nothing to force. What a process that is
+//! killed in between does not tell is found by polling, as is whatever else is not heard. Only a group of one is not under load, and saves the
+//! round trip: see [`goes_with_commit`].
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::task::TaskTracker;
+
+use super::database::Database;
+use super::listen::{Hint, JOBS, JobKind, RESULTS, results_payload};
+
+/// Whether a group of this size notifies in its own transaction, because nobody else is about to.
+pub(super) fn goes_with_commit(group: usize) -> bool {
+    group == 1
+}
+
+/// Sends notifications. Clones share what waits to be sent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Notifier {
+    waiting: Arc<Mutex<Waiting>>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    jobs: HashSet<JobKind>,
+    results: Vec<u64>,
+    /// Whether somebody is sending, and will look here again.
+    is_sending: bool,
+}
+
+impl Notifier {
+    /// Sends `hints` soon, and waits for nothing.
+    pub(super) fn tell(&self, database: &Database, hints: impl IntoIterator<Item = Hint>) {
+        let mut waiting = self.waiting();
+        for hint in hints {
+            waiting.add(hint);
+        }
+        if !waiting.is_empty() && !std::mem::replace(&mut waiting.is_sending, true) {
+            self.tasks.spawn(self.clone().send(database.clone()));
+        }
+    }
+
+    /// Waits until all is sent.
+    pub(super) async fn close(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn send(self, database: Database) {
+        while let Some((channels, payloads)) = self.next() {
+            let sent = sqlx::query!(
+                "-- notify
+                select set_config('synchronous_commit', 'off', true), pg_notify(channel, payload)
+                from unnest($1::text[], $2::text[]) as hints (channel, payload)",
+                &channels as _,
+                &payloads,
+            )
+            .fetch_all(&database)
+            .await;
+            if let Err(error) = sent {
+                tracing::debug!(%error, "could not notify; those who wait look by themselves");
+            }
+        }
+    }
+
+    /// What waits, as columns; nothing: nobody is sending any more.
+    fn next(&self) -> Option<(Vec<&'static str>, Vec<String>)> {
+        let mut waiting = self.waiting();
+        waiting.is_sending = !waiting.is_empty();
+        waiting.is_sending.then(|| waiting.take())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, hint: Hint) {
+        match hint {
+            Hint::Jobs(kind) => {
+                self.jobs.insert(kind);
+            }
+            Hint::Results(results) => self.results.extend(results),
+            // Told by what changes them.
+            Hint::Keys | Hint::Everything => {}
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.results.is_empty()
+    }
+
+    fn take(&mut self) -> (Vec<&'static str>, Vec<String>) {
+        let jobs = self.jobs.drain().map(|kind| (JOBS, kind.payload().to_owned()));
+        let results = (!self.results.is_empty()).then(|| (RESULTS, results_payload(self.results.drain(..))));
+        jobs.chain(results).unzip()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_goes_together_and_is_told_once() {
+        let mut waiting = Waiting::default();
+        for hint in [Hint::Jobs(JobKind::Webhook), Hint::Results(vec![1]), Hint::Jobs(JobKind::Webhook), Hint::Results(vec![2, 3])] {
+            waiting.add(hint);
+        }
+        let told = (vec![JOBS, RESULTS], vec!["webhook".to_owned(), results_payload([1, 2, 3].into_iter())]);
+        assert_eq!(waiting.take(), told);
+        assert!(waiting.is_empty());
+    }
+}
