@@ -1,12 +1,15 @@
 //! Group commit: work that arrives while a batch is under way goes together into the next one.
 //!
 //! Nothing waits when there is nothing to wait for: an idle batcher runs a single item at once. Under load the batch grows to what
-//! arrived during the last commit, so the cost of a commit is shared without a timer.
+//! arrived during the last commit, so the cost of a commit is shared without a timer. Where several batches may be under way at a time, a
+//! further one is not begun for a few items as long as one that is under way may end any moment: small batches cost the most.
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 /// Why an item was not done.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +23,18 @@ pub enum BatchError<E> {
     /// The whole batch failed.
     #[error(transparent)]
     Failed(Arc<E>),
+}
+
+/// While a batch is under way, another one begins at once with so many items, and with fewer only after this time: whoever holds up one batch
+/// must not hold up the others.
+const WORTH_A_BATCH: usize = 16;
+const GATHER_FOR: Duration = Duration::from_millis(2);
+
+/// The batches that are under way.
+#[derive(Default)]
+struct UnderWay {
+    count: AtomicUsize,
+    one_ended: Notify,
 }
 
 type Ticket<I, O, E> = (I, oneshot::Sender<Result<O, BatchError<E>>>);
@@ -49,27 +64,31 @@ where
         Fut: Future<Output = Result<Vec<O>, E>> + Send + 'static,
     {
         let (queue, arrivals) = mpsc::channel::<Ticket<I, O, E>>(waiting);
-        let arrivals = Arc::new(Mutex::new(arrivals));
+        let (arrivals, under_way) = (Arc::new(Mutex::new(arrivals)), Arc::<UnderWay>::default());
         for _ in 0..at_once {
-            tokio::spawn(Self::work(Arc::clone(&arrivals), largest, run.clone()));
+            tokio::spawn(Self::work(Arc::clone(&arrivals), Arc::clone(&under_way), largest, run.clone()));
         }
         Self { queue }
     }
 
-    async fn work<F, Fut>(arrivals: Arc<Mutex<mpsc::Receiver<Ticket<I, O, E>>>>, largest: usize, run: F)
+    async fn work<F, Fut>(arrivals: Arc<Mutex<mpsc::Receiver<Ticket<I, O, E>>>>, under_way: Arc<UnderWay>, largest: usize, run: F)
     where
         F: Fn(Vec<I>) -> Fut,
         Fut: Future<Output = Result<Vec<O>, E>>,
     {
         let mut tickets = Vec::with_capacity(largest);
         // Whoever holds the lock waits for arrivals, and takes all that are there; the others are at work, or next.
-        while Self::gather(&mut *arrivals.lock().await, &mut tickets, largest).await {
+        while Self::gather(&mut *arrivals.lock().await, &mut tickets, largest, &under_way).await {
             // A caller that has given up is answered already: its item must not be done behind its back.
             let (items, answers): (Vec<I>, Vec<_>) = tickets.drain(..).filter(|(_, answer)| !answer.is_closed()).unzip();
             if items.is_empty() {
                 continue;
             }
-            match run(items).await {
+            under_way.count.fetch_add(1, Ordering::SeqCst);
+            let ran = run(items).await;
+            under_way.count.fetch_sub(1, Ordering::SeqCst);
+            under_way.one_ended.notify_waiters();
+            match ran {
                 Ok(results) => {
                     for (answer, result) in answers.into_iter().zip(results) {
                         let _ = answer.send(Ok(result));
@@ -86,12 +105,31 @@ where
     }
 
     /// Takes what is there, once something is; false: nothing will come any more.
-    async fn gather(arrivals: &mut mpsc::Receiver<Ticket<I, O, E>>, tickets: &mut Vec<Ticket<I, O, E>>, largest: usize) -> bool {
+    async fn gather(
+        arrivals: &mut mpsc::Receiver<Ticket<I, O, E>>,
+        tickets: &mut Vec<Ticket<I, O, E>>,
+        largest: usize,
+        under_way: &UnderWay,
+    ) -> bool {
         if arrivals.recv_many(tickets, largest).await == 0 {
             return false;
         }
         // Whoever was about to submit at this moment does it now, in the same batch; this takes no time where nobody was.
         tokio::task::yield_now().await;
+        let one_ends = under_way.one_ended.notified();
+        tokio::pin!(one_ends);
+        one_ends.as_mut().enable();
+        if under_way.count.load(Ordering::SeqCst) > 0 {
+            let enough = async {
+                let enough = WORTH_A_BATCH.min(largest);
+                while tickets.len() < enough && arrivals.recv_many(tickets, largest - tickets.len()).await > 0 {}
+            };
+            tokio::select! {
+                () = enough => {}
+                () = one_ends => {}
+                () = tokio::time::sleep(GATHER_FOR) => {}
+            }
+        }
         while tickets.len() < largest
             && let Ok(ticket) = arrivals.try_recv()
         {
@@ -126,9 +164,13 @@ mod tests {
 
     /// A batcher that doubles, records its batches, and runs each one only when the gate gives it a permit.
     fn doubler(largest: usize, waiting: usize) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
+        doublers(largest, waiting, 1)
+    }
+
+    fn doublers(largest: usize, waiting: usize, at_once: usize) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
         let (gate, seen) = (Arc::new(Semaphore::new(0)), Seen::default());
         let (g, s) = (Arc::clone(&gate), Arc::clone(&seen));
-        let batcher = Batcher::spawn(largest, waiting, 1, move |items: Vec<u32>| {
+        let batcher = Batcher::spawn(largest, waiting, at_once, move |items: Vec<u32>| {
             let (g, s) = (Arc::clone(&g), Arc::clone(&s));
             async move {
                 s.lock().unwrap().push(items.clone());
@@ -199,5 +241,46 @@ mod tests {
         first.await.unwrap().unwrap();
         assert_eq!(batcher.submit(3).await.unwrap(), 6);
         assert_eq!(*seen.lock().unwrap(), [vec![1], vec![3]]);
+    }
+
+    /// Two at a time, of which the first is under way, and `items` that are submitted then.
+    async fn beside_one(items: u32) -> (Arc<Semaphore>, Seen) {
+        let (batcher, gate, seen) = doublers(100, 100, 2);
+        let submit = |n| {
+            tokio::spawn({
+                let b = batcher.clone();
+                async move { b.submit(n).await }
+            })
+        };
+        submit(0);
+        until(|| seen.lock().unwrap().len() == 1).await;
+        (1..=items).for_each(|n| drop(submit(n)));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        (gate, seen)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_a_batch_that_is_under_way_another_one_begins_for_many_items() {
+        let (_gate, seen) = beside_one(20).await;
+        assert_eq!(seen.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn for_few_items_another_batch_begins_when_the_one_that_is_under_way_ends() {
+        let (gate, seen) = beside_one(3).await;
+        assert_eq!(*seen.lock().unwrap(), [vec![0]]);
+        gate.add_permits(1);
+        until(|| seen.lock().unwrap().len() == 2).await;
+        assert_eq!(*seen.lock().unwrap(), [vec![0], vec![1, 2, 3]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_that_is_held_up_holds_up_no_other_for_long() {
+        let (_gate, seen) = beside_one(3).await;
+        tokio::time::sleep(GATHER_FOR).await;
+        until(|| seen.lock().unwrap().len() == 2).await;
+        assert_eq!(*seen.lock().unwrap(), [vec![0], vec![1, 2, 3]]);
     }
 }
