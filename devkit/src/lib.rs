@@ -3,7 +3,7 @@
 //! - [`postgres`]: a private Postgres server, for tests and for the local stack;
 //! - [`upstream`]: the unreliable signing API, simulated over real HTTP, with an audit of every call;
 //! - [`receiver`]: a receiver of webhooks that verifies with an independent library;
-//! - [`ports`]: ports for servers to come;
+//! - [`ports`]: ports for servers to come; [`relay`]: a connection that falls silent;
 //! - [`processes`]: the real `api` and `worker` as child processes of a test;
 //! - [`chaos`]: several of them under load, while whatever can break does;
 //! - `stack`, `demo`, `bench`, `prepare`, `simulate`: behind the commands of the same names, see [`cli`].
@@ -36,6 +36,7 @@ pub mod postgres;
 mod prepare;
 pub mod processes;
 pub mod receiver;
+pub mod relay;
 mod signals;
 mod simulate;
 mod stack;

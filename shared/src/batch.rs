@@ -1,8 +1,8 @@
 //! Group commit: work that arrives while a batch is under way goes together into the next one.
 //!
 //! Nothing waits when there is nothing to wait for: an idle batcher runs a single item at once. Under load the batch grows to what
-//! arrived during the last commit, so the cost of a commit is shared without a timer. Where several batches may be under way at a time, a
-//! further one is not begun for a few items as long as one that is under way may end any moment: small batches cost the most.
+//! arrived during the last commit, so the cost of a commit is shared. Where several batches may be under way at a time, a further one is
+//! not begun for a few items at once: small batches cost the most, and the one that is under way may end any moment.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -35,6 +35,23 @@ const GATHER_FOR: Duration = Duration::from_millis(2);
 struct UnderWay {
     count: AtomicUsize,
     one_ended: Notify,
+}
+
+/// One of them, until it is dropped.
+struct Batch<'a>(&'a UnderWay);
+
+impl UnderWay {
+    fn begin(&self) -> Batch<'_> {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        Batch(self)
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::SeqCst);
+        self.0.one_ended.notify_waiters();
+    }
 }
 
 type Ticket<I, O, E> = (I, oneshot::Sender<Result<O, BatchError<E>>>);
@@ -84,10 +101,9 @@ where
             if items.is_empty() {
                 continue;
             }
-            under_way.count.fetch_add(1, Ordering::SeqCst);
+            let batch = under_way.begin();
             let ran = run(items).await;
-            under_way.count.fetch_sub(1, Ordering::SeqCst);
-            under_way.one_ended.notify_waiters();
+            drop(batch);
             match ran {
                 Ok(results) => {
                     for (answer, result) in answers.into_iter().zip(results) {

@@ -1,6 +1,7 @@
 //! Postgres as it is run for real: behind a proxy that pools transactions, and with a standby that takes over.
 
 use devkit::postgres::{Bouncer, Cluster, ClusterOptions, StopMode};
+use devkit::relay::Relay;
 use sqlx::{Connection, PgConnection, Row};
 
 use crate::world::{Options, World, env, until};
@@ -73,46 +74,10 @@ async fn a_failover_to_a_standby_loses_nothing_that_was_acknowledged() {
     assert_eq!(usize::try_from(stored).unwrap(), ids.len(), "each was accepted once");
 }
 
-/// Passes connections on to a port, until it is told to fall silent: then what is open stays open and says nothing any more, as if the
-/// host had vanished, and new connections are passed on.
-struct Relay {
-    port: u16,
-    silenced: tokio::sync::watch::Sender<u64>,
-}
-
-impl Relay {
-    async fn to(port: u16) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let own = listener.local_addr().unwrap().port();
-        let (silenced, seen) = tokio::sync::watch::channel(0);
-        tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let mut seen = seen.clone();
-                seen.mark_unchanged();
-                tokio::spawn(async move {
-                    let mut server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-                    let silent = tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => false,
-                        changed = seen.changed() => changed.is_ok(),
-                    };
-                    if silent {
-                        std::future::pending::<()>().await;
-                    }
-                });
-            }
-        });
-        Self { port: own, silenced }
-    }
-
-    fn fall_silent(&self) {
-        self.silenced.send_modify(|times| *times += 1);
-    }
-}
-
 #[tokio::test]
 async fn a_host_that_vanishes_without_a_word_is_left_for_the_one_in_its_place() {
     let postgres = Cluster::start(ClusterOptions::default()).await.unwrap();
-    let relay = Relay::to(postgres.port()).await;
+    let relay = Relay::to(postgres.port()).await.unwrap();
     let address = format!("postgres://postgres@127.0.0.1:{}/{{}}", relay.port);
     let world = World::over(Some(postgres), Options { address: Some(address), ..Options::default() }).await;
     assert_eq!(world.sign("before").await.status, 200);

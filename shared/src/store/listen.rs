@@ -44,7 +44,7 @@ pub(super) const RESULTS: &str = "countersign_results";
 pub(super) const KEYS: &str = "countersign_keys";
 
 /// Most digests in one notification: Postgres allows payloads below 8,000 bytes, and each takes 17.
-const MOST_HINTS: usize = 400;
+pub(super) const MOST_HINTS: usize = 400;
 
 /// The payload of a notification about these results; `*` when there are too many to name.
 pub(super) fn results_payload(hints: impl ExactSizeIterator<Item = u64>) -> String {

@@ -125,7 +125,7 @@ impl Store {
         let told = notify::goes_with_commit(finishes.len()).then(payload);
         let written = write(&self.database, &columns, false, told.as_deref()).await?;
         if told.is_none() {
-            self.tell(hints(&written, &order, finishes));
+            self.tell(hints(&written, finishes));
         }
         for row in &written {
             results[order[row.place]] = Finished::Written;
@@ -147,7 +147,7 @@ impl Store {
         .await?;
         let written = write(&mut transaction, &columns, true, None).await?;
         transaction.commit().await?;
-        self.tell(hints(&written, &order, finishes));
+        self.tell(hints(&written, finishes));
         for row in &written {
             results[order[row.place]] = Finished::Written;
         }
@@ -209,10 +209,10 @@ struct Written {
     tells: bool,
 }
 
-/// What those who wait have to know of them.
-fn hints(written: &[Written], order: &[usize], finishes: &[SignFinish]) -> impl Iterator<Item = Hint> {
-    let ended = written.iter().map(|row| &finishes[order[row.place]]).filter(|finish| finish.ending.is_final());
-    let results: Vec<u64> = ended.map(|finish| finish.digest.hint()).collect();
+/// What those who wait have to know. Of every outcome, whether it was written now or not: it may have been by an earlier try, of whose commit
+/// this process has not heard.
+fn hints(written: &[Written], finishes: &[SignFinish]) -> impl Iterator<Item = Hint> {
+    let results: Vec<u64> = finishes.iter().filter(|finish| finish.ending.is_final()).map(|finish| finish.digest.hint()).collect();
     let webhooks = written.iter().any(|row| row.tells).then_some(Hint::Jobs(JobKind::Webhook));
     webhooks.into_iter().chain((!results.is_empty()).then_some(Hint::Results(results)))
 }

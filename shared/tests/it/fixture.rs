@@ -36,7 +36,7 @@ pub(crate) struct Fixture {
     rate: Mutex<Rate>,
 }
 
-fn connect(url: &str) -> Store {
+pub(crate) fn connect(url: &str) -> Store {
     let settings = Settings::parse_from(["test", "--database-url", url, "--database-max-connections", "20"]);
     Store::connect_lazily(&settings.database).unwrap()
 }

@@ -1,13 +1,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use devkit::relay::Relay;
 use shared::message::Message;
 use shared::store::sign_finish::Ending;
 use shared::store::{Audience, Hint, JobKind};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::fixture::{Fixture, finish};
+use crate::fixture::{Fixture, connect, finish};
 
 fn listen(f: &Fixture, audience: Audience) -> (mpsc::UnboundedReceiver<Hint>, CancellationToken) {
     let (tell, heard) = mpsc::unbounded_channel();
@@ -92,5 +93,35 @@ async fn a_lost_connection_is_told_because_notifications_were_lost_with_it() {
     assert_eq!(next(&mut jobs).await, Hint::Everything, "when it is there again");
     f.post("a").await;
     assert_eq!(next(&mut jobs).await, Hint::Jobs(JobKind::Sign));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_host_that_vanished_in_the_middle_of_a_notification_silences_nobody() {
+    let f = Fixture::new().await;
+    f.signed("a").await;
+    let (mut jobs, stop) = listen(&f, Audience::Worker);
+    let port = devkit::postgres::shared_cluster().await.unwrap().port();
+    let relay = Relay::to(port).await.unwrap();
+    let store = connect(&f.url.replace(&port.to_string(), &relay.port.to_string()));
+
+    // As who posts does it: not for long on a connection that may be dead.
+    let accept = async || loop {
+        let known = [f.with_webhook("a"), f.with_webhook("a")];
+        if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(1), store.accept(&known, u64::MAX)).await {
+            return;
+        }
+    };
+    accept().await;
+    while next(&mut jobs).await != Hint::Jobs(JobKind::Webhook) {}
+    // As it is in an array by the protocol: how long it is, and what.
+    relay.fall_silent_at(b"\0\0\0\x07webhook");
+    accept().await;
+    accept().await;
+    while next(&mut jobs).await != Hint::Jobs(JobKind::Webhook) {}
+
+    relay.fall_silent_at(b"\0\0\0\x07webhook");
+    accept().await;
+    tokio::time::timeout(Duration::from_secs(10), store.close()).await.expect("it does not wait for the host that vanished");
     stop.cancel();
 }
