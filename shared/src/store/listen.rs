@@ -124,11 +124,6 @@ impl Store {
         }
     }
 
-    /// Tells others, soon; best after the commit of what they are to see.
-    pub(super) fn tell(&self, hints: impl IntoIterator<Item = Hint>) {
-        self.notifier.tell(&self.database, hints);
-    }
-
     /// Whether notifications arrive at present. If not, who waits for something has to look for it more often.
     #[must_use]
     pub fn hears(&self) -> bool {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
+use super::Store;
 use super::database::Database;
 use super::listen::{Hint, JOBS, JobKind, MOST_HINTS, RESULTS, results_payload};
 
@@ -24,6 +25,13 @@ const MOST_RESULTS: usize = 16 * MOST_HINTS;
 /// Whether a group of this size notifies in its own transaction: this process has nothing else to commit at the moment.
 pub(super) fn goes_with_commit(group: usize) -> bool {
     group == 1
+}
+
+impl Store {
+    /// Tells others of what was committed, soon, and waits for nothing.
+    pub(super) fn tell(&self, hints: impl IntoIterator<Item = Hint>) {
+        self.notifier.tell(&self.database, hints);
+    }
 }
 
 /// Sends notifications. Clones share what waits to be sent.
@@ -42,8 +50,7 @@ struct Waiting {
 }
 
 impl Notifier {
-    /// Sends `hints` soon, and waits for nothing.
-    pub(super) fn tell(&self, database: &Database, hints: impl IntoIterator<Item = Hint>) {
+    fn tell(&self, database: &Database, hints: impl IntoIterator<Item = Hint>) {
         let mut waiting = self.waiting();
         for hint in hints {
             waiting.add(hint);
@@ -108,7 +115,7 @@ impl Waiting {
         let jobs = self.jobs.drain().map(|kind| (JOBS, kind.payload().to_owned()));
         let results = std::mem::take(&mut self.results);
         let largest = if results.len() > MOST_RESULTS { results.len() } else { MOST_HINTS };
-        let results = results.chunks(largest.max(1)).map(|some| (RESULTS, results_payload(some.iter().copied())));
+        let results = results.chunks(largest).map(|some| (RESULTS, results_payload(some.iter().copied())));
         jobs.chain(results).unzip()
     }
 }
