@@ -40,5 +40,7 @@ echo "exited $code" 2>/dev/null
 # Stay after the server is gone: while it is stopped, the files still need somebody who removes them if the owner dies.
 wait "$reader" && exit 0
 if [ -n "$4" ]; then
+    # Whoever started us may have had no PATH to speak of.
+    PATH="$PATH:/usr/bin:/bin"
     cd / && rm -rf "$4"
 fi

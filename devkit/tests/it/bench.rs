@@ -1,5 +1,7 @@
 //! The benchmarks' harness, on the smallest of its measurements: what it prints and writes, not what it measures.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -8,15 +10,23 @@ use serde_json::Value;
 fn bench(arguments: &[&str], path: Option<&Path>) -> (bool, String, Value) {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("results.json");
+    let temporary = folder.path().join("temporary");
+    std::fs::create_dir(&temporary).unwrap();
+    // As `/tmp` is: Postgres may run under another account than this test.
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(&temporary, Permissions::from_mode(0o1777)).unwrap();
     // The harness looks for `api` and `worker` beside itself, so they are built as this test is.
     devkit::processes::build().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_devkit"));
-    command.args(["bench", "--quick", "--time", "300ms", "--output"]).arg(&output).args(arguments).stdin(Stdio::null());
+    command.args(["bench", "--quick", "--time", "300ms", "--output"]).arg(&output).args(arguments);
+    command.env("TMPDIR", &temporary).stdin(Stdio::null());
     if let Some(path) = path {
         command.env("PATH", path);
     }
     let run = command.output().unwrap();
     let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+    let left: Vec<_> = std::fs::read_dir(&temporary).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.is_empty(), "left behind: {left:?}\n{text}");
     let results = std::fs::read(&output).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
     (run.status.success(), text, results)
 }
