@@ -1,7 +1,8 @@
 //! Rows by the million, as the services write them, without the services: a table of ten million requests is filled in minutes.
 //!
-//! The one place of the harness that knows the schema. Ids ascend with time as those of the services do, because where a row lands in an
-//! index is part of what it costs.
+//! The one place of the harness that knows the schema. Ids ascend with time as those of the services do, and what is finished was waiting and
+//! leased before, because where a row lands, in an index as in its table, is part of what it costs: rows that are inserted as finished leave
+//! pages with room for exactly one waiting row, and then every claim and every POST writes a page for itself.
 
 use super::world::{Database, Progress};
 use crate::error::{Context, Result};
@@ -19,13 +20,13 @@ pub(super) enum Rows<'a> {
 
 const AT_ONCE: u64 = 20_000;
 
-/// $1, $2: the first and the last number; $3: what messages begin with; $4: days since, null while waiting; $5: where webhooks go.
+/// $1, $2: the first and the last number; $3: what messages begin with; $4: days since; $5: where webhooks go.
 const STATEMENT: &str = r"
 with key as (
     select id from api_keys where name = 'bench'
 ),
 numbers as (
-    select n, convert_to($3 || n, 'UTF8') as body, now() - make_interval(days => coalesce($4, 0)) as at,
+    select n, convert_to($3 || n, 'UTF8') as body, now() - make_interval(days => $4) as at,
         nextval('messages_id_seq') as message, nextval('jobs_id_seq') as job
     from generate_series($1::bigint, $2::bigint) n
 ),
@@ -37,17 +38,12 @@ texts as (
     order by n
 ),
 signs as (
-    insert into jobs (id, kind, message_id, state, attempt, created_at, finished_at, signature)
+    insert into jobs (id, kind, message_id, created_at)
     overriding system value
-    select job, 'sign', message, case when $4 is null then 'pending' else 'succeeded' end::job_state, ($4 is not null)::int, at,
-        case when $4 is not null then at end, case when $4 is not null then convert_to('c2lnbmF0dXJl', 'UTF8') end
+    select job, 'sign', message, at
     from numbers
     order by n
     returning id, created_at
-),
-calls as (
-    insert into attempts (job_id, number, started_at, finished_at, outcome, status)
-    select id, 1, created_at, created_at, 'succeeded', 200 from signs where $4 is not null
 ),
 posts as (
     insert into requests (id, api_key_id, sign_job_id, payload_digest, webhook_url, created_at)
@@ -59,9 +55,30 @@ posts as (
     returning id
 ),
 counted as (
-    insert into pending_changes (requests) select count(*) from signs where $4 is null
+    insert into pending_changes (requests) select count(*) from signs
 )
 insert into jobs (kind, request_id, receiver) select 'webhook', posts.id, receiver_of(key.id, $5) from posts, key where $5 is not null
+";
+
+/// $1: the last job of before.
+const LEASE: &str = r"
+update jobs set attempt = 1, lease_token = gen_random_uuid(), leased_at = now(), leased_until = now() + interval '40 s'
+where id > $1 and kind = 'sign'
+";
+
+/// $1: the last job of before.
+const FINISH: &str = r"
+with signed as (
+    update jobs
+    set state = 'succeeded', lease_token = null, next_run_at = now(), finished_at = created_at, signature = convert_to('c2lnbmF0dXJl', 'UTF8')
+    where id > $1 and kind = 'sign'
+    returning id, created_at
+),
+counted as (
+    insert into pending_changes (requests) select -count(*) from signed
+)
+insert into attempts (job_id, number, started_at, finished_at, outcome, status)
+select id, 1, created_at, created_at, 'succeeded', 200 from signed
 ";
 
 /// Writes so many, and says every now and then how far it is. What `prefix` the messages begin with tells one filling from another.
@@ -71,13 +88,14 @@ pub(super) async fn fill(database: &Database, progress: &Progress, rows: Rows<'_
         values (gen_random_uuid(), 'bench', sha256('bench'), '{sign}', sha256('bench')) on conflict do nothing";
     database.statement(&mut connection, key).await?;
     let (days, url) = match rows {
-        Rows::Waiting => (None, None),
-        Rows::Finished { days_ago } => (Some(days_ago), None),
-        Rows::Undelivered { url } => (Some(0), Some(url)),
+        Rows::Waiting => (0, None),
+        Rows::Finished { days_ago } => (days_ago, None),
+        Rows::Undelivered { url } => (0, Some(url)),
     };
     let mut told = 0;
     for first in (0..count).step_by(usize::try_from(AT_ONCE).unwrap_or(usize::MAX)) {
         let last = count.min(first + AT_ONCE);
+        let before = database.number(&mut connection, "select coalesce(max(id), 0) from jobs").await?;
         sqlx::query(STATEMENT)
             .bind(i64::try_from(first + 1).unwrap_or(i64::MAX))
             .bind(i64::try_from(last).unwrap_or(i64::MAX))
@@ -87,6 +105,11 @@ pub(super) async fn fill(database: &Database, progress: &Progress, rows: Rows<'_
             .execute(&mut connection)
             .await
             .context(|| "filling the database")?;
+        if rows != Rows::Waiting {
+            for statement in [LEASE, FINISH] {
+                sqlx::query(statement).bind(before).execute(&mut connection).await.context(|| "filling the database")?;
+            }
+        }
         let tenth = last * 10 / count;
         if tenth > told && count > 10 * AT_ONCE {
             told = tenth;
