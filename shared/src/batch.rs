@@ -131,7 +131,12 @@ where
             return false;
         }
         // Whoever was about to submit at this moment does it now, in the same batch; this takes no time where nobody was.
-        tokio::task::yield_now().await;
+        let mut before = 0;
+        while tickets.len() > before && tickets.len() < largest {
+            before = tickets.len();
+            tokio::task::yield_now().await;
+            take_what_is_there(arrivals, tickets, largest);
+        }
         let one_ends = under_way.one_ended.notified();
         tokio::pin!(one_ends);
         one_ends.as_mut().enable();
@@ -146,11 +151,7 @@ where
                 () = tokio::time::sleep(GATHER_FOR) => {}
             }
         }
-        while tickets.len() < largest
-            && let Ok(ticket) = arrivals.try_recv()
-        {
-            tickets.push(ticket);
-        }
+        take_what_is_there(arrivals, tickets, largest);
         true
     }
 
@@ -165,6 +166,14 @@ where
             mpsc::error::TrySendError::Closed(_) => BatchError::Stopped,
         })?;
         result.await.unwrap_or(Err(BatchError::Stopped))
+    }
+}
+
+fn take_what_is_there<T>(arrivals: &mut mpsc::Receiver<T>, tickets: &mut Vec<T>, largest: usize) {
+    while tickets.len() < largest
+        && let Ok(ticket) = arrivals.try_recv()
+    {
+        tickets.push(ticket);
     }
 }
 
@@ -217,6 +226,28 @@ mod tests {
         assert_eq!(first.await.unwrap().unwrap(), 2);
         assert_eq!((two.await.unwrap(), three.await.unwrap()), (4, 6));
         assert_eq!(*seen.lock().unwrap(), [vec![1], vec![2, 3]]);
+    }
+
+    #[tokio::test]
+    async fn whoever_is_about_to_submit_is_in_the_same_batch() {
+        const LAST: u32 = 200;
+        /// Submits, and has the next one submitted, by a task that is ready only then.
+        fn submit_from(batcher: &Batcher<u32, u32, String>, n: u32) {
+            let batcher = batcher.clone();
+            tokio::spawn(async move {
+                let mut this = Box::pin(batcher.submit(n));
+                let _ = futures_util::poll!(&mut this);
+                if n < LAST {
+                    submit_from(&batcher, n + 1);
+                }
+                this.await
+            });
+        }
+        let (batcher, gate, seen) = doubler(1000, 1000);
+        gate.add_permits(1000);
+        submit_from(&batcher, 1);
+        until(|| seen.lock().unwrap().iter().map(Vec::len).sum::<usize>() == 200).await;
+        assert_eq!(seen.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]
