@@ -1,10 +1,10 @@
 //! Builds the service and runs it until it is told to stop.
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use poem::listener::{Acceptor, Listener, TcpListener};
-use shared::address_guard::Guard;
 use shared::store::keys::ApiKey;
 use shared::store::{Audience, Hint, Store, StoreError};
 use shared::{operations, shutdown, telemetry, tls};
@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answers::{Answers, Bounds};
 use crate::http::auth::Keys;
-use crate::http::{self, Limits, Parts};
+use crate::http::{self, Limits, Parts, Receivers};
 use crate::settings::Settings;
 use crate::waiters::Waiters;
 
@@ -35,6 +35,18 @@ pub enum StartError {
     /// A command was given something that it can't work with.
     #[error("{0}")]
     Command(String),
+}
+
+impl StartError {
+    /// What the process answers to who started it: 2 for a wrong setting, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Telemetry(_) => ExitCode::from(2),
+            Self::Store(error) if error.is_a_wrong_setting() => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
 }
 
 fn with_cause(error: &StoreError) -> String {
@@ -72,7 +84,13 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let prepared = operations::Prepared::default();
     let health = operations::health(store.clone(), prepared.clone());
     let metrics = own_metrics.is_none().then(|| operations::metrics_endpoint(store.clone()));
-    let parts = Parts { answers, store: store.clone(), keys: keys.clone(), limits, guard: Guard::new(&settings.addresses) };
+    let parts = Parts {
+        answers,
+        store: store.clone(),
+        keys: keys.clone(),
+        limits,
+        receivers: Receivers::new(settings.addresses.clone(), store.clone()),
+    };
     let routes = http::routes(parts, health, metrics);
     // Longer than the longest answer: who sends nothing for so long is gone, or means harm.
     let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(settings.max_wait + IDLE);

@@ -2,7 +2,8 @@
 //!
 //! A tenant chooses the address, so it could name a host that only our machines can reach. This module judges: a parsed URL, which has one
 //! spelling only, whatever the tenant wrote, and every address that a name resolves to. The `api` asks it when a request is posted, so that
-//! a literal address is refused at once; the `worker` asks it again at each connection, and that one counts (see `worker/src/webhook`).
+//! a literal address is refused at once; the `worker` asks it again at each connection, and that one counts (see `worker/src/webhook`). What
+//! the operator allows the `worker`, the `api` learns from Postgres (see `store::webhook_addresses`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -52,7 +53,7 @@ static REFUSED_V4: LazyLock<Vec<Ipv4Net>> =
 static REFUSED_V6: LazyLock<Vec<Ipv6Net>> =
     LazyLock::new(|| SPECIAL_V6.iter().map(|&(network, bits)| Ipv6Net::new_assert(network, bits)).collect());
 
-/// What the operator lets through. `api` and `worker` need the same.
+/// What the operator lets through.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Webhooks")]
 pub struct AddressSettings {
@@ -62,6 +63,16 @@ pub struct AddressSettings {
     /// Ports below 1024 that a webhook may go to besides 80 and 443, such as `81,444`; empty: none.
     #[arg(long, env, default_value = "", hide_default_value = true)]
     pub webhook_allow_ports: Ports,
+}
+
+impl AddressSettings {
+    /// What these let through, and those.
+    #[must_use]
+    pub fn with(&self, others: &Self) -> Self {
+        let networks = self.webhook_allow_networks.0.iter().chain(&others.webhook_allow_networks.0).copied().collect();
+        let ports = self.webhook_allow_ports.0.iter().chain(&others.webhook_allow_ports.0).copied().collect();
+        Self { webhook_allow_networks: Networks(networks), webhook_allow_ports: Ports(ports) }
+    }
 }
 
 /// A set of networks.

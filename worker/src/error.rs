@@ -33,6 +33,10 @@ impl StartError {
     /// What the process answers to who started it: 2 for a wrong setting, else 1.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        if matches!(self, Self::Settings(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
+        match self {
+            Self::Settings(_) | Self::Telemetry(_) => ExitCode::from(2),
+            Self::Store(error) if error.is_a_wrong_setting() => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
     }
 }

@@ -65,6 +65,9 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
         Some(Duration::from_secs(1)),
     ));
     prepare(&settings, &store, &stop).await?;
+    if settings.worker_queues.webhook {
+        store.when_available(&stop, async || store.allow_webhook_addresses(&settings.webhook.addresses).await).await?;
+    }
     // Who does not call the upstream has no say in the rate.
     let rate = settings.upstream.upstream_rate;
     let membership = if settings.worker_queues.sign { Membership::join(&store, rate, &stop).await? } else { None };

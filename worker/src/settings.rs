@@ -120,9 +120,9 @@ pub struct WebhookSettings {
     /// The longest that connecting may take, TLS included.
     #[arg(long, env, default_value = "5s", value_parser = positive_duration)]
     pub webhook_connect_timeout: Duration,
-    /// The longest until the head of the answer is there, connecting included.
-    #[arg(long, env, default_value = "10s", value_parser = positive_duration)]
-    pub webhook_headers_timeout: Duration,
+    /// The longest until the head of the answer is there, connecting included; `WEBHOOK_TIMEOUT` if not set.
+    #[arg(long, env, value_parser = positive_duration)]
+    pub webhook_headers_timeout: Option<Duration>,
     /// Deliveries at the same time.
     #[arg(long, env, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub webhook_concurrency: u16,
@@ -199,6 +199,12 @@ impl Schedule {
     #[must_use]
     pub fn after(&self, attempt: u32) -> Option<Duration> {
         self.0.get(usize::try_from(attempt.checked_sub(1)?).ok()?).copied()
+    }
+
+    /// The longest delay; nothing if nothing is tried again.
+    #[must_use]
+    pub fn longest(&self) -> Option<Duration> {
+        self.0.iter().max().copied()
     }
 
     /// All delays together: how long a delivery is tried for.

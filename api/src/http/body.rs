@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use poem::http::{HeaderName, HeaderValue};
 use poem::{Body, Request, RequestBody};
 use poem_openapi::payload::{Json, Payload};
@@ -21,19 +22,17 @@ use super::Parts;
 use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
 use super::problem::{ApiError, Flaw};
 
-/// What is posted. This type is the documentation; [`Posted`] is what it is parsed into.
+/// What is posted.
+// This type is the documentation, made exact in `document`; `Posted` is what it is parsed into.
 #[derive(Object)]
-#[oai(rename_all = "camelCase", deny_unknown_fields)]
+#[oai(rename_all = "camelCase")]
 pub struct SignRequest {
     /// The text to sign, taken exactly as it is: 1 to `MESSAGE_MAX_BYTES` bytes of UTF-8.
     #[oai(validator(min_length = 1))]
     message: String,
     /// Where the outcome is posted by the Standard Webhooks specification: http or https, without credentials, on the ports 80, 443, or
-    /// 1024 and above; a name or a public address.
-    #[oai(validator(
-        max_length = 2048,
-        pattern = r"^[Hh][Tt][Tt][Pp][Ss]?://(([A-Za-z0-9-]+\.)*[A-Za-z][A-Za-z0-9-]*|((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])|\[([0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}\])(:(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4}))?([/?#][!-~]*)?$"
-    ))]
+    /// 1024 and above; a name or a public address. (More addresses are accepted than those that the pattern matches.)
+    #[oai(validator(max_length = 2048))]
     webhook_url: Option<String>,
     /// Headers that are sent along with the webhook. `host`, `content-*`, `webhook-*`, `traceparent` and hop-by-hop headers are left out.
     webhook_headers: Option<BTreeMap<String, String>>,
@@ -60,8 +59,12 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 const THROWN_AWAY: u64 = 8 * 1024 * 1024;
 
 const LONGEST_URL: usize = 2048;
-const MOST_HEADERS: usize = 32;
-const LONGEST_HEADER: usize = 1024;
+/// Most headers that are sent along.
+pub const MOST_HEADERS: usize = 32;
+/// Most characters of the name of one.
+pub const LONGEST_HEADER_NAME: usize = 256;
+/// Most characters of its value.
+pub const LONGEST_HEADER_VALUE: usize = 1024;
 
 /// Bytes of a body beside its message: the address, the headers, the names of fields, white space.
 const BESIDES: usize = 64 * 1024;
@@ -87,7 +90,7 @@ impl<'a> ApiExtractor<'a> for Posted {
         if !request.content_type().is_some_and(Json::<SignRequest>::check_content_type) {
             return Err(ApiError::NotJson.into());
         }
-        let Parts { limits, guard, .. } = &**request.data::<Arc<Parts>>().ok_or(ApiError::Internal)?;
+        let Parts { limits, receivers, .. } = &**request.data::<Arc<Parts>>().ok_or(ApiError::Internal)?;
         let most = limits.message_max_bytes;
         let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, most * ESCAPED + BESIDES)).await {
             Ok(Ok(Some(bytes))) => bytes,
@@ -95,7 +98,11 @@ impl<'a> ApiExtractor<'a> for Posted {
             Ok(Err(_)) => return Err(ApiError::Invalid(vec![flaw("#", "the body ended before its announced end")]).into()),
             Err(_) => return Err(ApiError::SlowBody.into()),
         };
-        Ok(parse(&bytes, most, guard)?)
+        let parsed = parse(&bytes, most, receivers.known());
+        if !matches!(&parsed, Err(ApiError::Invalid(flaws)) if flaws.iter().any(|flaw| flaw.pointer == WEBHOOK_URL)) {
+            return Ok(parsed?);
+        }
+        Ok(parse(&bytes, most, &receivers.asked().await)?)
     }
 }
 
@@ -110,6 +117,9 @@ async fn read(body: Body, most: usize) -> std::io::Result<Option<Vec<u8>>> {
     tokio::io::copy(&mut reader.take(THROWN_AWAY), &mut tokio::io::sink()).await?;
     Ok(None)
 }
+
+/// The place of an address that is refused.
+const WEBHOOK_URL: &str = "#/webhookUrl";
 
 fn flaw(pointer: &str, detail: impl Into<String>) -> Flaw {
     Flaw { pointer: pointer.to_owned(), detail: detail.into() }
@@ -137,8 +147,7 @@ fn parse(bytes: &[u8], most: usize, guard: &Guard) -> Result<Posted, ApiError> {
         flaws.push(flaw("#/message", "missing"));
     }
     for name in fields.keys() {
-        let escaped = name.replace('~', "~0").replace('/', "~1");
-        flaws.push(flaw(&format!("#/{escaped}"), "unknown field; accepted: message, webhookUrl, webhookHeaders, clientRequestId"));
+        flaws.push(flaw(&format!("#/{}", escaped(name)), "unknown field; accepted: message, webhookUrl, webhookHeaders, clientRequestId"));
     }
     match message {
         Some(message) if flaws.is_empty() => {
@@ -171,7 +180,7 @@ fn text(
 }
 
 /// Parses and judges the address of a receiver.
-fn check_url(text: &str, guard: &Guard) -> Result<url::Url, &'static str> {
+pub(super) fn check_url(text: &str, guard: &Guard) -> Result<url::Url, &'static str> {
     const ACCEPTED: &str = "accepted: an http or https address of up to 2048 characters, without credentials";
     // A URL parser drops them in silence: the address would not be the one that its author sees.
     if text.len() > LONGEST_URL || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -197,18 +206,43 @@ fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, Stri
         }
     };
     for (name, value) in given {
-        let valid = HeaderName::try_from(&name)
-            .ok()
-            .zip(value.as_str().filter(|value| name.len() + value.len() <= LONGEST_HEADER && HeaderValue::try_from(*value).is_ok()));
-        if let Some((name, value)) = valid {
+        if let Some((name, value)) = value.as_str().and_then(|value| check_header(&name, value)) {
             // Names that differ in nothing but case are one header.
-            headers.insert(name.as_str().to_owned(), value.to_owned());
+            headers.insert(name, value);
         } else {
-            let escaped = name.replace('~', "~0").replace('/', "~1");
-            flaws.push(flaw(&format!("#/webhookHeaders/{escaped}"), "accepted: a header name with a value of up to 1024 characters"));
+            let accepted =
+                format!("accepted: a header name of up to {LONGEST_HEADER_NAME} characters with a value of up to {LONGEST_HEADER_VALUE}");
+            flaws.push(flaw(&format!("#/webhookHeaders/{}", escaped(&name)), accepted));
         }
     }
     headers
+}
+
+/// A header as it is sent, if it can be.
+pub(super) fn check_header(name: &str, value: &str) -> Option<(String, String)> {
+    let (header, _) = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok())?;
+    (name.len() <= LONGEST_HEADER_NAME && value.chars().count() <= LONGEST_HEADER_VALUE)
+        .then(|| (header.as_str().to_owned(), value.to_owned()))
+}
+
+/// What a name is in a JSON pointer (RFC 6901), in a URI fragment: percent-encoded but for what may stand there (RFC 3986, 3.5).
+fn escaped(name: &str) -> String {
+    const ESCAPED: AsciiSet = CONTROLS
+        .add(b' ')
+        .add(b'"')
+        .add(b'#')
+        .add(b'%')
+        .add(b'<')
+        .add(b'>')
+        .add(b'[')
+        .add(b'\\')
+        .add(b']')
+        .add(b'^')
+        .add(b'`')
+        .add(b'{')
+        .add(b'|')
+        .add(b'}');
+    utf8_percent_encode(&name.replace('~', "~0").replace('/', "~1"), &ESCAPED).to_string()
 }
 
 #[cfg(test)]
@@ -231,8 +265,8 @@ mod tests {
 
     #[test]
     fn every_flaw_is_named_with_its_place() {
-        let body = json!({ "message": 1, "webhookUrl": "ftp://a", "clientRequestId": "\n", "webhookHeaders": { "a b": "c", "x/y": 1 }, "no~pe": 1 });
-        let expected = ["#/message", "#/webhookUrl", "#/webhookHeaders/a b", "#/webhookHeaders/x~1y", "#/clientRequestId", "#/no~0pe"];
+        let body = json!({ "message": 1, "webhookUrl": "ftp://a", "clientRequestId": "\n", "webhookHeaders": { "a b": "c", "x/y": 1 }, "no~p%e": 1 });
+        let expected = ["#/message", "#/webhookUrl", "#/webhookHeaders/a%20b", "#/webhookHeaders/x~1y", "#/clientRequestId", "#/no~0p%25e"];
         assert_eq!(pointers(&body), expected);
         assert_eq!(pointers(&json!({})), ["#/message"]);
         assert_eq!(pointers(&json!({ "message": "" })), ["#/message"]);

@@ -58,8 +58,7 @@ impl Documented for OnReplay {
         (401, "The API key is missing or unknown."),
         (403, "The API key may not read requests."),
         (404, "There is no such request, or it is somebody else's."),
-        (409, "The request is not final (`not-final`): there is nothing to tell yet."),
-        (422, "The request asked for no webhook (`no-webhook`)."),
+        (409, "There is nothing to tell yet (`not-final`), or the request asked for no webhook (`no-webhook`)."),
         (503, "The wish could not be stored."),
     ];
 }

@@ -24,7 +24,7 @@ impl Preferences {
             let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
             match name.trim().to_ascii_lowercase().as_str() {
                 "respond-async" => preferences.respond_async = true,
-                "wait" if preferences.wait.is_none() => preferences.wait = value.trim().trim_matches('"').parse().ok(),
+                "wait" if preferences.wait.is_none() => preferences.wait = seconds(value.trim().trim_matches('"')),
                 _ => {}
             }
         }
@@ -51,13 +51,22 @@ impl Preferences {
     }
 }
 
+/// A number of seconds; what is too large for any wait is as good as the largest.
+fn seconds(text: &str) -> Option<u32> {
+    let is_number = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(u32::MAX))
+}
+
 /// What `clientRequestId` and `Idempotency-Key` accept.
 pub const CLIENT_REQUEST_ID: &str = "1 to 128 printable characters";
+/// Most characters of one.
+pub const LONGEST_CLIENT_REQUEST_ID: usize = 128;
 
 /// Whether `text` can be a client's request id.
 #[must_use]
 pub fn is_client_request_id(text: &str) -> bool {
-    (1..=128).contains(&text.chars().count()) && !text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
+    (1..=LONGEST_CLIENT_REQUEST_ID).contains(&text.chars().count())
+        && !text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
 }
 
 /// Reads `Idempotency-Key`: bare, or as a string of RFC 9651 (in quotes, with `\"` and `\\` for these two).
@@ -117,6 +126,7 @@ mod tests {
         assert_eq!(prefers(&[]).wait_or(otherwise, most), otherwise);
         assert_eq!(prefers(&["respond-async"]).wait_or(otherwise, most), Duration::ZERO);
         assert_eq!(prefers(&["wait=100"]).wait_or(otherwise, most), most);
+        assert_eq!(prefers(&["wait=99999999999999999999"]).wait_or(otherwise, most), most);
         assert_eq!(prefers(&["wait=100"]).applied(most).as_deref(), Some("wait=60"));
         assert_eq!(prefers(&["respond-async, wait=3"]).applied(most).as_deref(), Some("respond-async, wait=3"));
         assert_eq!(prefers(&["foo"]).applied(most), None);

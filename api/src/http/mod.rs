@@ -5,6 +5,8 @@
 //! | `operations` | the operations, the webhook, and what they answer |
 //! | `deliveries` | the operations on the delivery log of a request |
 //! | `body` | the body of a POST, parsed |
+//! | `receivers` | where webhooks may go |
+//! | `document` | the OpenAPI document |
 //! | `headers` | `Prefer` and `Idempotency-Key`, parsed |
 //! | `auth` | API keys |
 //! | `problem` | every error, and its problem document |
@@ -14,17 +16,20 @@
 pub mod auth;
 mod body;
 mod deliveries;
+mod document;
 mod headers;
 mod later;
 mod observe;
 mod operations;
 pub mod problem;
+mod receivers;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use poem::error::{MethodNotAllowedError, NotFoundError};
 use poem::http::StatusCode;
+use poem::web::Html;
 use poem::{Endpoint, EndpointExt, IntoResponse, Response, Route};
 use poem_openapi::OpenApiService;
 use poem_openapi::error::{AuthorizationError, ParseParamError, ParsePathError};
@@ -34,7 +39,7 @@ use auth::Keys;
 use deliveries::DeliveriesApi;
 use operations::{Api, Outgoing};
 use problem::ApiError;
-use shared::address_guard::Guard;
+pub use receivers::Receivers;
 use shared::store::Store;
 
 /// Bounds that are set.
@@ -59,7 +64,7 @@ pub struct Parts {
     /// Bounds.
     pub limits: Limits,
     /// Where webhooks may go.
-    pub guard: Guard,
+    pub receivers: Receivers,
 }
 
 fn service() -> OpenApiService<(Api, DeliveriesApi), &'static dyn Outgoing> {
@@ -71,16 +76,20 @@ fn service() -> OpenApiService<(Api, DeliveriesApi), &'static dyn Outgoing> {
 /// The OpenAPI document.
 #[must_use]
 pub fn spec() -> String {
-    service().spec()
+    document::exact(&service().spec())
 }
 
 /// All routes; `health` are those of [`shared::operations`].
 pub fn routes(parts: Parts, health: Route, metrics: Option<Route>) -> impl Endpoint {
     let service = service();
-    let spec = service.spec();
+    let spec = spec();
+    let page = service.swagger_ui_html().replace(&service.spec(), &spec);
+    let docs = poem::endpoint::make_sync(move |_| Html(page.clone()));
     let openapi = poem::endpoint::make_sync(move |_| Response::builder().content_type("application/json").body(spec.clone()));
-    let mut routes =
-        Route::new().nest_no_strip("/health", health).nest("/docs", service.swagger_ui()).at("/openapi.json", poem::get(openapi));
+    let mut routes = Route::new()
+        .nest_no_strip("/health", health)
+        .nest("/docs", Route::new().at("/", poem::get(docs)))
+        .at("/openapi.json", poem::get(openapi));
     if let Some(metrics) = metrics {
         routes = routes.nest_no_strip("/metrics", metrics);
     }

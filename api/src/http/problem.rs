@@ -129,7 +129,7 @@ impl ApiError {
             }
             Self::NoWebhook => {
                 let detail = text("the request was posted without a webhookUrl");
-                (StatusCode::UNPROCESSABLE_ENTITY, "no-webhook", "The request has no webhook", detail)
+                (StatusCode::CONFLICT, "no-webhook", "The request has no webhook", detail)
             }
             Self::Unavailable => {
                 let detail = text("the request could not be stored; nothing was accepted for certain. Try again, with an idempotency key");
@@ -155,10 +155,9 @@ impl ApiError {
 impl From<NotStored> for ApiError {
     fn from(reason: NotStored) -> Self {
         match reason {
-            NotStored::Unavailable => Self::Unavailable,
+            NotStored::Unavailable | NotStored::Refused => Self::Unavailable,
             NotStored::Full => Self::Full,
             NotStored::Mismatch => Self::Mismatch,
-            NotStored::Refused => Self::Internal,
         }
     }
 }

@@ -5,7 +5,7 @@ use devkit::upstream::{FaultKind, When};
 use futures_util::future::join_all;
 use serde_json::json;
 
-use crate::world::{Options, World, answer, env};
+use crate::world::{Options, PATIENCE, World, answer, env};
 
 #[tokio::test]
 async fn two_callers_of_one_message_at_the_same_moment_share_one_call_and_each_gets_its_webhook() {
@@ -80,7 +80,7 @@ async fn a_webhook_is_retried_until_it_is_taken_and_its_headers_cannot_replace_o
 #[tokio::test]
 async fn a_webhook_to_a_private_address_is_not_sent_unless_it_is_allowed() {
     let closed = [("WEBHOOK_ALLOW_NETWORKS", ""), ("WEBHOOK_RETRY_SCHEDULE", "")];
-    let world = World::with(Options { api: env(&closed[..1]), worker: env(&closed), ..Options::default() }).await;
+    let world = World::with(Options { worker: env(&closed), ..Options::default() }).await;
     let port = world.receiver.addr().port();
     for host in ["127.0.0.1", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "169.254.169.254", "example.com:22"] {
         let url = if host.contains(":22") { format!("http://{host}/") } else { format!("http://{host}:{port}/") };
@@ -101,6 +101,15 @@ async fn a_webhook_to_a_private_address_is_not_sent_unless_it_is_allowed() {
         assert_eq!((log["deliveries"][0]["error"].as_str(), &log["deliveries"][0]["response"]), (Some("address"), &json!(null)), "{log}");
     }
     assert_eq!(world.receiver.deliveries().len(), 0);
+}
+
+#[tokio::test]
+async fn what_the_worker_may_send_to_the_api_accepts_without_being_told() {
+    let world = World::new().await;
+    let post = async |url: String| answer(world.post(&json!({ "message": "m", "webhookUrl": url })).send().await.unwrap()).await;
+    assert_eq!(post(world.hook("/hook")).await.status, 200);
+    world.receiver.wait_for(PATIENCE, |all| all.iter().any(|delivery| delivery.path == "/hook")).await.unwrap();
+    post("http://10.0.0.1/".to_owned()).await.is_problem(400, "invalid-request");
 }
 
 #[tokio::test]
@@ -133,7 +142,7 @@ async fn the_delivery_log_is_its_owners_and_a_webhook_is_sent_again_on_request()
     assert!(entries.iter().all(|entry| entry["durationMs"].is_u64() && entry["startedAt"].is_string()));
 
     let silent = world.sign("no webhook").await;
-    replay(&silent.id()).await.is_problem(422, "no-webhook");
+    replay(&silent.id()).await.is_problem(409, "no-webhook");
     assert_eq!(log_of(silent.id()).await.body["deliveries"], json!([]));
     let unknown = "0190163d-8694-739b-aea5-966c26f8ad91";
     replay(unknown).await.is_problem(404, "not-found");

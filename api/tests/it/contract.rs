@@ -48,7 +48,7 @@ async fn a_request_that_is_not_valid_gets_its_problem_and_leaves_no_row() {
         (json!({ "message": "m", "webhookUrl": 5 }), "#/webhookUrl"),
         (json!({ "message": "m", "webhookUrl": "http://h/\0" }), "#/webhookUrl"),
         (json!({ "message": "m", "webhookHeaders": ["a"] }), "#/webhookHeaders"),
-        (json!({ "message": "m", "webhookHeaders": { "bad name": "v" } }), "#/webhookHeaders/bad name"),
+        (json!({ "message": "m", "webhookHeaders": { "bad name": "v" } }), "#/webhookHeaders/bad%20name"),
         (json!({ "message": "m", "webhookHeaders": { "x": "line\nbreak" } }), "#/webhookHeaders/x"),
         (json!({ "message": "m", "clientRequestId": "x".repeat(129) }), "#/clientRequestId"),
         (json!({ "message": "m", "clientRequestId": "\u{7}" }), "#/clientRequestId"),

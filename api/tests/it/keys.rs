@@ -124,7 +124,7 @@ async fn with_an_encryption_key_nothing_secret_is_in_the_database_and_who_lacks_
 
     let (code, log) = api(&world, &["keys", "list"]).await;
     let said = log.trim_end();
-    assert_eq!((code, said.lines().count()), (1, 1), "{said}");
+    assert_eq!((code, said.lines().count()), (2, 1), "{said}");
     assert!(said.starts_with("ENCRYPTION_KEY: the key `a` is missing") && said.contains("`a:BASE64`"), "{said}");
     let worker = env(&[
         ("DATABASE_URL", world.database.as_str()),
@@ -134,7 +134,7 @@ async fn with_an_encryption_key_nothing_secret_is_in_the_database_and_who_lacks_
         ("RUST_LOG", "off"),
     ]);
     let mut worker = spawn(Binary::Worker, &[], &worker).await;
-    assert_eq!(worker.wait_exit(PATIENCE).await.unwrap().code(), Some(1));
+    assert_eq!(worker.wait_exit(PATIENCE).await.unwrap().code(), Some(2));
     assert_eq!(worker.log().trim_end().lines().count(), 1, "{}", worker.log());
     assert!(worker.log().starts_with("ENCRYPTION_KEY: the key `a` is missing"), "{}", worker.log());
 

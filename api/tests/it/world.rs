@@ -113,7 +113,6 @@ impl World {
                 ("API_LISTEN", &format!("127.0.0.1:{port}")),
                 ("BOOTSTRAP_API_KEY", KEY),
                 ("BOOTSTRAP_WEBHOOK_SECRET", SECRET),
-                ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"),
             ]),
             options.api,
         ]
@@ -152,11 +151,14 @@ impl World {
     }
 
     pub(crate) async fn restart_api(&mut self) {
+        // Or the new one could ask for the port of one that still lives.
+        self.api.kill().await.unwrap();
         self.api = spawn(Binary::Api, &[], &self.api_env).await;
         self.ready(&self.url, &self.api).await;
     }
 
     pub(crate) async fn restart_worker(&mut self) {
+        self.worker.kill().await.unwrap();
         self.worker = spawn(Binary::Worker, &[], &self.worker_env).await;
     }
 

@@ -11,6 +11,7 @@
 //! | `low_water` | where claims and forecasts begin to look |
 //! | `sign_claim`, `sign_finish` | sign jobs: taken with a slot of the budget, given back with an outcome |
 //! | `webhook_claim`, `webhook_jobs` | webhook jobs: taken receiver by receiver, given back |
+//! | `webhook_addresses` | where workers may send webhooks |
 //! | `deliveries` | the delivery log, and sending again |
 //! | `encryption` | which encryption keys stored values need |
 //! | `upstream` | the agreed rate, its slots, the circuit breaker |
@@ -37,6 +38,7 @@ mod schema;
 pub mod sign_claim;
 pub mod sign_finish;
 pub mod upstream;
+mod webhook_addresses;
 pub mod webhook_claim;
 pub mod webhook_jobs;
 
@@ -74,6 +76,9 @@ pub enum StoreError {
     /// No address was given.
     #[error("not set; accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     NoAddress,
+    /// What was given is no address.
+    #[error("not understood; accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    Address(#[source] sqlx::Error),
     /// Not all migrations of this program have been applied.
     #[error("the schema of the database is out of date; run `api migrate`, or start with MIGRATE_ON_START=true")]
     SchemaBehind,
@@ -118,7 +123,7 @@ impl Store {
     /// For an address that Postgres's client can't read.
     pub fn connect_lazily(settings: &DatabaseSettings) -> Result<Self> {
         let url = settings.database_url.as_ref().ok_or(StoreError::NoAddress)?;
-        let database = Database::connect_lazily(url.expose(), settings.database_max_connections).map_err(StoreError::Unavailable)?;
+        let database = Database::connect_lazily(url.expose(), settings.database_max_connections).map_err(StoreError::Address)?;
         Ok(Self {
             database,
             hearing: Arc::default(),
@@ -193,6 +198,12 @@ impl StoreError {
     #[must_use]
     pub fn variable(&self) -> &'static str {
         if matches!(self, Self::Encryption(_)) { "ENCRYPTION_KEY" } else { "DATABASE_URL" }
+    }
+
+    /// Whether that setting is wrong, whatever Postgres does.
+    #[must_use]
+    pub fn is_a_wrong_setting(&self) -> bool {
+        matches!(self, Self::NoAddress | Self::Address(_) | Self::Encryption(_))
     }
 
     /// The error of a statement that took too long.

@@ -86,3 +86,12 @@ async fn what_a_worker_of_the_version_before_had_is_tried_again_and_stands_once_
     assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 1);
     assert_eq!(f.number("select count(*) from attempts").await, 3);
 }
+
+#[tokio::test]
+async fn every_table_and_every_column_says_what_it_is() {
+    let f = Fixture::without_rate().await;
+    let silent = "select count(*) from pg_class c join pg_attribute a on a.attrelid = c.oid
+        where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and c.relname not like '\\_sqlx%' and a.attnum > 0 and not a.attisdropped
+            and (col_description(c.oid, a.attnum) is null or obj_description(c.oid, 'pg_class') is null)";
+    assert_eq!(f.number(silent).await, 0);
+}

@@ -73,7 +73,8 @@ impl Sender {
             // More than this are never in use at once.
             .pool_max_idle_per_host(settings.webhook_receiver_concurrency.into())
             .build()?;
-        let patience = Patience { headers: settings.webhook_headers_timeout, whole: settings.webhook_timeout };
+        let whole = settings.webhook_timeout;
+        let patience = Patience { headers: settings.webhook_headers_timeout.unwrap_or(whole), whole };
         Ok(Self { client, guard, patience })
     }
 
@@ -211,17 +212,19 @@ const LONGEST_ASKED_PAUSE: Duration = Duration::from_hours(1);
 /// A receiver whose answer takes longer has one delivery at a time: it would hold the calls that others wait for.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// What `answer` says about the receiver, which had failed `before` times in a row.
+/// What `answer` says about the receiver, which had failed `before` times in a row. It is not left alone for longer than the longest delay of
+/// `schedule`: nobody who tries each second wants to wait for a minute.
 ///
 /// It works if it answered in time, whatever it said, unless that was that it can't: 429 and 5xx. An answer that can't be had to its end in
 /// time says that it is slow; and what is not allowed or can't be read says nothing that waiting would mend, but costs nothing either.
 #[must_use]
-pub fn news(answer: &Answer, before: u32) -> ReceiverNews {
+pub fn news(answer: &Answer, before: u32, schedule: &Schedule) -> ReceiverNews {
     match (answer.status, answer.error) {
         (_, Some("unreadable" | "pending")) => ReceiverNews::None { before },
         (Some(429 | 500..=599) | None, _) | (_, Some(_)) => {
             // What it asks for is about the receiver, and not about this webhook only.
-            let pause = pause(before.saturating_add(1)).max(asked(answer).min(LONGEST_ASKED_PAUSE));
+            let own = pause(before.saturating_add(1)).min(schedule.longest().unwrap_or(LONGEST_PAUSE));
+            let pause = own.max(asked(answer).min(LONGEST_ASKED_PAUSE));
             ReceiverNews::Fails { before, pause }
         }
         (Some(_), None) => ReceiverNews::Works { slow: answer.took > SLOW },
@@ -239,6 +242,10 @@ fn pause(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn usual() -> Schedule {
+        "5s,5m".parse().unwrap()
+    }
 
     fn after(status: u16, attempt: u32, retry_after: Option<u64>) -> Delivery {
         let answer = Answer { status: Some(status), retry_after: retry_after.map(Duration::from_secs), ..Answer::default() };
@@ -282,22 +289,31 @@ mod tests {
     fn a_status_of_success_counts_even_if_the_rest_of_the_answer_does_not_come() {
         let answer = Answer { status: Some(200), error: Some("body"), ..Answer::default() };
         assert_eq!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), Delivery::Delivered);
-        assert!(matches!(news(&answer, 0), ReceiverNews::Fails { .. }), "but the receiver is slow");
+        assert!(matches!(news(&answer, 0, &usual()), ReceiverNews::Fails { .. }), "but the receiver is slow");
     }
 
     #[test]
     fn a_receiver_works_if_it_answers_and_else_is_asked_less_and_less_often() {
         let answered = |status| Answer { status: Some(status), ..Answer::default() };
         for status in [200, 204, 302, 400, 404, 410] {
-            assert_eq!(news(&answered(status), 5), ReceiverNews::Works { slow: false }, "{status}");
+            assert_eq!(news(&answered(status), 5, &usual()), ReceiverNews::Works { slow: false }, "{status}");
         }
         for status in [429, 500, 503] {
-            assert_eq!(news(&answered(status), 0), ReceiverNews::Fails { before: 0, pause: Duration::ZERO }, "{status}");
+            assert_eq!(news(&answered(status), 0, &usual()), ReceiverNews::Fails { before: 0, pause: Duration::ZERO }, "{status}");
         }
         let late = Answer { took: Duration::from_millis(1001), ..answered(200) };
-        assert_eq!(news(&late, 0), ReceiverNews::Works { slow: true });
+        assert_eq!(news(&late, 0, &usual()), ReceiverNews::Works { slow: true });
         let seconds: Vec<u64> = [1, 2, 3, 4, 5, 8, 9, 10, u32::MAX].map(|failures| pause(failures).as_secs()).into();
         assert_eq!(seconds, [0, 0, 1, 2, 4, 32, 60, 60, 60]);
+    }
+
+    #[test]
+    fn a_receiver_that_fails_is_not_left_alone_for_longer_than_the_schedule_has_it() {
+        let failed = Answer { status: Some(500), ..Answer::default() };
+        for (schedule, expected) in [("1s,1s,1s", 1), ("1s,5s", 5), ("5s,5m", 60), ("", 60)] {
+            let ReceiverNews::Fails { pause, .. } = news(&failed, 20, &schedule.parse().unwrap()) else { panic!("it fails") };
+            assert_eq!(pause.as_secs(), expected, "{schedule}");
+        }
     }
 
     #[test]
@@ -306,9 +322,9 @@ mod tests {
             |status, seconds| Answer { status: Some(status), retry_after: Some(Duration::from_secs(seconds)), ..Answer::default() };
         for (status, seconds, expected) in [(429, 300, 300), (503, 300, 300), (503, 99_999, 3600), (500, 300, 0)] {
             let pause = Duration::from_secs(expected);
-            assert_eq!(news(&asking(status, seconds), 0), ReceiverNews::Fails { before: 0, pause }, "{status}");
+            assert_eq!(news(&asking(status, seconds), 0, &usual()), ReceiverNews::Fails { before: 0, pause }, "{status}");
         }
-        let ReceiverNews::Fails { pause, .. } = news(&asking(429, 1), 10) else { panic!("it fails") };
+        let ReceiverNews::Fails { pause, .. } = news(&asking(429, 1), 10, &usual()) else { panic!("it fails") };
         assert_eq!(pause, LONGEST_PAUSE, "but never for less than it would be");
     }
 

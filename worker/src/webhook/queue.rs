@@ -143,7 +143,7 @@ impl WebhookQueue {
             Delivery::Delivered => answer.error,
             _ => answer.error.or(Some("status")),
         };
-        let receiver = news(&answer, before);
+        let receiver = news(&answer, before, &self.schedule);
         let response = answer.status.map(|_| answer.body);
         WebhookFinish { lease: job.lease, ending, status: answer.status, error, took: answer.took, response, receiver }
     }

@@ -1,0 +1,116 @@
+//! The OpenAPI document: what `poem-openapi` says of the operations, made exact where it has no words for what we accept.
+//!
+//! It writes version 3.0.0, which knows no webhooks; nothing else that it writes for us means something else in 3.1. What is valid by the
+//! document is accepted, as long as an idempotency key is not used twice and nobody changes the settings that it names.
+
+use serde_json::{Value, json};
+
+use super::body::{LONGEST_HEADER_NAME, LONGEST_HEADER_VALUE, MOST_HEADERS};
+use super::headers::LONGEST_CLIENT_REQUEST_ID;
+
+/// The first version that knows webhooks.
+const VERSION: &str = "3.1.0";
+
+/// Receivers: names, whose last label begins with a letter, because with a digit it could be an address; and addresses from networks that are
+/// public as a whole. There are others, and they are accepted too, but not in a pattern that can be read.
+const RECEIVER: [&str; 3] = [
+    r"([A-Za-z0-9-]+\.)*[A-Za-z][A-Za-z0-9-]*",
+    concat!(
+        r"([1-9]|1[1-9]|[2-9][0-9]|10[1-9]|11[0-9]|12[0-689]|1[345][0-9]|16[0-7]|17[013-9]|18[0-9]|19[01345679]|20[0124-9]|21[0-9]|22[0-3])",
+        r"(\.(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])){3}"
+    ),
+    r"\[2[4-9A-Fa-f][0-9A-Fa-f]{2}(:[0-9A-Fa-f]{1,4}){7}\]",
+];
+
+/// 80, 443, and those from 1024 on.
+const PORT: &str =
+    "80|443|102[4-9]|10[3-9][0-9]|1[1-9][0-9]{2}|[2-9][0-9]{3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]";
+
+/// The document, from what `poem-openapi` wrote. The longest message is left out: it is measured in bytes, and what is longer is 413, not 400.
+#[must_use]
+pub fn exact(written: &str) -> String {
+    let mut document: Value = serde_json::from_str(written).expect("poem-openapi writes JSON");
+    document["openapi"] = json!(VERSION);
+    let request = &mut document["components"]["schemas"]["SignRequest"];
+    request["additionalProperties"] = json!(false);
+    let fields = &mut request["properties"];
+    fields["webhookUrl"]["pattern"] = json!(webhook_url());
+    fields["webhookHeaders"]["maxProperties"] = json!(MOST_HEADERS);
+    fields["webhookHeaders"]["propertyNames"] = json!({ "pattern": header_name() });
+    fields["webhookHeaders"]["additionalProperties"] =
+        json!({ "type": "string", "maxLength": LONGEST_HEADER_VALUE, "pattern": HEADER_VALUE });
+    let parameters = document["paths"]["/crypto/sign"]["post"]["parameters"].as_array_mut();
+    for parameter in parameters.into_iter().flatten().filter(|parameter| parameter["name"] == "Idempotency-Key") {
+        parameter["schema"]["pattern"] = json!(idempotency_key());
+    }
+    serde_json::to_string_pretty(&document).expect("a value is written as it is")
+}
+
+fn webhook_url() -> String {
+    format!("^[Hh][Tt][Tt][Pp][Ss]?://({})(:({PORT}))?([/?#][!-~]*)?$", RECEIVER.join("|"))
+}
+
+/// A token of RFC 9110, 5.6.2.
+fn header_name() -> String {
+    format!("^[!#$%&'*+.^_`|~0-9A-Za-z-]{{1,{LONGEST_HEADER_NAME}}}$")
+}
+
+/// All but control characters; a tab is none of them here.
+const HEADER_VALUE: &str = r"^[^\u0000-\u0008\u000A-\u001F\u007F]*$";
+
+/// Bare, without white space around it, or in quotes. What is not ASCII is accepted too, but few clients send it.
+fn idempotency_key() -> String {
+    let rest = LONGEST_CLIENT_REQUEST_ID - 2;
+    format!(r#"^([!#-~]([ -~]{{0,{rest}}}[!-~])?|"([ !#-\[\]-~]|\\["\\]){{1,{LONGEST_CLIENT_REQUEST_ID}}}")$"#)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::string::string_regex;
+
+    use super::super::body::{check_header, check_url};
+    use super::super::headers;
+    use super::*;
+
+    /// Strings that match a pattern of the document.
+    fn matching(pattern: &str) -> impl Strategy<Value = String> + use<> {
+        string_regex(pattern.strip_prefix('^').unwrap().strip_suffix('$').unwrap()).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn a_receiver_that_is_valid_by_the_document_is_accepted(url in matching(&webhook_url())) {
+            let guard = shared::address_guard::Guard::with_own(&shared::address_guard::AddressSettings::default(), &[]);
+            // Of what looks like an encoded name, only what can be decoded is one.
+            prop_assume!(!url.to_ascii_lowercase().contains("xn--"));
+            prop_assert!(check_url(&url, &guard).is_ok(), "{url}");
+        }
+
+        #[test]
+        fn a_header_that_is_valid_by_the_document_is_accepted(name in matching(&header_name()), value in "[^\\x00-\\x08\\x0A-\\x1F\\x7F]{0,1024}") {
+            prop_assert!(check_header(&name, &value).is_some(), "{name}: {value}");
+        }
+
+        #[test]
+        fn an_idempotency_key_that_is_valid_by_the_document_is_accepted(key in matching(&idempotency_key())) {
+            let headers = [("idempotency-key".parse().unwrap(), key.parse().unwrap())].into_iter().collect();
+            prop_assert!(headers::idempotency_key(&headers).unwrap().is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_document_is_of_a_version_that_knows_webhooks_and_says_what_is_refused() {
+        let document: Value = serde_json::from_str(&super::super::spec()).unwrap();
+        assert_eq!(document["openapi"], VERSION);
+        assert!(document["webhooks"]["outcome"]["post"].is_object());
+        let request = &document["components"]["schemas"]["SignRequest"];
+        assert_eq!(request["additionalProperties"], false);
+        let key = &document["paths"]["/crypto/sign"]["post"]["parameters"][1];
+        assert_eq!((&key["name"], &key["schema"]["pattern"]), (&json!("Idempotency-Key"), &json!(idempotency_key())));
+        // What the two versions write differently.
+        for word in ["nullable", "exclusiveMinimum", "exclusiveMaximum"] {
+            assert!(!document.to_string().contains(word), "{word}");
+        }
+    }
+}
