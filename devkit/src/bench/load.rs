@@ -22,6 +22,8 @@ pub(super) struct Load {
     /// Connections are spread over these.
     pub(super) servers: Vec<SocketAddr>,
     pub(super) clients: u16,
+    /// Is not measured: connections are made, pools filled, plans cached.
+    pub(super) warm_up: Duration,
     /// Is measured.
     pub(super) time: Duration,
     /// The request of each number; numbers are never given twice.
@@ -43,20 +45,22 @@ pub(super) struct Outcome {
     pub(super) refused: u64,
 }
 
-/// Not measured: connections are made, pools filled, plans cached.
-const WARM_UP: f64 = 0.2;
+/// How long it takes until all is warm, usually, for this time that is measured.
+pub(super) fn warm_up(time: Duration) -> Duration {
+    time / 5
+}
 
 impl Load {
     /// POSTs of distinct messages that want a receipt at once. Those of another load are others.
     pub(super) fn accept(servers: Vec<SocketAddr>, clients: u16, time: Duration) -> Self {
         let load: u32 = rand::random();
         let request = move |n| post(&format!("message {load:x} {n}"), "respond-async");
-        Self { servers, clients, time, request: Arc::new(request), statuses: &[202] }
+        Self { servers, clients, warm_up: warm_up(time), time, request: Arc::new(request), statuses: &[202] }
     }
 
     /// Sends as fast as the answers come.
     pub(super) async fn run(&self) -> Result<Outcome> {
-        let begin = Instant::now() + self.time.mul_f64(WARM_UP);
+        let begin = Instant::now() + self.warm_up;
         let (number, end) = (Arc::new(AtomicU64::new(0)), begin + self.time);
         let mut clients = JoinSet::new();
         for client in 0..usize::from(self.clients) {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Workload;
 use crate::bench::driven::Program;
-use crate::bench::load::{Load, Outcome};
+use crate::bench::load::{Load, Outcome, warm_up};
 use crate::bench::peers;
 use crate::bench::pgbench;
 use crate::bench::plan::PeerName;
@@ -107,17 +107,17 @@ fn name(who: Who) -> String {
 /// The rate of so many apis on an empty database.
 pub(super) async fn ours(world: &World, processes: usize, time: Duration) -> Result<Outcome> {
     let database = world.fresh().await?;
-    ours_on(world, &database, processes, time).await
+    ours_on(world, &database, processes, warm_up(time), time).await
 }
 
-/// The rate of so many apis on this database. Fails if a request that was answered is not in it.
-pub(super) async fn ours_on(world: &World, database: &Database, processes: usize, time: Duration) -> Result<Outcome> {
+/// The rate of so many apis on this database, once they are warm. Fails if a request that was answered is not in it.
+pub(super) async fn ours_on(world: &World, database: &Database, processes: usize, warm_up: Duration, time: Duration) -> Result<Outcome> {
     let mut apis = Vec::new();
     for _ in 0..processes {
         apis.push(world.api(database).await?);
     }
     let before = stored(database).await?;
-    let load = Load::accept(apis.iter().map(|api| api.addr).collect(), world.plan.clients, time);
+    let load = Load { warm_up, ..Load::accept(apis.iter().map(|api| api.addr).collect(), world.plan.clients, time) };
     let outcome = load.run().await?;
     let stored = stored(database).await? - before;
     if stored.unsigned_abs() < outcome.answers {

@@ -7,7 +7,7 @@ use super::engine::{PATIENCE, configured, engine, stop, timed};
 use super::{Workload, accept};
 use crate::bench::driven::Program;
 use crate::bench::fill::{Rows, fill};
-use crate::bench::load::{Load, get};
+use crate::bench::load::{Load, get, warm_up};
 use crate::bench::report::{Figures, Row, Target};
 use crate::bench::stats::{Runs, rate};
 use crate::bench::world::{Database, World, until};
@@ -15,6 +15,9 @@ use crate::error::{Context, Error, Result};
 
 /// Of the empty database's rate.
 const SHARE: f64 = 0.9;
+/// Times that are measured until the page of each digest has been written since the checkpoint. The first writing of a page after a checkpoint
+/// logs all of it, and digests land anywhere: with ten million of them nearly every POST writes another page for a while.
+const PAGES_WRITTEN_AFTER: f64 = 2.5;
 /// Requests that are read in turns.
 const READ: i64 = 1000;
 /// The retention is 30 days.
@@ -29,13 +32,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 enum Kind {
     Engine,
     Accept,
+    AcceptAfterCheckpoint,
     Get,
     Retention,
 }
 
-const KINDS: [(Kind, &str, &str); 4] = [
+const KINDS: [(Kind, &str, &str); 5] = [
     (Kind::Engine, "claim and finish", "jobs/s"),
     (Kind::Accept, "accept", "requests/s"),
+    (Kind::AcceptAfterCheckpoint, "accept, right after a checkpoint", "requests/s"),
     (Kind::Get, "GET", "requests/s"),
     (Kind::Retention, "retention", "requests/s"),
 ];
@@ -62,7 +67,8 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         }
         let missing = || Error::new("nothing was measured");
         let (ours, empty) = (Runs::of(on_grown).ok_or_else(missing)?, Runs::of(on_empty).ok_or_else(missing)?);
-        let row = Row::bound(Workload::Growth, format!("{name}, {what}"), unit, Target::Times(SHARE), ours);
+        let target = if matches!(kind, Kind::AcceptAfterCheckpoint) { Target::Told } else { Target::Times(SHARE) };
+        let row = Row::bound(Workload::Growth, format!("{name}, {what}"), unit, target, ours);
         rows.push(row.beside("the same on an empty database", "", Figures::Measured(empty)));
     }
     world.cluster.drop_database("grown").await?;
@@ -71,7 +77,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
 }
 
 async fn measure(world: &World, program: &Program, database: &Database, kind: Kind, label: &str, is_empty: bool) -> Result<f64> {
-    let jobs = u64::from(world.plan.jobs);
+    let (jobs, time) = (u64::from(world.plan.jobs), world.plan.time);
     match kind {
         Kind::Engine => {
             // A little more than is measured, so that the last claims are as full as the first ones.
@@ -80,7 +86,8 @@ async fn measure(world: &World, program: &Program, database: &Database, kind: Ki
             }
             claim_and_finish(world, program, database).await
         }
-        Kind::Accept => Ok(accept::ours_on(world, database, 1, world.plan.time).await?.rate),
+        Kind::Accept => Ok(accept::ours_on(world, database, 1, time.mul_f64(PAGES_WRITTEN_AFTER), time).await?.rate),
+        Kind::AcceptAfterCheckpoint => Ok(accept::ours_on(world, database, 1, warm_up(time), time).await?.rate),
         Kind::Get => {
             if is_empty {
                 fill(database, &world.progress, Rows::Finished { days_ago: 1 }, READ.unsigned_abs(), label).await?;
@@ -129,8 +136,8 @@ async fn read(world: &World, database: &Database) -> Result<f64> {
     let api = world.api(database).await?;
     let requests: Vec<Vec<u8>> = ids.iter().map(|id| get(&format!("/crypto/sign/{id}"))).collect();
     let request = move |n: u64| requests[usize::try_from(n).unwrap_or_default() % requests.len()].clone();
-    let load =
-        Load { servers: vec![api.addr], clients: world.plan.clients, time: world.plan.time, request: Arc::new(request), statuses: &[200] };
+    let (clients, time) = (world.plan.clients, world.plan.time);
+    let load = Load { servers: vec![api.addr], clients, warm_up: warm_up(time), time, request: Arc::new(request), statuses: &[200] };
     Ok(load.run().await?.rate)
 }
 

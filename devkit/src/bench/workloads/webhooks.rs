@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Workload;
 use super::engine::{PATIENCE, UNDELIVERED};
 use crate::bench::fill::{Rows, fill};
-use crate::bench::load::Load;
+use crate::bench::load::{Load, warm_up};
 use crate::bench::report::{Figures, Row, Target};
 use crate::bench::sink::Sink;
 use crate::bench::stats::{Runs, rate};
@@ -72,7 +72,9 @@ async fn ceiling(world: &World, latency_ms: u16) -> Result<f64> {
     let head = "POST /hook HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes();
     let request = Arc::new(move |_| request.clone());
-    Ok(Load { servers: vec![receiver.addr()], clients: CONCURRENCY, time: world.plan.time, request, statuses: &[200] }.run().await?.rate)
+    let time = world.plan.time;
+    let load = Load { servers: vec![receiver.addr()], clients: CONCURRENCY, warm_up: warm_up(time), time, request, statuses: &[200] };
+    Ok(load.run().await?.rate)
 }
 
 /// Deliveries per second, from the arrival of the first one to the last durable outcome; and the worker's most memory, in MB.
