@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use rand::RngExt;
 use shared::batch::Batcher;
 use shared::store::sign_finish::SignFinish;
@@ -42,13 +43,14 @@ pub struct Finisher<O: Outcome> {
     batches: Batcher<O, Option<Finished>, StoreError>,
 }
 
-/// Most outcomes in one transaction, transactions at a time, and most outcomes that wait for one: more are never in flight.
+/// Most outcomes in one transaction, transactions at a time, and most outcomes that wait for one: more are never in flight, with the largest
+/// settings.
 ///
 /// Two at a time, so that one is being worked on by Postgres while the other is being forced to the disk or put together here. They are about
 /// different jobs, so that they wait for each other only where both tell of the same receiver, or of the upstream.
 const LARGEST: usize = 512;
 const AT_ONCE: usize = 2;
-const WAITING: usize = 8192;
+const WAITING: usize = 65_536;
 
 /// The longest a write may take; beyond, the connection is taken for dead.
 const WRITE_WITHIN: Duration = Duration::from_secs(15);
@@ -78,7 +80,7 @@ impl<O: Outcome> Finisher<O> {
 }
 
 /// Writes `outcomes` together, again and again while Postgres is away. What Postgres refuses is written one by one, so that one bad
-/// outcome spoils no other; its job is due again when the lease runs out.
+/// outcome spoils no other; its job is due again when the lease runs out. So is what somebody holds a row of.
 async fn write_all<O: Outcome>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Finished>> {
     match write_patiently(store, &outcomes).await {
         Ok(written) => written.into_iter().map(Some).collect(),
@@ -87,15 +89,15 @@ async fn write_all<O: Outcome>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Fi
             vec![None]
         }
         Err(_) => {
-            let mut results = Vec::with_capacity(outcomes.len());
-            for outcome in outcomes {
+            let alone = outcomes.into_iter().map(|outcome| async move {
                 let written = write_patiently(store, std::slice::from_ref(&outcome)).await;
                 if let Err(error) = &written {
                     tracing::error!(queue = O::QUEUE, error = display_chain(error), "an outcome was refused");
                 }
-                results.push(written.ok().and_then(|written| written.first().copied()));
-            }
-            results
+                written.ok().and_then(|written| written.first().copied())
+            });
+            // Those that are held up must not hold up the others.
+            join_all(alone).await
         }
     }
 }
@@ -105,6 +107,7 @@ async fn write_patiently<O: Outcome>(store: &Store, outcomes: &[O]) -> Result<Ve
     loop {
         let written = tokio::time::timeout(WRITE_WITHIN, O::write(store, outcomes)).await;
         match written.unwrap_or_else(|_| Err(StoreError::timed_out())) {
+            Err(error @ StoreError::Contended(_)) if outcomes.len() > 1 => return Err(error),
             Err(error @ (StoreError::Unavailable(_) | StoreError::Contended(_))) => {
                 if delay == SHORTEST_PAUSE {
                     tracing::warn!(queue = O::QUEUE, error = display_chain(&error), "can't write outcomes; trying until it works");

@@ -30,12 +30,25 @@ pub(super) struct Slot {
     pub(super) taken_until: OffsetDateTime,
 }
 
+/// When a claim was sent, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    steady: Instant,
+    wall: SystemTime,
+}
+
+impl Asked {
+    /// Now. To be called before the statement is sent: a machine may be suspended while it runs.
+    pub(super) fn now() -> Self {
+        Self { steady: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
 impl Lease {
     /// A lease that was claimed by a statement sent at `asked`, for `length`. Postgres counts from when it ran the statement, which
     /// was later; so this process thinks the lease ends no later than Postgres does, whatever the two clocks show.
-    pub(super) fn new(job: JobId, token: Uuid, asked: Instant, length: Duration) -> Self {
-        let wall = SystemTime::now() + length.saturating_sub(asked.elapsed());
-        Self { job, token, slot: None, ends: asked + length, ends_by_the_wall: wall }
+    pub(super) fn new(job: JobId, token: Uuid, asked: Asked, length: Duration) -> Self {
+        Self { job, token, slot: None, ends: asked.steady + length, ends_by_the_wall: asked.wall + length }
     }
 
     /// The same, with a slot of the upstream's budget.
@@ -76,4 +89,21 @@ pub enum Finished {
     Written,
     /// The lease had run out and somebody else has the job, or had it: nothing of it was written.
     LeaseLost,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_was_suspended_while_it_claimed_has_no_lease_left() {
+        const LENGTH: Duration = Duration::from_secs(40);
+        let lease = |asked| Lease::new(JobId(1), Uuid::nil(), asked, LENGTH);
+        assert!(lease(Asked::now()).left() > LENGTH / 2);
+        // The steady clock stood still.
+        assert_eq!(lease(Asked { wall: SystemTime::now() - Duration::from_mins(10), ..Asked::now() }).left(), Duration::ZERO);
+        // The clock on the wall was set back.
+        let set_back = Asked { steady: Instant::now().checked_sub(Duration::from_mins(10)).unwrap(), wall: SystemTime::now() };
+        assert_eq!(lease(set_back).left(), Duration::ZERO);
+    }
 }

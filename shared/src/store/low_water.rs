@@ -38,6 +38,9 @@ impl LowWater {
 /// Looking at all takes no more than this share of the time.
 const ONE_IN: u32 = 10;
 
+/// A look at all that failed is repeated after this. So is one that took longer than a look can: the process, or Postgres, stood still.
+const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
 /// Longer than a statement may take.
 const WITHIN: Duration = Duration::from_secs(15);
 
@@ -90,7 +93,7 @@ impl Marks {
         if due && !quick {
             tokio::spawn(self.clone().look_behind(mark));
         }
-        Look { marks: self.clone(), mark, all: due && quick, began: Instant::now(), reached: LowWater::default() }
+        Look { marks: self.clone(), mark, all: due && quick, began: Instant::now(), reached: None }
     }
 
     /// How soon a look may find what the last one could not see.
@@ -103,15 +106,15 @@ impl Marks {
         let began = Instant::now();
         // A server that has vanished without a word must not be the last that was asked.
         let found = match tokio::time::timeout(WITHIN, self.store.behind(mark)).await {
-            Ok(Ok(found)) => found,
+            Ok(Ok(found)) => Some(found),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "can't look for jobs behind the low-water mark");
-                LowWater::default()
+                None
             }
-            Err(_) => LowWater::default(),
+            Err(_) => None,
         };
-        self.come().looked_at_all(began, found);
-        if found != LowWater::default() {
+        self.come().looked_at_all(began.elapsed(), found);
+        if found.is_some_and(|found| found != LowWater::default()) {
             self.wake.notify_one();
         }
     }
@@ -122,10 +125,13 @@ impl Marks {
 }
 
 impl Come {
-    fn looked_at_all(&mut self, began: Instant, reached: LowWater) {
-        self.all_took = began.elapsed();
-        self.all_again = Some(Instant::now() + self.all_took * ONE_IN);
-        self.mark = reached.or(self.mark);
+    /// Nothing `reached`: the look failed. Nobody waits for the next one then, if this one took long; but it is made soon, because what was
+    /// given back meanwhile lies behind the mark.
+    fn looked_at_all(&mut self, took: Duration, reached: Option<LowWater>) {
+        let rest = if reached.is_some() && took <= WITHIN { took * ONE_IN } else { AGAIN_AFTER_FAILURE };
+        self.all_took = took;
+        self.all_again = Some(Instant::now() + rest);
+        self.mark = reached.unwrap_or_default().or(self.mark);
     }
 }
 
@@ -136,7 +142,7 @@ pub struct Look {
     mark: LowWater,
     all: bool,
     began: Instant,
-    reached: LowWater,
+    reached: Option<LowWater>,
 }
 
 impl Look {
@@ -154,7 +160,7 @@ impl Look {
 
     /// The next one may begin there. Where that says nothing, nothing is known about where to go on.
     pub fn has_reached(&mut self, reached: LowWater) {
-        self.reached = reached;
+        self.reached = Some(reached);
     }
 }
 
@@ -162,10 +168,10 @@ impl Drop for Look {
     fn drop(&mut self) {
         let mut come = self.marks.come();
         if self.all {
-            come.looked_at_all(self.began, self.reached);
+            come.looked_at_all(self.began.elapsed(), self.reached);
         } else if come.mark == self.mark {
             // Unless it was taken back meanwhile.
-            come.mark = self.reached.or(self.mark);
+            come.mark = self.reached.unwrap_or_default().or(self.mark);
         }
     }
 }
@@ -197,5 +203,27 @@ impl Store {
         .fetch_one(&self.database)
         .await?;
         Ok(LowWater { fresh: first.fresh, retries: first.retries, slots: first.slots })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After how long all is looked at again, if the last look took so long.
+    fn again_after(took: Duration, reached: Option<LowWater>) -> Duration {
+        let mut come = Come { mark: LowWater::default(), all_took: Duration::ZERO, all_again: None };
+        let before = Instant::now();
+        come.looked_at_all(took, reached);
+        come.all_again.unwrap() - before
+    }
+
+    #[test]
+    fn a_look_that_was_slow_is_repeated_late_and_one_that_failed_or_stood_still_soon() {
+        let slow = Duration::from_secs(5);
+        assert!(again_after(slow, Some(LowWater::default())) >= slow * ONE_IN);
+        let soon = AGAIN_AFTER_FAILURE..AGAIN_AFTER_FAILURE * 2;
+        assert!(soon.contains(&again_after(slow, None)));
+        assert!(soon.contains(&again_after(Duration::from_mins(3), Some(LowWater::default()))));
     }
 }

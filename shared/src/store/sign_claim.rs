@@ -21,9 +21,9 @@
 //! All of it is committed before any work starts. Killed before the commit, nothing happened; after it, the lease expires by itself,
 //! and the slot with it, a window later.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::lease::Slot;
+use super::lease::{Asked, Slot};
 use super::low_water::{LATE_BY, LowWater};
 use super::upstream::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
@@ -59,7 +59,7 @@ impl Store {
     /// # Errors
     /// Those of a statement; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
     pub async fn claim_sign_jobs(&self, most: usize, lease: Duration, rate: Rate, from: LowWater) -> Result<(Claimed<SignJob>, LowWater)> {
-        let asked = Instant::now();
+        let asked = Asked::now();
         let rows = sqlx::query!(
             r#"-- sign.claim
             with gate as materialized (
@@ -253,7 +253,7 @@ impl Store {
     /// # Errors
     /// Those of a statement.
     pub async fn claim_overdue_sign_jobs(&self, deadline: Duration, most: u32, lease: Duration) -> Result<Vec<(Lease, MessageDigest)>> {
-        let asked = Instant::now();
+        let asked = Asked::now();
         let rows = sqlx::query!(
             r#"-- sign.claim_overdue
             with overdue as materialized (

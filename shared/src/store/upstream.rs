@@ -251,7 +251,9 @@ impl Store {
 }
 
 /// If another server has taken over since the slots were set: each waits as if it had been used just now, by the clock of this one; and one
-/// that is in use, as if it had been claimed just now. A clock that is behind makes slots wait longer by itself.
+/// that is in use, as if it had been claimed just now, and so does the lease it is used under. A clock that is behind makes slots and leases
+/// wait longer by itself. What somebody finishes at this moment is passed over: claims and finishes lock jobs before slots, this the other way
+/// round.
 async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
     sqlx::query!(
         "-- upstream.take_over
@@ -260,14 +262,24 @@ async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
             where timeline is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
             returning only_row
         ),
+        leased as materialized (
+            select id from jobs
+            where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null and exists (select from taken_over)
+            for no key update skip locked
+        ),
         claimed as (
-            select lease_token, leased_at from jobs where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null
+            update jobs set leased_until = greatest(leased_until, now() + (leased_until - leased_at))
+            from leased where jobs.id = leased.id
+            returning jobs.lease_token, jobs.leased_at
+        ),
+        -- All jobs are looked at once, and not once for each slot.
+        used as materialized (
+            select s.ctid as place, c.leased_at from upstream_slots s left join claimed c using (lease_token)
         )
         update upstream_slots s
-        set free_at = greatest(s.free_at, now() + coalesce(
-            (select s.free_at - c.leased_at from claimed c where c.lease_token = s.lease_token), s.window_length * $1::float8
-        ))
-        where exists (select from taken_over) and s.free_at > '-infinity'",
+        set free_at = greatest(s.free_at, now() + coalesce(s.free_at - used.leased_at, s.window_length * $1::float8))
+        from used
+        where s.ctid = used.place and exists (select from taken_over) and s.free_at > '-infinity'",
         CLOCKS_DRIFT,
     )
     .execute(&mut *transaction)

@@ -25,11 +25,12 @@
 //! whether a receiver fails.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use super::lease::Asked;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
 use crate::encryption::{EncryptionError, Place, Stored};
@@ -135,7 +136,7 @@ impl Store {
     /// # Errors
     /// Those of a statement; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
     pub async fn claim_webhook_jobs(&self, wanted: &Wanted, lease: Duration) -> Result<ClaimedWebhooks> {
-        let asked = Instant::now();
+        let asked = Asked::now();
         let (held_by, held): (Vec<Uuid>, Vec<i32>) =
             wanted.held.iter().map(|(receiver, jobs)| (receiver.0, i32::try_from(*jobs).unwrap_or(i32::MAX))).unzip();
         let rows = sqlx::query!(

@@ -250,6 +250,20 @@ async fn a_job_counts_the_requests_that_are_attached_to_it_either_way() {
 }
 
 #[tokio::test]
+async fn no_more_requests_wait_for_one_message_than_one_statement_can_end() {
+    let f = Fixture::new().await;
+    f.post("m").await;
+    f.run("update jobs set attached = 9999").await;
+    let group = [f.request("m"), f.request("m"), f.request("n")];
+    let accepted = f.store.accept(&group, u64::MAX).await.unwrap();
+    let full: Vec<bool> = accepted.iter().map(|accepted| *accepted == Accepted::Full).collect();
+    assert_eq!(full, [false, true, false]);
+    let job = f.claim(1).await.remove(0);
+    assert_eq!(f.finish(job, Ending::Signed("s".to_owned())).await, Finished::Written);
+    assert!(matches!(f.accept(f.request("m")).await, Accepted::Stored { settled: true, .. }), "who asks later does not wait for it");
+}
+
+#[tokio::test]
 async fn bytes_that_text_cannot_hold_survive() {
     let f = Fixture::new().await;
     let message = "\0 a\n\u{7f}🦀 é\u{301} ";

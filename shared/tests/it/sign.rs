@@ -221,13 +221,63 @@ async fn a_pause_holds_every_slot() {
     let f = Fixture::new().await;
     post_many(&f, 5).await;
     let job = f.claim(1).await.remove(0);
-    let paused = SignFinish { upstream: UpstreamNews::Pause(Duration::from_secs(30)), ..finish(job, Ending::Unavailable) };
+    let paused =
+        SignFinish { upstream: UpstreamNews::Pause { length: Duration::from_secs(30), probed: false }, ..finish(job, Ending::Unavailable) };
     f.store.finish_sign_jobs(&[paused]).await.unwrap();
     let claimed = f.claimed(10).await.unwrap();
     assert!(claimed.jobs.is_empty());
     assert!(claimed.next_in.unwrap() > Duration::from_secs(28));
     f.run("update upstream set paused_until = now()").await;
     assert_eq!(f.claim(10).await.len(), 5);
+}
+
+/// The circuit breaker is open after so many failures, and a probe is due.
+async fn probe_is_due(f: &Fixture, failures: u32) {
+    f.run(&format!(
+        "update upstream set breaker_failures = {failures}, breaker_reason = 'connection', breaker_at = now(), probe_at = now()"
+    ))
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_worker_that_lost_its_lease_says_of_the_upstream_changes_nothing() {
+    let f = Fixture::new().await;
+    post_many(&f, 3).await;
+    probe_is_due(&f, 9).await;
+    let stood_still = f.claim(1).await.remove(0);
+    f.run(EXPIRE).await;
+    f.run("update upstream set probe_at = now()").await;
+    let probe = f.claim(1).await.remove(0);
+    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(probe, Ending::Signed("s".to_owned())) };
+    f.store.finish_sign_jobs(&[up]).await.unwrap();
+    let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 10 };
+    f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(stood_still, Ending::Unavailable) }]).await.unwrap();
+    assert_eq!(f.store.upstream().await.unwrap().unwrap().breaker, None, "it stays closed");
+
+    let stood_still = f.claim(1).await.remove(0);
+    f.run(EXPIRE).await;
+    let _other = f.claim(2).await;
+    probe_is_due(&f, 1).await;
+    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(stood_still, Ending::Signed("s".to_owned())) };
+    f.store.finish_sign_jobs(&[up]).await.unwrap();
+    assert!(f.store.upstream().await.unwrap().unwrap().breaker.is_some(), "it stays open");
+}
+
+#[tokio::test]
+async fn a_probe_that_is_asked_to_wait_has_been_answered_and_one_that_was_not_made_is_somebody_elses_at_once() {
+    let f = Fixture::new().await;
+    post_many(&f, 3).await;
+    probe_is_due(&f, 3).await;
+    let job = f.claim(1).await.remove(0);
+    assert!(f.claim(1).await.is_empty());
+    let not_made = UpstreamNews::NotProbed { failures: job.breaker_failures };
+    f.store.finish_sign_jobs(&[SignFinish { called: false, upstream: not_made, ..finish(job, Ending::Released) }]).await.unwrap();
+    let job = f.claim(1).await.remove(0);
+    assert_eq!(job.breaker_failures, 3);
+    let paused = UpstreamNews::Pause { length: Duration::from_secs(5), probed: true };
+    f.store.finish_sign_jobs(&[SignFinish { upstream: paused, ..finish(job, Ending::Unavailable) }]).await.unwrap();
+    let upstream = f.store.upstream().await.unwrap().unwrap();
+    assert!(upstream.breaker.is_none() && upstream.paused_for > Duration::from_secs(3), "{upstream:?}");
 }
 
 #[tokio::test]

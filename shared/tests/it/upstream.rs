@@ -1,6 +1,6 @@
 use shared::store::low_water::LowWater;
 use shared::store::sign_finish::Ending;
-use shared::store::upstream::{Agreement, WorkerId};
+use shared::store::upstream::{Agreement, SEEN_EVERY, WorkerId};
 
 use crate::fixture::{Fixture, LEASE};
 
@@ -117,7 +117,8 @@ async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
     // The clock of the server that has taken over is two minutes ahead.
     f.run(
         "update upstream_slots set free_at = free_at - interval '2 min' where free_at > '-infinity';
-        update jobs set leased_at = leased_at - interval '2 min', next_run_at = next_run_at - interval '2 min'
+        update jobs set leased_at = leased_at - interval '2 min', leased_until = leased_until - interval '2 min',
+            next_run_at = next_run_at - interval '2 min'
         where lease_token is not null;
         update upstream set timeline = '00000000'",
     )
@@ -131,5 +132,24 @@ async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
     };
     assert_eq!(waits("min").await, 60, "the one that was used: a window");
     assert_eq!(waits("max").await, 120, "the one that is in use: until its lease is over, too");
-    assert_eq!(f.claim(10).await.len(), 1, "the slots that were never used are free");
+    let free = f.claim(10).await;
+    assert_eq!(free.len(), 1, "the slots that were never used are free, but nobody calls for a message that may be with the upstream");
+    assert_eq!(free[0].message.text(), "m2");
+}
+
+#[tokio::test]
+async fn a_failover_with_thousands_of_slots_and_jobs_is_seen_through_while_workers_say_that_they_live() {
+    let f = Fixture::without_rate().await;
+    f.agree("3000/60s").await;
+    f.run(
+        "with new as (insert into messages (digest, body) select sha256(n::text::bytea), n::text::bytea from generate_series(1, 20000) n returning id)
+        insert into jobs (kind, message_id) select 'sign', id from new",
+    )
+    .await;
+    let held = f.claim(100).await;
+    f.run("update upstream_slots set free_at = now() where free_at = '-infinity'; update upstream set timeline = '00000000'").await;
+    let stay = f.store.stay_worker(WorkerId::generate(), "3000/60s".parse().unwrap());
+    assert_eq!(tokio::time::timeout(SEEN_EVERY, stay).await.expect("in time").unwrap(), Agreement::Agreed);
+    let waiting = "select count(*) from upstream_slots where free_at > now() + interval '55 s'";
+    assert_eq!((f.number(waiting).await, held.len()), (3000, 100));
 }

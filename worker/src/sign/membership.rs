@@ -63,6 +63,7 @@ impl Membership {
     /// # Errors
     /// If others, who had to take this worker for dead, work with another rate by now. What is claimed is finished; nothing more is.
     pub async fn keep(self, stop: CancellationToken) -> Result<(), StartError> {
+        let mut failing = false;
         while !stop.is_cancelled() {
             let stay = tokio::time::timeout(SEEN_EVERY, self.store.stay_worker(self.worker, self.rate));
             let stayed = tokio::select! {
@@ -70,9 +71,13 @@ impl Membership {
                 () = stop.cancelled() => return Ok(()),
             };
             match stayed {
-                Ok(Agreement::Agreed) => {}
+                Ok(Agreement::Agreed) => failing = false,
                 Ok(Agreement::Differs(others)) => return Err(StartError::Settings(differs(self.rate, others))),
-                Err(error) => tracing::debug!(error = display_chain(&error), "can't say that this worker lives"),
+                // Once per outage, not once per try.
+                Err(error) if !std::mem::replace(&mut failing, true) => {
+                    tracing::warn!(error = display_chain(&error), "can't say that this worker lives; trying on");
+                }
+                Err(_) => {}
             }
             tokio::select! {
                 () = stop.cancelled() => {}

@@ -83,6 +83,9 @@ const PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins
 /// The longest pause that an upstream can ask for: more is a mistake, and would stop everything.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
+/// With less time than this before its deadline a message is not tried again.
+const SHORTEST_CHANCE: Duration = Duration::from_secs(1);
+
 impl Policy {
     /// The policy of the settings.
     ///
@@ -118,7 +121,7 @@ impl Policy {
             }
             Outcome::Throttled(wait) => {
                 let pause = wait.unwrap_or(job.interval).clamp(job.interval, LONGEST_PAUSE.max(job.interval));
-                (Ending::Unavailable, UpstreamNews::Pause(pause))
+                (Ending::Unavailable, UpstreamNews::Pause { length: pause, probed: job.breaker_failures > 0 })
             }
         }
     }
@@ -133,13 +136,36 @@ impl Policy {
             let failure = Failed { attempt: job.attempt, competing: job.competing, interval: job.interval, age: job.age };
             self.backoff.delay(failure, rng)
         };
-        if job.age + delay >= self.deadline { Ending::Failed(Failure::DeadlineExceeded) } else { Ending::Retry(delay) }
+        match before_deadline(delay, self.deadline.saturating_sub(job.age)) {
+            Some(delay) => Ending::Retry(delay),
+            None => Ending::Failed(Failure::DeadlineExceeded),
+        }
     }
+}
+
+/// The delay, or a shorter one if that would be too late: nobody is told that it is too late while there is time. Nothing, if hardly any is left.
+fn before_deadline(delay: Duration, left: Duration) -> Option<Duration> {
+    (left >= SHORTEST_CHANCE).then(|| if delay < left { delay } else { left / 2 })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn while_there_is_time_a_message_is_tried_again_however_long_the_delay_would_be() {
+        let [second, minute, hour] = [Duration::from_secs(1), Duration::from_mins(1), Duration::from_hours(1)];
+        assert_eq!(before_deadline(second, minute), Some(second));
+        assert_eq!(before_deadline(hour, minute), Some(minute / 2));
+        assert_eq!(before_deadline(second, second / 2), None);
+        let mut left = minute;
+        let mut tries = 0;
+        while let Some(delay) = before_deadline(hour, left) {
+            left -= delay;
+            tries += 1;
+        }
+        assert_eq!(tries, 6, "it ends");
+    }
 
     fn answered(status: u16, body: &str) -> Reply {
         Reply::Answered { status, body: Ok(body.as_bytes().to_vec()), retry_after: None }

@@ -75,6 +75,10 @@ impl Queue for SignQueue {
 impl SignQueue {
     async fn attempt(&self, job: SignJob, give_up: CancellationToken) -> SignFinish {
         let digest = job.message.digest();
+        let not_probed = match job.breaker_failures {
+            0 => UpstreamNews::None,
+            failures => UpstreamNews::NotProbed { failures },
+        };
         let unsent = |job: SignJob, ending, error| SignFinish {
             lease: job.lease,
             digest,
@@ -82,10 +86,10 @@ impl SignQueue {
             called: false,
             status: None,
             error,
-            upstream: UpstreamNews::None,
+            upstream: not_probed,
         };
         if self.policy.is_overdue(&job) {
-            return SignFinish::past_deadline(job.lease, digest);
+            return SignFinish { upstream: not_probed, ..SignFinish::past_deadline(job.lease, digest) };
         }
         let call = tokio::select! {
             biased;

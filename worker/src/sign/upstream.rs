@@ -14,6 +14,10 @@ use crate::settings::UpstreamSettings;
 /// Most bytes of a signature. An RSA signature of 4096 bits has 684 in base64.
 pub const LARGEST_SIGNATURE: usize = 64 * 1024;
 
+/// The longest that connecting may take, TLS included. A host that answers nothing at all is away for every message, and a call that was not
+/// connected has not been made.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
 /// What came back from a call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -76,6 +80,8 @@ impl Upstream {
             // A kept-alive connection that the upstream is just closing would fail a call that has to be counted. At ten calls a minute,
             // a fresh connection costs nothing.
             .pool_max_idle_per_host(0)
+            // Sooner than the whole call times out, or one could not be told from the other.
+            .connect_timeout(CONNECT_WITHIN.min(settings.upstream_timeout / 2))
             .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")))
             .build()?;
         let sign = format!("{}/crypto/sign?message=", url.as_str().trim_end_matches('/'));

@@ -1,5 +1,7 @@
 //! The upstream's faults, the receivers' faults, and what becomes of a request.
 
+use std::time::Duration;
+
 use devkit::receiver::{Behaviour, Misbehaviour};
 use devkit::upstream::{FaultKind, SimulatorOptions, When};
 use shared::contract::{Status, WebhookStatus};
@@ -40,6 +42,26 @@ async fn a_wrong_upstream_key_burns_no_attempts() {
     let states = world.settled(&ids).await;
     assert!(states.iter().all(|state| state.status == Status::Signed && state.attempts == 1), "{states:?}");
     assert!(world.upstream.audit().sign_calls <= 6, "{:?}", world.upstream.audit());
+}
+
+#[tokio::test]
+async fn an_upstream_whose_host_answers_nothing_at_all_burns_no_attempts() {
+    let world = reliable().await;
+    // A listener whose queue is full: Linux drops who wants to connect, as a firewall does, or a host that is gone.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let silent = socket.listen(1).unwrap();
+    let address = silent.local_addr().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(connected) = tokio::time::timeout(Duration::from_millis(500), tokio::net::TcpStream::connect(address)).await {
+        queue.push(connected.unwrap());
+    }
+    let _worker = world.worker(&[("UPSTREAM_URL", &format!("http://{address}")), ("UPSTREAM_TIMEOUT", "2s")]);
+    let ids = world.post(numbered(1)).await;
+    until("the circuit breaker is open", async || world.store.upstream().await.unwrap().is_some_and(|state| state.breaker.is_some())).await;
+    let state = world.states(&ids).await.remove(0);
+    assert_eq!((state.status, state.attempts), (Status::Pending, 0));
+    assert_eq!(state.last_error.unwrap().code, "connection");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod budget;
 mod claims;
 mod examples;
 mod faults;
+mod finisher;
 mod hostile;
 mod webhooks;
 mod world;

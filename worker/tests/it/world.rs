@@ -54,6 +54,10 @@ impl World {
         Self { store, upstream, receiver, key, database, rate: rate.to_owned() }
     }
 
+    pub(crate) fn database(&self) -> &str {
+        &self.database
+    }
+
     pub(crate) fn worker(&self, more: &[(&str, &str)]) -> Process {
         let listen = format!("127.0.0.1:{}", free_port().unwrap());
         let url = self.upstream.url();

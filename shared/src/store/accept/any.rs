@@ -11,10 +11,14 @@ use crate::forecast::Waiting;
 use crate::store::database::Transaction;
 use crate::store::{Hint, JobKind, Result, Store, StoreError};
 
+/// Most requests that wait for one message. When it ends, a webhook job is inserted for each of them, in the statement that writes the outcome:
+/// with very many that statement would take too long, ever again.
+const MOST_ATTACHED: i32 = 10_000;
+
 impl Store {
     /// Stores `requests` together, durably, and tells the workers once if there is something new to do. One result per request, in order.
     /// No more than `most_pending` are unfinished at a time; what others store at the same moment is not seen, and may exceed it: see
-    /// `pending`.
+    /// `pending`. And no more than 10,000 wait for one message.
     ///
     /// # Errors
     /// Those of a statement; then nothing was stored, or (if the connection broke during the commit) all was.
@@ -84,22 +88,27 @@ impl Store {
             ),
             -- One per idempotency key; what was not asked for with one is always new.
             wanted as materialized (
-                select distinct on (p.same_as) p.*, m.id as message, done.id is not null as signed, done.id as signed_by, live.id as live_job
+                select distinct on (p.same_as) p.*, m.id as message, done.id is not null as signed, done.id as signed_by, live.id as live_job,
+                    coalesce(live.attached, 0) as attached
                 from posted p
                 cross join lateral (select id from messages m where m.digest = p.digest limit 1) m
                 left join lateral (
                     select id from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'succeeded' limit 1
                 ) done on true
                 left join lateral (
-                    select id from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'pending' limit 1
+                    select id, attached from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'pending' limit 1
                 ) live on true
                 where not exists (select from earlier e where e.ord = p.ord)
                 order by p.same_as, p.ord
             ),
             -- What is signed already is finished at once; of the others, as many as there is room for.
             admitted as materialized (
-                select * from (select *, row_number() over (partition by signed order by ord) as place from wanted) w
-                where signed or place <= $9::bigint
+                select * from (
+                    select *, row_number() over (partition by signed order by ord) as place,
+                        row_number() over (partition by message order by ord) as seat
+                    from wanted
+                ) w
+                where signed or place <= $9::bigint and attached + seat <= $14::int
             ),
             opened as (
                 insert into jobs (kind, message_id, traceparent, attached)
@@ -166,6 +175,7 @@ impl Store {
             &columns.sealed_with as &[Option<String>],
             &columns.older_of,
             &columns.older_payloads as _,
+            MOST_ATTACHED,
         )
         .fetch_all(&mut transaction)
         .await?;
