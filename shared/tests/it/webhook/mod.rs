@@ -1,0 +1,88 @@
+//! Webhook jobs: what the tests share.
+
+mod claim;
+mod delivery;
+mod receivers;
+mod replay;
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use shared::contract::{DeliveryOutcome, WebhookStatus};
+use shared::store::Finished;
+use shared::store::deliveries::Replay;
+use shared::store::webhook_claim::{ClaimedWebhooks, ReceiverId, Wanted, WebhookJob};
+use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
+use uuid::Uuid;
+
+use crate::fixture::{Fixture, LEASE, id, webhook_to};
+
+/// Stores a request with a webhook to `url` whose outcome is there.
+async fn told_at(f: &Fixture, url: &str) -> Uuid {
+    if f.number("select count(*) from jobs where signature is not null").await == 0 {
+        f.signed("a").await;
+    }
+    let webhook = webhook_to(url, [("x".to_owned(), "y".to_owned())].into());
+    let request = shared::store::accept::NewRequest { webhook: Some(webhook), ..f.request("a") };
+    id(&f.accept(request).await)
+}
+
+async fn told(f: &Fixture) -> Uuid {
+    told_at(f, "http://example.com/hook").await
+}
+
+/// As many webhooks to `url` that have been due for an hour; to receivers that are all different, if `scattered`.
+async fn flood(f: &Fixture, url: &str, count: usize, scattered: bool) {
+    let request = told_at(f, url).await;
+    let receiver = if scattered { "gen_random_uuid()" } else { "null" };
+    f.run(&format!(
+        "with copies as (
+            insert into requests (id, api_key_id, sign_job_id, payload_digest, webhook_url)
+            select gen_random_uuid(), api_key_id, sign_job_id, payload_digest, webhook_url from requests, generate_series(1, {count})
+            where id = '{request}'
+            returning id
+        )
+        insert into jobs (kind, request_id, receiver, next_run_at) select 'webhook', id, {receiver}, now() - interval '1 h' from copies;
+        analyze"
+    ))
+    .await;
+}
+
+async fn claimed(f: &Fixture, wanted: &Wanted) -> ClaimedWebhooks {
+    f.store.claim_webhook_jobs(wanted, LEASE).await.unwrap()
+}
+
+async fn claim(f: &Fixture) -> Vec<WebhookJob> {
+    claimed(f, &Wanted::up_to(10)).await.claimed.jobs
+}
+
+fn finish_of(job: WebhookJob, ending: Delivery, status: u16, receiver: ReceiverNews) -> WebhookFinish {
+    let took = Duration::from_millis(7);
+    WebhookFinish { lease: job.lease, ending, status: Some(status), error: None, took, response: Some(b"answer".to_vec()), receiver }
+}
+
+async fn finish(f: &Fixture, job: WebhookJob, ending: Delivery, status: u16) -> Finished {
+    f.store.finish_webhook_jobs(&[finish_of(job, ending, status, ReceiverNews::Works { slow: false })]).await.unwrap()[0]
+}
+
+/// The receiver fails; the next probe may follow after `pause`.
+async fn fail(f: &Fixture, job: WebhookJob, pause: Duration) {
+    let news = ReceiverNews::Fails { before: job.failures, pause };
+    f.store.finish_webhook_jobs(&[finish_of(job, Delivery::Retry(Duration::ZERO), 500, news)]).await.unwrap();
+}
+
+/// Claims a webhook and delivers it.
+pub(crate) async fn deliver(f: &Fixture) {
+    let job = claim(f).await.remove(0);
+    assert_eq!(finish(f, job, Delivery::Delivered, 200).await, Finished::Written);
+}
+
+/// Makes the receiver of `url` known as one that works.
+async fn proven(f: &Fixture, url: &str) {
+    told_at(f, url).await;
+    deliver(f).await;
+}
+
+async fn state(f: &Fixture, id: Uuid) -> shared::contract::WebhookState {
+    f.store.requests(&[id]).await.unwrap()[&id].request.webhook.clone().unwrap()
+}

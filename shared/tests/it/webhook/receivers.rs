@@ -1,0 +1,203 @@
+//! What is known of receivers: that they fail, are slow, are new, are gone.
+
+use super::*;
+
+#[tokio::test]
+async fn what_a_process_may_have_of_one_receiver_is_its_own_bound_whatever_another_has() {
+    let f = Fixture::new().await;
+    proven(&f, "http://example.com/").await;
+    for _ in 0..9 {
+        told(&f).await;
+    }
+    let wanted = Wanted { per_receiver: 3, ..Wanted::up_to(10) };
+    let (one, other) = tokio::join!(claimed(&f, &wanted), claimed(&f, &wanted));
+    assert_eq!((one.claimed.jobs.len(), other.claimed.jobs.len()), (3, 3));
+    let full = Wanted { held: vec![(one.claimed.jobs[0].receiver, 3)], ..wanted };
+    assert!(claimed(&f, &full).await.claimed.jobs.is_empty());
+}
+
+#[tokio::test]
+async fn deliveries_that_fail_together_count_once_and_one_that_works_makes_up_for_them() {
+    let f = Fixture::new().await;
+    proven(&f, "http://example.com/").await;
+    for _ in 0..4 {
+        told(&f).await;
+    }
+    let jobs = claim(&f).await;
+    assert_eq!(jobs.len(), 4);
+    let fails =
+        |job: WebhookJob| finish_of(job, Delivery::Retry(Duration::ZERO), 500, ReceiverNews::Fails { before: 0, pause: Duration::ZERO });
+    let mut finishes: Vec<_> = jobs.into_iter().map(fails).collect();
+    let last = finishes.pop().unwrap();
+    let second = finishes.pop().unwrap();
+    f.store.finish_webhook_jobs(&finishes).await.unwrap();
+    f.store.finish_webhook_jobs(&[second]).await.unwrap();
+    assert_eq!(f.number("select failures::bigint from receivers").await, 1);
+    let works = WebhookFinish { receiver: ReceiverNews::Works { slow: false }, ending: Delivery::Delivered, ..last };
+    f.store.finish_webhook_jobs(&[works]).await.unwrap();
+    assert_eq!(f.number("select failures::bigint from receivers where failing_since is null").await, 0);
+}
+
+#[tokio::test]
+async fn a_probe_that_is_given_back_lets_the_next_one_follow_at_once() {
+    let f = Fixture::new().await;
+    told(&f).await;
+    let job = claim(&f).await.remove(0);
+    let news = ReceiverNews::None { before: job.failures };
+    f.store.finish_webhook_jobs(&[finish_of(job, Delivery::Released, 0, news)]).await.unwrap();
+    assert_eq!(claim(&f).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_job_that_waits_is_announced_with_the_time_of_its_receivers_probe() {
+    let f = Fixture::new().await;
+    told(&f).await;
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::from_secs(30)).await;
+    let next = claimed(&f, &Wanted::up_to(10)).await.claimed.next_in.unwrap();
+    assert!(next > Duration::from_secs(25) && next <= Duration::from_secs(30), "{next:?}");
+}
+
+#[tokio::test]
+async fn webhooks_of_a_receiver_that_is_lost_are_exhausted_in_the_end_and_others_are_not() {
+    let f = Fixture::new().await;
+    let lost = told_at(&f, "http://lost.example/").await;
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::from_hours(1)).await;
+    let age = Duration::from_hours(24);
+    assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 0);
+    f.run(
+        "update receivers set failing_since = now() - interval '2 days';
+        update jobs set next_run_at = now() - interval '2 days' where state = 'pending'",
+    )
+    .await;
+    // Nobody watched: the next failure begins a new time.
+    f.run("update receivers set probe_at = now() - interval '2 h'").await;
+    assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 0);
+    let job = claim(&f).await.remove(0);
+    assert_eq!(f.number("select count(*) from receivers where failing_since > now() - interval '1 h'").await, 1);
+    fail(&f, job, Duration::from_hours(1)).await;
+    f.run(
+        "update receivers set failing_since = now() - interval '2 days';
+        update jobs set next_run_at = now() - interval '2 days' where state = 'pending'",
+    )
+    .await;
+    // It has been due for as long, because no worker was there; its receiver did nothing wrong.
+    let patient = told_at(&f, "http://patient.example/").await;
+    f.run("update jobs set next_run_at = now() - interval '2 days' where state = 'pending'").await;
+    assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 1);
+    assert_eq!(state(&f, lost).await.status, WebhookStatus::Exhausted);
+    assert_eq!(state(&f, patient).await.status, WebhookStatus::Pending);
+    assert_eq!(f.store.replay(lost, None).await.unwrap(), Replay::Sending);
+}
+
+#[tokio::test]
+async fn receivers_that_nobody_needs_are_forgotten() {
+    let f = Fixture::new().await;
+    proven(&f, "http://old.example/").await;
+    told_at(&f, "http://busy.example/").await;
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::ZERO).await;
+    f.run("update receivers set changed_at = now() - interval '2 days'").await;
+    f.store.forget_receivers_and_secrets(Duration::from_hours(24), 10).await.unwrap();
+    assert_eq!(f.number("select count(*) from receivers").await, 1);
+}
+
+#[tokio::test]
+async fn more_receivers_to_forget_than_fit_into_one_statement_are_forgotten_by_the_next() {
+    let f = Fixture::new().await;
+    f.run("insert into receivers (receiver, changed_at) select gen_random_uuid(), now() - interval '2 days' from generate_series(1, 25)")
+        .await;
+    let mut forgotten = Vec::new();
+    for _ in 0..4 {
+        forgotten.push(f.store.forget_receivers_and_secrets(Duration::from_hours(24), 10).await.unwrap());
+    }
+    assert_eq!(forgotten, [10, 10, 5, 0]);
+}
+
+#[tokio::test]
+async fn among_two_hundred_that_fail_a_new_receiver_is_told_at_once_and_each_has_its_turn() {
+    let f = Fixture::new().await;
+    flood(&f, "http://hangs.example/", 199, true).await;
+    f.run("insert into receivers (receiver, failures) select receiver, 2 from jobs where kind = 'webhook'").await;
+    let wanted = Wanted { newcomers: 20, troubled: 20, ..Wanted::up_to(100) };
+    let mut served = std::collections::HashSet::new();
+    for round in 0..10 {
+        let new = told_at(&f, &format!("http://new{round}.example/")).await;
+        let jobs = claimed(&f, &wanted).await.claimed.jobs;
+        assert_eq!(jobs.len(), 21, "round {round}");
+        for job in jobs {
+            if job.request.id == new {
+                finish(&f, job, Delivery::Delivered, 200).await;
+            } else {
+                assert!(served.insert(job.receiver), "round {round}: before each has had its turn");
+                fail(&f, job, Duration::ZERO).await;
+            }
+        }
+    }
+    assert_eq!(served.len(), 200);
+}
+
+#[tokio::test]
+async fn receivers_that_nobody_knows_are_tried_in_the_order_in_which_they_came() {
+    let f = Fixture::new().await;
+    flood(&f, "http://hangs.example/", 60, true).await;
+    let wanted = Wanted { newcomers: 20, ..Wanted::up_to(100) };
+    let last = told_at(&f, "http://last.example/").await;
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        order.extend(claimed(&f, &wanted).await.claimed.jobs.into_iter().map(|job| job.request.id));
+    }
+    assert_eq!(order.len(), 62);
+    assert!(order[60..].contains(&last), "the others had been due for an hour, or were there before");
+}
+
+#[tokio::test]
+async fn a_slow_receiver_has_one_delivery_at_a_time_in_a_process_until_it_is_quick_again() {
+    let f = Fixture::new().await;
+    for _ in 0..6 {
+        told(&f).await;
+    }
+    for slow in [true, true, false] {
+        let mut jobs = claim(&f).await;
+        assert_eq!(jobs.len(), 1);
+        let held = Wanted { held: vec![(jobs[0].receiver, 1)], ..Wanted::up_to(10) };
+        assert!(claimed(&f, &held).await.claimed.jobs.is_empty());
+        let news = ReceiverNews::Works { slow };
+        f.store.finish_webhook_jobs(&[finish_of(jobs.remove(0), Delivery::Delivered, 200, news)]).await.unwrap();
+    }
+    let none_left = Wanted { troubled: 0, newcomers: 0, ..Wanted::up_to(10) };
+    assert_eq!(claimed(&f, &none_left).await.claimed.jobs.len(), 3);
+}
+
+#[tokio::test]
+async fn one_tenant_cannot_make_anothers_receiver_look_dead() {
+    let f = Fixture::new().await;
+    let other = crate::fixture::new_key(&f.store, "other").await;
+    proven(&f, "http://shared.example/mine").await;
+    let webhook = webhook_to("http://shared.example/theirs", [].into());
+    let theirs = shared::store::accept::NewRequest { key: other, webhook: Some(webhook), ..f.request("a") };
+    f.accept(theirs).await;
+    let job = claim(&f).await.remove(0);
+    fail(&f, job, Duration::from_hours(1)).await;
+    let mine = told_at(&f, "HTTP://Shared.Example/again?x=y").await;
+    let jobs = claim(&f).await;
+    assert_eq!((jobs.len(), jobs[0].request.id, jobs[0].failures), (1, mine, 0));
+}
+
+#[tokio::test]
+async fn however_its_address_is_spelled_a_receiver_is_one() {
+    let f = Fixture::new().await;
+    for url in [
+        "http:example.com/1",
+        "http:/example.com/2",
+        "http://example.com\\3",
+        "http://example.com:80",
+        "http://example.com./",
+        "http://%65xample.com/",
+    ] {
+        told_at(&f, url).await;
+    }
+    assert_eq!(f.number("select count(distinct receiver) from jobs where kind = 'webhook'").await, 1);
+    assert_eq!(claim(&f).await.len(), 1, "one probe for all");
+}
