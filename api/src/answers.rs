@@ -89,6 +89,8 @@ pub struct Stored {
     /// The answer, unless something is learned while it is waited for.
     known: SigningRequest,
     wait: Option<Wait>,
+    /// Whether a wait that was asked for is granted.
+    pub may_wait: bool,
 }
 
 /// Waiting for a request that is stored. Small: there are many who wait.
@@ -143,7 +145,8 @@ impl Answers {
     /// If it was not stored.
     pub async fn post(&self, request: NewRequest, arrived: Instant, wait: Duration) -> Result<Stored, NotStored> {
         let waiter = self.waiters.register(request.message.digest());
-        let wait = self.affordable(wait);
+        let may_wait = self.may_wait();
+        let wait = if may_wait { wait } else { Duration::ZERO };
         let known = Known::of(&request);
         let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
         let (id, created_at, settled, waiting) = match stored {
@@ -159,11 +162,11 @@ impl Answers {
             && deadline <= Instant::now()
         {
             let place = self.queue.place(waiting, created_at).await;
-            return Ok(Stored { known: known.pending(id, created_at, place), wait: None });
+            return Ok(Stored { known: known.pending(id, created_at, place), wait: None, may_wait });
         }
         let latest = arrived + ANSWER_WITHIN.max(wait + READ_AFTERWARDS);
         let wait = Wait { id, waiter, deadline, latest, fresh: !settled };
-        Ok(Stored { known: known.pending(id, created_at, None), wait: Some(wait) })
+        Ok(Stored { known: known.pending(id, created_at, None), wait: Some(wait), may_wait })
     }
 
     /// The state of a request once it is final, or when its time is up.
@@ -184,11 +187,12 @@ impl Answers {
         };
         let digest = Message::new(first.request.message.clone()).digest();
         let waiter = self.waiters.register(digest);
-        if first.request.status != Status::Pending || self.affordable(wait).is_zero() {
-            return Ok(Some(Stored { known: first.request, wait: None }));
+        let may_wait = self.may_wait();
+        if first.request.status != Status::Pending || wait.is_zero() || !may_wait {
+            return Ok(Some(Stored { known: first.request, wait: None, may_wait }));
         }
         let wait = Wait { id, waiter, deadline, latest: deadline + READ_AFTERWARDS, fresh: false };
-        Ok(Some(Stored { known: first.request, wait: Some(wait) }))
+        Ok(Some(Stored { known: first.request, wait: Some(wait), may_wait }))
     }
 
     /// The state of a request once it is final, or when its time is up; nothing if it is gone.
@@ -200,9 +204,9 @@ impl Answers {
         Ok(self.wait(wait).await?.map(|state| state.request))
     }
 
-    /// How long a caller that is registered may wait: not at all, if there are too many.
-    fn affordable(&self, wait: Duration) -> Duration {
-        if self.waiters.count() > self.bounds.waiters { Duration::ZERO } else { wait }
+    /// Whether a caller that is registered may wait: there may be too many.
+    fn may_wait(&self) -> bool {
+        self.waiters.count() <= self.bounds.waiters
     }
 
     /// Reads until the state is final or the deadline has come.

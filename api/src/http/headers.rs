@@ -41,10 +41,10 @@ impl Preferences {
         }
     }
 
-    /// The value of `Preference-Applied`, if something was.
+    /// The value of `Preference-Applied`, if something was. Not the wait, where nobody may.
     #[must_use]
-    pub fn applied(&self, most: Duration) -> Option<String> {
-        let wait = self.wait.map(|seconds| format!("wait={}", u64::from(seconds).min(most.as_secs())));
+    pub fn applied(&self, most: Duration, may_wait: bool) -> Option<String> {
+        let wait = self.wait.filter(|_| may_wait).map(|seconds| format!("wait={}", u64::from(seconds).min(most.as_secs())));
         let respond_async = self.respond_async.then(|| "respond-async".to_owned());
         let applied: Vec<String> = respond_async.into_iter().chain(wait).collect();
         (!applied.is_empty()).then(|| applied.join(", "))
@@ -127,9 +127,10 @@ mod tests {
         assert_eq!(prefers(&["respond-async"]).wait_or(otherwise, most), Duration::ZERO);
         assert_eq!(prefers(&["wait=100"]).wait_or(otherwise, most), most);
         assert_eq!(prefers(&["wait=99999999999999999999"]).wait_or(otherwise, most), most);
-        assert_eq!(prefers(&["wait=100"]).applied(most).as_deref(), Some("wait=60"));
-        assert_eq!(prefers(&["respond-async, wait=3"]).applied(most).as_deref(), Some("respond-async, wait=3"));
-        assert_eq!(prefers(&["foo"]).applied(most), None);
+        assert_eq!(prefers(&["wait=100"]).applied(most, true).as_deref(), Some("wait=60"));
+        assert_eq!(prefers(&["respond-async, wait=3"]).applied(most, true).as_deref(), Some("respond-async, wait=3"));
+        assert_eq!(prefers(&["respond-async, wait=3"]).applied(most, false).as_deref(), Some("respond-async"));
+        assert_eq!(prefers(&["foo"]).applied(most, true), None);
     }
 
     #[test]

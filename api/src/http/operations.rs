@@ -133,8 +133,8 @@ impl Api {
             traceparent: trace_of(headers),
         };
         let limits = &parts.limits;
-        let (wait, applied) = (preferences.wait_or(limits.sync_wait, limits.max_wait), preferences.applied(limits.max_wait));
-        let stored = parts.answers.post(request, arrived, wait).await?;
+        let stored = parts.answers.post(request, arrived, preferences.wait_or(limits.sync_wait, limits.max_wait)).await?;
+        let applied = preferences.applied(limits.max_wait, stored.may_wait);
         let parts = Arc::clone(parts);
         Ok(Later::new(async move {
             let answered = parts.answers.outcome(stored).await;
@@ -170,8 +170,9 @@ impl Api {
     ) -> Result<Later<GetAnswer>, Fails<OnGet>> {
         let owner = if key.has(Scope::Admin) { None } else { Some(key.with(Scope::Sign)?.key) };
         let preferences = Preferences { respond_async: false, ..Preferences::of(headers) };
-        let (wait, applied) = (preferences.wait_or(Duration::ZERO, parts.limits.max_wait), preferences.applied(parts.limits.max_wait));
+        let wait = preferences.wait_or(Duration::ZERO, parts.limits.max_wait);
         let found = parts.answers.get(id.0, owner, wait).await.map_err(unreadable)?.ok_or(ApiError::UnknownRequest)?;
+        let applied = preferences.applied(parts.limits.max_wait, found.may_wait);
         let parts = Arc::clone(parts);
         Ok(Later::new(async move {
             let request = parts.answers.state(found).await.map_err(unreadable)?.ok_or(ApiError::UnknownRequest)?;
