@@ -6,6 +6,7 @@
 //! the operator allows the `worker`, the `api` learns from Postgres (see `store::webhook_addresses`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -96,7 +97,7 @@ impl FromStr for Ports {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = items(text).map(str::parse).collect::<Result<_, _>>();
+        let all = items(text).map(|port| port.parse().map(NonZeroU16::get)).collect::<Result<_, _>>();
         all.map(Self).map_err(|_| "accepted: ports with commas between, such as 81,444".to_owned())
     }
 }

@@ -8,7 +8,8 @@ use std::io::IsTerminal;
 
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{TraceContextExt, TracerProvider};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
@@ -75,7 +76,13 @@ fn own_spans() -> EnvFilter {
 
 fn exporting_to(endpoint: &str, settings: &TelemetrySettings, service: &str) -> Result<SdkTracerProvider, TelemetryError> {
     let exporter = if settings.otel_exporter_otlp_protocol == "grpc" {
-        SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+        if endpoint.starts_with("http://") {
+            exporter.build()
+        } else {
+            // Without being told to, it would trust nobody.
+            exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build()
+        }
     } else {
         // The specification appends the signal's path to the base address.
         let traces = format!("{}/v1/traces", endpoint.trim_end_matches('/'));

@@ -122,7 +122,7 @@ impl Api {
         Data(parts): Data<&Arc<Parts>>,
     ) -> Result<Later<PostAnswer>, Fails<OnPost>> {
         let caller = key.with(Scope::Sign)?;
-        let arrived = Instant::now() - key.took();
+        let arrived = Instant::now() - key.took() - posted.asked_for;
         let preferences = Preferences::of(headers);
         let request = NewRequest {
             id: Uuid::now_v7(),

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use shared::address_guard::{AddressSettings, Guard};
-use shared::store::Store;
+use shared::store::{Store, StoreError};
 
-/// How long Postgres may take to say what workers allow; beyond, the own settings decide.
+/// How long Postgres may take to say what workers allow.
 const ASK_WITHIN: Duration = Duration::from_millis(300);
 
 /// Where webhooks may go.
@@ -28,15 +28,11 @@ impl Receivers {
         &self.own
     }
 
-    /// By what a worker allows as well.
-    pub(super) async fn asked(&self) -> Guard {
-        match tokio::time::timeout(ASK_WITHIN, self.store.webhook_addresses()).await {
-            Ok(Ok(allowed)) => Guard::new(&self.settings.with(&allowed)),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "can't ask where workers send webhooks");
-                self.own.clone()
-            }
-            Err(_) => self.own.clone(),
-        }
+    /// By what a worker allows as well; nothing if that can't be had, and so nobody can say that an address is refused.
+    pub(super) async fn asked(&self) -> Option<Guard> {
+        let asked = tokio::time::timeout(ASK_WITHIN, self.store.webhook_addresses()).await;
+        let allowed = asked.unwrap_or_else(|_| Err(StoreError::timed_out()));
+        let allowed = allowed.inspect_err(|error| tracing::warn!(%error, "can't ask where workers send webhooks")).ok()?;
+        Some(Guard::new(&self.settings.with(&allowed)))
     }
 }

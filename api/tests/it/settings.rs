@@ -32,6 +32,7 @@ async fn a_wrong_setting_stops_the_program_with_one_line() {
         (Binary::Worker, &worker, "WEBHOOK_HEADERS_TIMEOUT", "0s", "above 0"),
         (Binary::Api, &api, "WEBHOOK_ALLOW_NETWORKS", "10.0.0.1/99", "127.0.0.0/8"),
         (Binary::Api, &api, "WEBHOOK_ALLOW_PORTS", "http", "81,444"),
+        (Binary::Worker, &worker, "WEBHOOK_ALLOW_PORTS", "0", "81,444"),
     ];
     for (binary, base, variable, value, accepted) in cases {
         let (code, log) = run(binary, &[], &[base.clone(), env(&[(variable, value)])].concat()).await;

@@ -38,7 +38,8 @@ impl LowWater {
 /// Looking at all takes no more than this share of the time.
 const ONE_IN: u32 = 10;
 
-/// A look at all that failed is repeated after this. So is one that took longer than a look can: the process, or Postgres, stood still.
+/// A look at all that failed is repeated after this; each further one that does after twice as long, up to the share of the time that a look has.
+/// One that took longer than a look can has failed: the process, or Postgres, stood still.
 const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Longer than a statement may take.
@@ -61,6 +62,8 @@ pub struct Marks {
 struct Come {
     mark: LowWater,
     all_took: Duration,
+    /// Looks at all that failed, one after the other.
+    failed: u32,
     /// Nothing: it is being looked at.
     all_again: Option<Instant>,
 }
@@ -69,7 +72,7 @@ impl Marks {
     /// At the beginning. `wake` is told when something was found behind the mark.
     #[must_use]
     pub fn new(store: Store, wake: Arc<Notify>) -> Self {
-        let come = Come { mark: LowWater::default(), all_took: Duration::ZERO, all_again: Some(Instant::now()) };
+        let come = Come { mark: LowWater::default(), all_took: Duration::ZERO, failed: 0, all_again: Some(Instant::now()) };
         Self { store, wake, quick: QUICK, come: Arc::new(Mutex::new(come)) }
     }
 
@@ -128,7 +131,14 @@ impl Come {
     /// Nothing `reached`: the look failed. Nobody waits for the next one then, if this one took long; but it is made soon, because what was
     /// given back meanwhile lies behind the mark.
     fn looked_at_all(&mut self, took: Duration, reached: Option<LowWater>) {
-        let rest = if reached.is_some() && took <= WITHIN { took * ONE_IN } else { AGAIN_AFTER_FAILURE };
+        let share = took.min(WITHIN) * ONE_IN;
+        let rest = if reached.is_some() && took <= WITHIN {
+            self.failed = 0;
+            share
+        } else {
+            self.failed = self.failed.saturating_add(1);
+            (AGAIN_AFTER_FAILURE * (1 << (self.failed - 1).min(8))).min(share.max(AGAIN_AFTER_FAILURE))
+        };
         self.all_took = took;
         self.all_again = Some(Instant::now() + rest);
         self.mark = reached.unwrap_or_default().or(self.mark);
@@ -212,7 +222,7 @@ mod tests {
 
     /// After how long all is looked at again, if the last look took so long.
     fn again_after(took: Duration, reached: Option<LowWater>) -> Duration {
-        let mut come = Come { mark: LowWater::default(), all_took: Duration::ZERO, all_again: None };
+        let mut come = Come { mark: LowWater::default(), all_took: Duration::ZERO, failed: 0, all_again: None };
         let before = Instant::now();
         come.looked_at_all(took, reached);
         come.all_again.unwrap() - before
@@ -225,5 +235,20 @@ mod tests {
         let soon = AGAIN_AFTER_FAILURE..AGAIN_AFTER_FAILURE * 2;
         assert!(soon.contains(&again_after(slow, None)));
         assert!(soon.contains(&again_after(Duration::from_mins(3), Some(LowWater::default()))));
+    }
+
+    #[test]
+    fn looks_that_fail_again_and_again_take_no_larger_share_of_the_time_than_others() {
+        let mut come = Come { mark: LowWater::default(), all_took: Duration::ZERO, failed: 0, all_again: None };
+        let mut rest = |took, reached| {
+            come.looked_at_all(took, reached);
+            (come.all_again.unwrap().duration_since(Instant::now()) + Duration::from_millis(999)).as_secs()
+        };
+        let long = Duration::from_secs(10);
+        let rests: Vec<u64> = (0..9).map(|_| rest(long, None)).collect();
+        assert_eq!(rests, [1, 2, 4, 8, 16, 32, 64, 100, 100]);
+        assert_eq!(rest(Duration::from_millis(1), None), 1, "Postgres is away, and may be back any moment");
+        rest(long, Some(LowWater::default()));
+        assert_eq!(rest(long, None), 1, "one that worked begins anew");
     }
 }

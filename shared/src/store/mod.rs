@@ -61,7 +61,7 @@ pub enum StoreError {
     /// Postgres could not be reached, or not in time.
     #[error("Postgres is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// Others held what the statement needed, for too long.
+    /// Others held what the statement needed for too long, or it had too much to do.
     #[error("Postgres is contended")]
     Contended(#[source] sqlx::Error),
     /// Postgres refused a statement: a defect of ours, or a schema that does not fit.
@@ -91,8 +91,9 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(ref refused) => match refused.code().as_deref() {
-                // Deadlock, serialisation, a lock that others held for too long: this statement lost, and another try may win.
-                Some(code) if code.starts_with("40") || code == "55P03" => Self::Contended(error),
+                // Deadlock, serialisation, a lock that others held for too long, a statement that took too long: this one lost, and another
+                // try, or a smaller one, may win.
+                Some(code) if code.starts_with("40") || matches!(code, "55P03" | "57014") => Self::Contended(error),
                 // Operator intervention, connection, resources, idle in a transaction, a server that is only a standby: Postgres's state.
                 Some(code) if ["57", "08", "53", "25"].iter().any(|class| code.starts_with(class)) => Self::Unavailable(error),
                 _ => Self::Refused(error),

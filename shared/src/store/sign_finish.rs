@@ -127,6 +127,19 @@ impl Store {
         for news in together(finishes) {
             self.tell_of_upstream(&news).await?;
         }
+        let results = self.write_outcomes(finishes).await?;
+        // Not sooner: while the outcome is not written this could be tried again, and give back what somebody else has claimed since.
+        let written = finishes.iter().zip(&results).filter(|(_, result)| **result == Finished::Written);
+        for failures in written.filter_map(|(finish, _)| match finish.upstream {
+            UpstreamNews::NotProbed { failures } => Some(failures),
+            _ => None,
+        }) {
+            self.give_probe_back(failures).await;
+        }
+        Ok(results)
+    }
+
+    async fn write_outcomes(&self, finishes: &[SignFinish]) -> Result<Vec<Finished>> {
         let mut order: Vec<usize> = (0..finishes.len()).collect();
         // In the order in which `accept` takes them.
         order.sort_unstable_by_key(|&place| finishes[place].lease.job.0);
@@ -169,7 +182,7 @@ impl Store {
     /// that others have probed since. Only a pause is kept in any case.
     async fn tell_of_upstream(&self, News { what, error, jobs, tokens }: &News) -> Result<()> {
         let answers = match *what {
-            UpstreamNews::None => false,
+            UpstreamNews::None | UpstreamNews::NotProbed { .. } => false,
             UpstreamNews::Up => true,
             UpstreamNews::Pause { length, probed } => {
                 sqlx::query!(
@@ -200,22 +213,6 @@ impl Store {
                 .await?;
                 false
             }
-            UpstreamNews::NotProbed { failures } => {
-                sqlx::query!(
-                    "-- upstream.give_probe_back
-                    update upstream set probe_at = now()
-                    where breaker_failures = $1 and probe_at > now() and exists (
-                        select from unnest($2::bigint[], $3::uuid[]) as l (job, token)
-                        cross join lateral (select from jobs j where j.id = l.job and j.lease_token = l.token limit 1) held
-                    )",
-                    i32::try_from(failures).unwrap_or(i32::MAX),
-                    jobs,
-                    tokens,
-                )
-                .execute(&self.database)
-                .await?;
-                false
-            }
         };
         if answers {
             sqlx::query!(
@@ -232,6 +229,21 @@ impl Store {
             .await?;
         }
         Ok(())
+    }
+}
+
+impl Store {
+    /// Should it fail, the probe is somebody else's when the lease would have ended.
+    async fn give_probe_back(&self, failures: u32) {
+        let given_back = sqlx::query!(
+            "-- upstream.give_probe_back
+            update upstream set probe_at = now() where breaker_failures = $1 and probe_at > now()",
+            i32::try_from(failures).unwrap_or(i32::MAX),
+        )
+        .execute(&self.database);
+        if let Err(error) = given_back.await {
+            tracing::debug!(%error, "can't give a probe back");
+        }
     }
 }
 

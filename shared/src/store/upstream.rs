@@ -89,6 +89,7 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
+        lock_leased_jobs(&mut transaction).await?;
         // The order in which claims lock: slots, then the row of the upstream. Workers that start together take turns here.
         sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
         let old = sqlx::query!(
@@ -208,6 +209,7 @@ impl Store {
         .await?;
         if row.taken_over {
             let mut transaction = self.database.begin().await?;
+            lock_leased_jobs(&mut transaction).await?;
             sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
             trust_no_other_clock(&mut transaction).await?;
             transaction.commit().await?;
@@ -252,8 +254,7 @@ impl Store {
 
 /// If another server has taken over since the slots were set: each waits as if it had been used just now, by the clock of this one; and one
 /// that is in use, as if it had been claimed just now, and so does the lease it is used under. A clock that is behind makes slots and leases
-/// wait longer by itself. What somebody finishes at this moment is passed over: claims and finishes lock jobs before slots, this the other way
-/// round.
+/// wait longer by itself. [`lock_leased_jobs`] comes before.
 async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
     sqlx::query!(
         "-- upstream.take_over
@@ -262,15 +263,10 @@ async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
             where timeline is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
             returning only_row
         ),
-        leased as materialized (
-            select id from jobs
-            where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null and exists (select from taken_over)
-            for no key update skip locked
-        ),
         claimed as (
             update jobs set leased_until = greatest(leased_until, now() + (leased_until - leased_at))
-            from leased where jobs.id = leased.id
-            returning jobs.lease_token, jobs.leased_at
+            where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null and exists (select from taken_over)
+            returning lease_token, leased_at
         ),
         -- All jobs are looked at once, and not once for each slot.
         used as materialized (
@@ -281,6 +277,21 @@ async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
         from used
         where s.ctid = used.place and exists (select from taken_over) and s.free_at > '-infinity'",
         CLOCKS_DRIFT,
+    )
+    .execute(&mut *transaction)
+    .await?;
+    Ok(())
+}
+
+/// Locks what is leased, if another server has taken over since the slots were set: jobs come before slots, as in claims and finishes. Nobody claims
+/// anything more until the slots are set anew.
+async fn lock_leased_jobs(transaction: &mut Transaction) -> Result<()> {
+    sqlx::query!(
+        "-- upstream.lock_leased_jobs
+        select from jobs
+        where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null
+            and (select timeline is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) from upstream)
+        order by id for no key update",
     )
     .execute(&mut *transaction)
     .await?;

@@ -73,7 +73,8 @@ impl Queue for SignQueue {
 }
 
 impl SignQueue {
-    async fn attempt(&self, job: SignJob, give_up: CancellationToken) -> SignFinish {
+    async fn attempt(&self, mut job: SignJob, give_up: CancellationToken) -> SignFinish {
+        let began = Instant::now();
         let digest = job.message.digest();
         let not_probed = match job.breaker_failures {
             0 => UpstreamNews::None,
@@ -104,10 +105,12 @@ impl SignQueue {
         let reply = tokio::select! {
             reply = self.call(&job) => reply,
             () = give_up.cancelled() => {
-                return SignFinish { called: true, ..unsent(job, Ending::Released, Some("stopped")) };
+                return SignFinish { called: true, upstream: UpstreamNews::None, ..unsent(job, Ending::Released, Some("stopped")) };
             }
         };
         drop(call);
+        // It was that old when it was claimed.
+        job.age += began.elapsed();
         let verdict = judge(reply, &self.retryable);
         let (ending, upstream) = self.policy.decide(&job, verdict.outcome, &mut rand::rng());
         report(&ending, verdict.status, verdict.error);
