@@ -230,9 +230,7 @@ impl Store {
         }
         Ok(())
     }
-}
 
-impl Store {
     /// Should it fail, the probe is somebody else's when the lease would have ended.
     async fn give_probe_back(&self, failures: u32) {
         let given_back = sqlx::query!(
