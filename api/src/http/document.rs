@@ -1,7 +1,7 @@
 //! The OpenAPI document: what `poem-openapi` says of the operations, made exact where it has no words for what we accept.
 //!
 //! It writes version 3.0.0, which knows no webhooks; nothing else that it writes for us means something else in 3.1. What is valid by the
-//! document is accepted, as long as an idempotency key is not used twice and nobody changes the settings that it names.
+//! document is accepted, unless its message is too long (413) or its idempotency key was used for something else (422).
 
 use serde_json::{Value, json};
 

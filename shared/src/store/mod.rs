@@ -15,6 +15,7 @@
 //! | `deliveries` | the delivery log, and sending again |
 //! | `encryption` | which encryption keys stored values need |
 //! | `upstream` | the agreed rate, its slots, the circuit breaker |
+//! | `upstream_news` | what calls say about it |
 //! | `retention` | what is old enough to forget |
 //! | `notify`, `listen` | notifications: sent, heard |
 //! | `schema` | migrations |
@@ -38,6 +39,7 @@ mod schema;
 pub mod sign_claim;
 pub mod sign_finish;
 pub mod upstream;
+mod upstream_news;
 mod webhook_addresses;
 pub mod webhook_claim;
 pub mod webhook_jobs;

@@ -6,7 +6,6 @@
 //! as it is now (it is about to write it), and there they are counted: if it knows of fewer, it leaves the job alone. Then, and for
 //! whatever else was not written, a second try locks the jobs before its statement begins, which sees all.
 
-use std::mem::discriminant;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -14,6 +13,8 @@ use time::OffsetDateTime;
 use super::upstream::CLOCKS_DRIFT;
 use super::{Finished, Hint, JobKind, Lease, Result, Store, StoreError, listen, notify, seconds};
 use crate::message::MessageDigest;
+
+pub use super::upstream_news::UpstreamNews;
 
 /// How an attempt to sign ended.
 #[derive(Debug)]
@@ -88,34 +89,6 @@ impl Failure {
     }
 }
 
-/// What an attempt says about the upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamNews {
-    /// Nothing.
-    None,
-    /// It answers: the circuit breaker closes.
-    Up,
-    /// It does not work for anybody: the circuit breaker opens.
-    Down {
-        /// After which one call may be tried.
-        probe_in: Duration,
-        /// Failures in a row with this one, as far as its claim knew. Calls that were in flight together fail together, and count once.
-        failures: u32,
-    },
-    /// It asked everybody to wait.
-    Pause {
-        /// For this long.
-        length: Duration,
-        /// Whether that was the answer to a probe: then it answers, and the circuit breaker closes.
-        probed: bool,
-    },
-    /// It was to be probed, and was not: somebody else may, at once.
-    NotProbed {
-        /// Failures in a row before, as far as the claim knew.
-        failures: u32,
-    },
-}
-
 impl Store {
     /// Writes the outcomes of `finishes` together, durably. One result per finish, in order.
     ///
@@ -124,18 +97,11 @@ impl Store {
     /// was written gives [`Finished::LeaseLost`].
     pub async fn finish_sign_jobs(&self, finishes: &[SignFinish]) -> Result<Vec<Finished>> {
         // First, so that a pause that the upstream asked for is kept even if the rest is not written.
-        for news in together(finishes) {
-            self.tell_of_upstream(&news).await?;
-        }
+        self.tell_of_upstream(finishes).await?;
         let results = self.write_outcomes(finishes).await?;
         // Not sooner: while the outcome is not written this could be tried again, and give back what somebody else has claimed since.
-        let written = finishes.iter().zip(&results).filter(|(_, result)| **result == Finished::Written);
-        for failures in written.filter_map(|(finish, _)| match finish.upstream {
-            UpstreamNews::NotProbed { failures } => Some(failures),
-            _ => None,
-        }) {
-            self.give_probe_back(failures).await;
-        }
+        self.give_probes_back(finishes.iter().zip(&results).filter(|(_, result)| **result == Finished::Written).map(|(finish, _)| finish))
+            .await;
         Ok(results)
     }
 
@@ -177,108 +143,6 @@ impl Store {
         }
         Ok(results)
     }
-
-    /// Like an outcome, news count only while one of their leases does: a worker that stood still must not open or close a circuit breaker
-    /// that others have probed since. Only a pause is kept in any case.
-    async fn tell_of_upstream(&self, News { what, error, jobs, tokens }: &News) -> Result<()> {
-        let answers = match *what {
-            UpstreamNews::None | UpstreamNews::NotProbed { .. } => false,
-            UpstreamNews::Up => true,
-            UpstreamNews::Pause { length, probed } => {
-                sqlx::query!(
-                    "-- upstream.pause
-                    update upstream set paused_until = greatest(paused_until, now() + make_interval(secs => $1))",
-                    seconds(length),
-                )
-                .execute(&self.database)
-                .await?;
-                probed
-            }
-            UpstreamNews::Down { probe_in, failures } => {
-                sqlx::query!(
-                    "-- upstream.open_breaker
-                    update upstream
-                    set probe_at = now() + make_interval(secs => $1), breaker_failures = $2, breaker_reason = $3, breaker_at = now()
-                    where breaker_failures < $2 and exists (
-                        select from unnest($4::bigint[], $5::uuid[]) as l (job, token)
-                        cross join lateral (select from jobs j where j.id = l.job and j.lease_token = l.token limit 1) held
-                    )",
-                    seconds(probe_in),
-                    i32::try_from(failures).unwrap_or(i32::MAX),
-                    error.unwrap_or("unavailable"),
-                    jobs,
-                    tokens,
-                )
-                .execute(&self.database)
-                .await?;
-                false
-            }
-        };
-        if answers {
-            sqlx::query!(
-                "-- upstream.close_breaker
-                update upstream set probe_at = null, breaker_failures = 0, breaker_reason = null, breaker_at = null
-                where probe_at is not null and exists (
-                    select from unnest($1::bigint[], $2::uuid[]) as l (job, token)
-                    cross join lateral (select from jobs j where j.id = l.job and j.lease_token = l.token limit 1) held
-                )",
-                jobs,
-                tokens,
-            )
-            .execute(&self.database)
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// Should it fail, the probe is somebody else's when the lease would have ended.
-    async fn give_probe_back(&self, failures: u32) {
-        let given_back = sqlx::query!(
-            "-- upstream.give_probe_back
-            update upstream set probe_at = now() where breaker_failures = $1 and probe_at > now()",
-            i32::try_from(failures).unwrap_or(i32::MAX),
-        )
-        .execute(&self.database);
-        if let Err(error) = given_back.await {
-            tracing::debug!(%error, "can't give a probe back");
-        }
-    }
-}
-
-/// What some outcomes say about the upstream, and the leases that they were obtained under.
-struct News {
-    what: UpstreamNews,
-    error: Option<&'static str>,
-    jobs: Vec<i64>,
-    tokens: Vec<uuid::Uuid>,
-}
-
-/// What they say of the upstream, each kind of news once: the longest pause, the most failures.
-fn together(finishes: &[SignFinish]) -> Vec<News> {
-    let mut all: Vec<News> = Vec::new();
-    for SignFinish { upstream, error, lease, .. } in finishes.iter().filter(|finish| finish.upstream != UpstreamNews::None) {
-        let (what, error, jobs, tokens) = (*upstream, *error, vec![lease.job.0], vec![lease.token]);
-        match all.iter_mut().find(|news| discriminant(&news.what) == discriminant(&what)) {
-            None => all.push(News { what, error, jobs, tokens }),
-            Some(news) => {
-                news.jobs.extend(jobs);
-                news.tokens.extend(tokens);
-                match (&mut news.what, what) {
-                    (UpstreamNews::Pause { length, probed }, UpstreamNews::Pause { length: other, probed: by_other }) => {
-                        *length = other.max(*length);
-                        *probed |= by_other;
-                    }
-                    (UpstreamNews::Down { failures: most, .. }, UpstreamNews::Down { failures, .. }) if failures > *most => {
-                        (news.what, news.error) = (what, error);
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
-    // What answers closes the breaker before what fails opens it.
-    all.sort_by_key(|news| matches!(news.what, UpstreamNews::Down { .. }));
-    all
 }
 
 /// An outcome that was written.

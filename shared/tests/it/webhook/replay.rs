@@ -2,6 +2,10 @@
 
 use super::*;
 
+/// All that is finished was finished two days ago.
+const OLD: &str = "update requests set created_at = now() - interval '2 days';
+    update jobs set finished_at = now() - interval '2 days' where state <> 'pending'";
+
 #[tokio::test]
 async fn asked_twice_at_once_a_webhook_is_sent_again_once_with_its_whole_schedule() {
     let f = Fixture::new().await;
@@ -62,11 +66,7 @@ async fn a_replay_that_races_with_retention_is_sent_or_there_is_nothing_left_to_
     for round in 0..15 {
         let id = told(&f).await;
         deliver(&f).await;
-        f.run(
-            "update requests set created_at = now() - interval '2 days';
-            update jobs set finished_at = now() - interval '2 days' where state <> 'pending'",
-        )
-        .await;
+        f.run(OLD).await;
         let (replayed, forgotten) = tokio::join!(f.store.replay(id, None), f.store.forget(Duration::from_hours(24), 100));
         forgotten.unwrap();
         let left = f.number(&format!("select count(*) from jobs where request_id = '{id}' and state = 'pending'")).await;
@@ -87,11 +87,7 @@ async fn a_replay_that_retention_did_not_see_coming_stays() {
     let f = Fixture::new().await;
     let id = told(&f).await;
     deliver(&f).await;
-    f.run(
-        "update requests set created_at = now() - interval '2 days';
-        update jobs set finished_at = now() - interval '2 days' where state <> 'pending'",
-    )
-    .await;
+    f.run(OLD).await;
     // Retention has picked the request and is about to hold its row, which somebody else still does.
     let mut connection = f.connection().await;
     let mut holder = connection.begin().await.unwrap();

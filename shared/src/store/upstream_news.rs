@@ -1,0 +1,158 @@
+//! What calls say about the upstream, beside what became of their messages: that it answers, that it works for nobody, that it wants to be
+//! left alone. Told with the outcomes (see `sign_finish`), and kept in the row that every claim reads (see `upstream`).
+
+use std::mem::discriminant;
+use std::time::Duration;
+
+use super::sign_finish::SignFinish;
+use super::{Result, Store, seconds};
+
+/// What an attempt says about the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamNews {
+    /// Nothing.
+    None,
+    /// It answers: the circuit breaker closes.
+    Up,
+    /// It does not work for anybody: the circuit breaker opens.
+    Down {
+        /// After which one call may be tried.
+        probe_in: Duration,
+        /// Failures in a row with this one, as far as its claim knew. Calls that were in flight together fail together, and count once.
+        failures: u32,
+    },
+    /// It asked everybody to wait.
+    Pause {
+        /// For this long.
+        length: Duration,
+        /// Whether that was the answer to a probe: then it answers, and the circuit breaker closes.
+        probed: bool,
+    },
+    /// It was to be probed, and was not: somebody else may, at once.
+    NotProbed {
+        /// Failures in a row before, as far as the claim knew.
+        failures: u32,
+    },
+}
+
+impl Store {
+    /// Like an outcome, news count only while one of their leases does: a worker that stood still must not open or close a circuit breaker
+    /// that others have probed since. Only a pause is kept in any case.
+    ///
+    /// # Errors
+    /// Those of a statement; then some was told, or nothing.
+    pub(super) async fn tell_of_upstream(&self, finishes: &[SignFinish]) -> Result<()> {
+        for news in together(finishes) {
+            self.tell_news(&news).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell_news(&self, News { what, error, jobs, tokens }: &News) -> Result<()> {
+        let answers = match *what {
+            UpstreamNews::None | UpstreamNews::NotProbed { .. } => false,
+            UpstreamNews::Up => true,
+            UpstreamNews::Pause { length, probed } => {
+                sqlx::query!(
+                    "-- upstream.pause
+                    update upstream set paused_until = greatest(paused_until, now() + make_interval(secs => $1))",
+                    seconds(length),
+                )
+                .execute(&self.database)
+                .await?;
+                probed
+            }
+            UpstreamNews::Down { probe_in, failures } => {
+                sqlx::query!(
+                    "-- upstream.open_breaker
+                    update upstream
+                    set probe_at = now() + make_interval(secs => $1), breaker_failures = $2, breaker_reason = $3, breaker_at = now()
+                    where breaker_failures < $2 and exists (
+                        select from unnest($4::bigint[], $5::uuid[]) as l (job, token)
+                        cross join lateral (select from jobs j where j.id = l.job and j.lease_token = l.token limit 1) held
+                    )",
+                    seconds(probe_in),
+                    i32::try_from(failures).unwrap_or(i32::MAX),
+                    error.unwrap_or("unavailable"),
+                    jobs,
+                    tokens,
+                )
+                .execute(&self.database)
+                .await?;
+                false
+            }
+        };
+        if answers {
+            sqlx::query!(
+                "-- upstream.close_breaker
+                update upstream set probe_at = null, breaker_failures = 0, breaker_reason = null, breaker_at = null
+                where probe_at is not null and exists (
+                    select from unnest($1::bigint[], $2::uuid[]) as l (job, token)
+                    cross join lateral (select from jobs j where j.id = l.job and j.lease_token = l.token limit 1) held
+                )",
+                jobs,
+                tokens,
+            )
+            .execute(&self.database)
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Gives back the probes that these did not make. Should it fail, they are somebody else's when their leases would have ended.
+    pub(super) async fn give_probes_back(&self, written: impl Iterator<Item = &SignFinish>) {
+        for finish in written {
+            if let UpstreamNews::NotProbed { failures } = finish.upstream {
+                self.give_probe_back(failures).await;
+            }
+        }
+    }
+
+    async fn give_probe_back(&self, failures: u32) {
+        let given_back = sqlx::query!(
+            "-- upstream.give_probe_back
+            update upstream set probe_at = now() where breaker_failures = $1 and probe_at > now()",
+            i32::try_from(failures).unwrap_or(i32::MAX),
+        )
+        .execute(&self.database);
+        if let Err(error) = given_back.await {
+            tracing::debug!(%error, "can't give a probe back");
+        }
+    }
+}
+
+/// What some outcomes say about the upstream, and the leases that they were obtained under.
+struct News {
+    what: UpstreamNews,
+    error: Option<&'static str>,
+    jobs: Vec<i64>,
+    tokens: Vec<uuid::Uuid>,
+}
+
+/// What they say of the upstream, each kind of news once: the longest pause, the most failures.
+fn together(finishes: &[SignFinish]) -> Vec<News> {
+    let mut all: Vec<News> = Vec::new();
+    for SignFinish { upstream, error, lease, .. } in finishes.iter().filter(|finish| finish.upstream != UpstreamNews::None) {
+        let (what, error, jobs, tokens) = (*upstream, *error, vec![lease.job.0], vec![lease.token]);
+        match all.iter_mut().find(|news| discriminant(&news.what) == discriminant(&what)) {
+            None => all.push(News { what, error, jobs, tokens }),
+            Some(news) => {
+                news.jobs.extend(jobs);
+                news.tokens.extend(tokens);
+                match (&mut news.what, what) {
+                    (UpstreamNews::Pause { length, probed }, UpstreamNews::Pause { length: other, probed: by_other }) => {
+                        *length = other.max(*length);
+                        *probed |= by_other;
+                    }
+                    (UpstreamNews::Down { failures: most, .. }, UpstreamNews::Down { failures, .. }) if failures > *most => {
+                        (news.what, news.error) = (what, error);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    // What answers closes the breaker before what fails opens it.
+    all.sort_by_key(|news| matches!(news.what, UpstreamNews::Down { .. }));
+    all
+}
