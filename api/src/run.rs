@@ -2,18 +2,18 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use poem::listener::{Acceptor, Listener, TcpListener};
 use shared::store::keys::ApiKey;
 use shared::store::{Audience, Hint, Store, StoreError};
 use shared::{operations, shutdown, telemetry, tls};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::answers::{Answers, Bounds};
 use crate::http::auth::Keys;
 use crate::http::{self, Limits, Parts, Receivers};
+use crate::server::serve;
 use crate::settings::Settings;
 use crate::waiters::Waiters;
 
@@ -53,12 +53,6 @@ fn with_cause(error: &StoreError) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
-/// Requests in flight may take this long once the service is told to stop; a long poll is cut short by then.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// How long a connection may be idle, beyond the longest wait for an answer.
-const IDLE: Duration = Duration::from_secs(30);
-
 /// Serves until SIGTERM or SIGINT, then finishes the requests in flight.
 ///
 /// # Errors
@@ -71,8 +65,8 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
         tracing::warn!("ENCRYPTION_KEY is not set: webhook secrets and headers are stored unencrypted");
     }
     let stop = shutdown::on_signal().map_err(StartError::Signals)?;
-    let acceptor = bind("API_LISTEN", settings.api_listen).await?;
-    tracing::info!(listen = %acceptor.local_addr()[0], "api starts");
+    let (listener, address) = bind("API_LISTEN", settings.api_listen).await?;
+    tracing::info!(listen = %address, "api starts");
 
     let tasks = TaskTracker::new();
     let (waiters, keys) = (Waiters::default(), Keys::new(store.clone()));
@@ -92,13 +86,10 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
         receivers: Receivers::new(settings.addresses.clone(), store.clone()),
     };
     let routes = http::routes(parts, health, metrics);
-    // Longer than the longest answer: who sends nothing for so long is gone, or means harm.
-    let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(settings.max_wait + IDLE);
-    tasks.spawn(server.run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
+    tasks.spawn(serve(listener, routes, stop.clone()));
     if let Some(address) = own_metrics {
-        let acceptor = bind("METRICS_LISTEN", address).await?;
-        let routes = operations::metrics_endpoint(store.clone());
-        tasks.spawn(poem::Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(routes, stopped(stop.clone()), Some(GRACE)));
+        let (listener, _) = bind("METRICS_LISTEN", address).await?;
+        tasks.spawn(serve(listener, operations::metrics_endpoint(store.clone()), stop.clone()));
     }
     let listening = {
         let (store, stop) = (store.clone(), stop.clone());
@@ -127,12 +118,12 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     Ok(())
 }
 
-async fn bind(variable: &'static str, address: SocketAddr) -> Result<poem::listener::TcpAcceptor, StartError> {
-    TcpListener::bind(address).into_acceptor().await.map_err(|error| StartError::Listen(variable, address, error))
-}
-
-async fn stopped(stop: CancellationToken) {
-    stop.cancelled().await;
+/// A listener, and the address that it has.
+async fn bind(variable: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let fails = |error| StartError::Listen(variable, address, error);
+    let listener = TcpListener::bind(address).await.map_err(fails)?;
+    let address = listener.local_addr().map_err(fails)?;
+    Ok((listener, address))
 }
 
 /// Brings the schema up to date and makes the bootstrap key exist; waits for Postgres as long as it takes.

@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
+use futures_util::FutureExt;
 use poem::{Endpoint, IntoResponse, Middleware, Request, Response};
 use shared::telemetry::continue_trace;
-use tracing::{Instrument, field};
+use tracing::{Instrument, Span, field};
 
-use super::later::rest_of;
 use super::problem_of;
+use crate::server::Rest;
 
 /// Traces and counts.
 pub struct Observe;
@@ -46,9 +47,25 @@ impl<E: Endpoint> Endpoint for Observed<E> {
         continue_trace(&span, request.headers().get("traceparent").and_then(|value| value.to_str().ok()));
         let started = Instant::now();
         let mut response = answer(call(request).instrument(span.clone()).await);
-        if let Some(rest) = rest_of(&mut response) {
-            response = rest.instrument(span.clone()).await;
-        }
+        let rest = Rest::of(&mut response);
+        let answered = Answered { route, span, started };
+        Ok(match rest {
+            Some(rest) => Rest::response(rest.instrument(answered.span.clone()).map(|response| answered.with(response))),
+            None => answered.with(response),
+        })
+    }
+}
+
+/// A request of which only the figures are left to be written.
+struct Answered {
+    route: &'static str,
+    span: Span,
+    started: Instant,
+}
+
+impl Answered {
+    fn with(self, response: Response) -> Response {
+        let Self { route, span, started } = self;
         let status = response.status();
         span.record("http.response.status_code", status.as_u16());
         if status.is_server_error() {
@@ -56,7 +73,7 @@ impl<E: Endpoint> Endpoint for Observed<E> {
         }
         metrics::counter!("countersign_http_requests_total", "route" => route, "status" => status.as_str().to_owned()).increment(1);
         metrics::histogram!("countersign_http_request_seconds", "route" => route).record(started.elapsed());
-        Ok(response)
+        response
     }
 }
 

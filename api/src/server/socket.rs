@@ -1,0 +1,94 @@
+//! What a connection reads from and writes to.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+/// Who takes nothing of an answer for so long is gone, or means harm.
+const TAKEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// A TCP connection, with some bytes to be read before what comes from it.
+pub(super) struct Socket {
+    stream: TcpStream,
+    first: Bytes,
+    /// Since when a write waits for the other side.
+    stalled: Option<Pin<Box<Sleep>>>,
+    stalls: Arc<AtomicBool>,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self { stream, first: Bytes::new(), stalled: None, stalls: Arc::default() }
+    }
+
+    /// The same, with `bytes` to be read before all else. They are copied: what they are a part of may be large.
+    pub(super) fn with_first(mut self, bytes: &[u8]) -> Self {
+        self.first = [bytes, &self.first].concat().into();
+        self
+    }
+
+    /// Whether the last write waits for the other side; for who gives the socket away.
+    pub(super) fn stalls(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stalls)
+    }
+
+    /// Returns when the other side has hung up. Nothing is read; if something came that is yet to be read, it can't be known.
+    pub(super) async fn hung_up(&self) {
+        if !self.first.is_empty() || matches!(self.stream.peek(&mut [0]).await, Ok(1..)) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn written(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.stalls.store(written.is_pending(), Ordering::Relaxed);
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let patience = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(TAKEN_WITHIN)));
+        patience.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let fits = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first.split_to(fits));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.written(context, written)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.written(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
