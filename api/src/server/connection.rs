@@ -34,7 +34,7 @@ use super::socket::Socket;
 
 /// How long a connection may be idle, and how long the head of a request may take. Longer than what load balancers keep idle connections
 /// for (60 s is usual), so that it is they who close them.
-const IDLE: Duration = Duration::from_secs(90);
+pub(super) const IDLE: Duration = Duration::from_secs(90);
 
 /// What serves one connection.
 pub(super) struct Connection<E> {
@@ -90,7 +90,6 @@ impl<E: Endpoint + 'static> Connection<E> {
 
     /// Answers requests until there is one whose caller waits; nothing if the connection has ended.
     async fn requests(self: &Arc<Self>, socket: Socket) -> Option<(Socket, Head, BoxFuture<'static, Response>)> {
-        let stalls = socket.stalls();
         let connection = Arc::clone(self);
         let service = service_fn(move |request| Arc::clone(&connection).answer(request));
         let mut builder = http1::Builder::new();
@@ -109,10 +108,6 @@ impl<E: Endpoint + 'static> Connection<E> {
                 told = true;
                 Pin::new(&mut *serving).graceful_shutdown();
             }
-            // What hyper has not got rid of yet would be lost with it: an earlier answer, of a caller who does not wait for answers.
-            if stalls.load(Ordering::Relaxed) {
-                return Poll::Pending;
-            }
             match self.take() {
                 Turn::Waits(head, rest) => Poll::Ready(Some((head, rest))),
                 turn => {
@@ -122,6 +117,7 @@ impl<E: Endpoint + 'static> Connection<E> {
             }
         });
         let (head, rest) = waits.await?;
+        // Nothing that is yet to be written is lost: hyper reads a head when it is rid of the answer before.
         let Parts { io, read_buf, .. } = serving.into_parts();
         Some((io.into_inner().with_first(&read_buf), head, rest))
     }

@@ -12,6 +12,8 @@
 mod connection;
 mod rest;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;

@@ -2,8 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,31 +11,25 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 /// Who takes nothing of an answer for so long is gone, or means harm.
-const TAKEN_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// A TCP connection, with some bytes to be read before what comes from it.
 pub(super) struct Socket {
     stream: TcpStream,
     first: Bytes,
-    /// Since when a write waits for the other side.
+    /// Runs out while a write waits for the other side.
     stalled: Option<Pin<Box<Sleep>>>,
-    stalls: Arc<AtomicBool>,
 }
 
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, first: Bytes::new(), stalled: None, stalls: Arc::default() }
+        Self { stream, first: Bytes::new(), stalled: None }
     }
 
     /// The same, with `bytes` to be read before all else. They are copied: what they are a part of may be large.
     pub(super) fn with_first(mut self, bytes: &[u8]) -> Self {
         self.first = [bytes, &self.first].concat().into();
         self
-    }
-
-    /// Whether the last write waits for the other side; for who gives the socket away.
-    pub(super) fn stalls(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.stalls)
     }
 
     /// Returns when the other side has hung up. Nothing is read; if something came that is yet to be read, it can't be known.
@@ -48,7 +40,6 @@ impl Socket {
     }
 
     fn written(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.stalls.store(written.is_pending(), Ordering::Relaxed);
         if written.is_ready() {
             self.stalled = None;
             return written;
