@@ -152,3 +152,40 @@ async fn the_delivery_log_is_its_owners_and_a_webhook_is_sent_again_on_request()
         answer(world.post(&json!({ "message": "b", "webhookUrl": hook })).header("Prefer", "respond-async").send().await.unwrap()).await;
     replay(&pending.id()).await.is_problem(409, "not-final");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_caller_that_waits_costs_a_few_kilobytes() {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpStream;
+
+    const CALLERS: usize = 500;
+    // One call an hour: nobody else is answered.
+    let world = World::with(Options { rate: "1/3600s", ..Options::default() }).await;
+    let kilobytes = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", world.api.pid().unwrap())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
+    };
+    let address = world.url.strip_prefix("http://").unwrap();
+    let wait = async |name: &str, stored: i64| {
+        let mut callers = Vec::new();
+        for n in 0..CALLERS {
+            let body = format!("{{\"message\":\"{name} {n}\"}}");
+            let head = format!("POST /crypto/sign HTTP/1.1\r\nhost: a\r\nx-api-key: {}\r\nprefer: wait=60\r\n", crate::world::KEY);
+            let mut caller = TcpStream::connect(address).await.unwrap();
+            let request = format!("{head}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            caller.write_all(request.as_bytes()).await.unwrap();
+            callers.push(caller);
+        }
+        crate::world::until("all are stored", async || world.number("select count(*) from messages").await >= stored).await;
+        callers
+    };
+    // The first ones make the process as large as it is by itself.
+    let first = wait("first", 500).await;
+    let before = kilobytes();
+    let second = wait("second", 1000).await;
+    let each = || kilobytes().saturating_sub(before) / CALLERS;
+    assert!(each() < 12, "{} KB", each());
+    drop((first, second));
+}
