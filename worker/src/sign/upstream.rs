@@ -6,6 +6,7 @@ use http::header::{AUTHORIZATION, RETRY_AFTER};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::message::Message;
 use shared::secret::Secret;
+use shared::units::Rate;
 
 use crate::error::StartError;
 use crate::retry_after::retry_after;
@@ -36,6 +37,18 @@ pub enum Reply {
     NotConnected,
     /// The connection broke before a status came. The call may have arrived.
     Broken,
+}
+
+/// Connections are kept where calls may follow each other as fast as this.
+const KEPT_BELOW: Duration = Duration::from_millis(10);
+
+/// How long a connection may be idle and be used again: less than what any server waits for.
+const KEPT_FOR: Duration = Duration::from_secs(1);
+
+/// Whether a connection is used for more than one call. One that the upstream is just closing fails a call that has to be counted, and a
+/// fresh one costs nothing at ten calls a minute; at thousands a second it costs more than half of the processor.
+fn keeps_connections(rate: Rate) -> bool {
+    rate.window() / u32::from(rate.calls()) < KEPT_BELOW
 }
 
 /// Why a body could not be read.
@@ -77,9 +90,8 @@ impl Upstream {
             .redirect(reqwest::redirect::Policy::none())
             // Nothing below this code may repeat a call: each one is counted.
             .retry(reqwest::retry::never())
-            // A kept-alive connection that the upstream is just closing would fail a call that has to be counted. At ten calls a minute,
-            // a fresh connection costs nothing.
-            .pool_max_idle_per_host(0)
+            .pool_max_idle_per_host(if keeps_connections(settings.upstream_rate) { usize::MAX } else { 0 })
+            .pool_idle_timeout(KEPT_FOR)
             // Sooner than the whole call times out, or one could not be told from the other.
             .connect_timeout(CONNECT_WITHIN.min(settings.upstream_timeout / 2))
             .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")))

@@ -5,6 +5,7 @@
 
 mod budget;
 mod claims;
+mod connections;
 mod examples;
 mod faults;
 mod finisher;

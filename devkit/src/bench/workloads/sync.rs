@@ -1,7 +1,7 @@
 //! The synchronous answer: what a POST that is answered with its signature takes longer than the upstream itself.
 //!
-//! The upstream answers at once, so that its own time hides nothing. It is asked directly in turns with the service, over a new
-//! connection each time, as the worker asks it.
+//! The upstream answers at once, so that its own time hides nothing. It is asked directly in turns with the service, over a
+//! connection that is kept, as the worker asks it at this rate.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let api = world.api(&database).await?;
     let settings = [("UPSTREAM_URL", upstream_url.as_str()), ("UPSTREAM_API_KEY", "upstream-key"), ("UPSTREAM_RATE", "1000/1s")];
     let _worker = world.worker(&database, &settings).await?;
-    let mut connection = Connection::open(api.addr).await?;
+    let (mut connection, mut upstream_directly) = (Connection::open(api.addr).await?, Connection::open(upstream.addr()).await?);
     let (mut added, mut last) = (Vec::new(), serde_json::Value::Null);
     for run in 1..=world.plan.runs {
         let (mut ours, mut direct) = (Vec::new(), Vec::new());
@@ -37,7 +37,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
             connection.ask(&post(&format!("sync-{run}-{n}"), ""), &[200]).await?;
             ours.push(started.elapsed());
             let started = Instant::now();
-            Connection::open(upstream.addr()).await?.ask(&get(&format!("/crypto/sign?message=sync-{run}-{n}")), &[200]).await?;
+            upstream_directly.ask(&get(&format!("/crypto/sign?message=sync-{run}-{n}")), &[200]).await?;
             direct.push(started.elapsed());
             tokio::time::sleep(PAUSE).await;
         }
