@@ -68,7 +68,7 @@ impl Store {
         let found = sqlx::query!(
             r#"-- deliveries.hold
             select r.webhook_url is not null as "has_webhook!", j.state = 'pending' as "pending!"
-            from requests r join jobs j on j.id = r.sign_job_id
+            from requests r join jobs j on j.id = any(array[r.sign_job_id])
             where r.id = $1 and ($2::uuid is null or r.api_key_id = $2)
             for share of r"#,
             id,

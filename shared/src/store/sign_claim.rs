@@ -144,7 +144,8 @@ impl Store {
                     leased_until = now() + make_interval(secs => $2),
                     lane = case when spent.lost_since is null then jobs.lane else 1 end
                 from spent
-                where jobs.id = spent.job
+                -- Not `jobs.id = spent.job`, by which all jobs could be walked in the order of their index.
+                where jobs.id = any(array[spent.job])
                 returning jobs.*, spent.slot, spent.free_at as taken_until, spent.lost_since
             ),
             lost as (
@@ -268,7 +269,7 @@ impl Store {
                 set attempt = attempt + 1, lease_token = gen_random_uuid(), leased_at = now(),
                     leased_until = now() + make_interval(secs => $3), next_run_at = least(next_run_at, now())
                 from overdue
-                where jobs.id = overdue.id
+                where jobs.id = any(array[overdue.id])
                 returning jobs.id, jobs.attempt, jobs.lease_token, jobs.message_id, overdue.lost_since
             ),
             lost as (

@@ -194,7 +194,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
                 signature = o.signature,
                 finished_at = case when o.state <> 'pending' then now() end
             from outcome o
-            where j.id = o.job and j.lease_token = o.token and (o.state = 'pending' or $13 or o.attached >= j.attached)
+            where j.id = any(array[o.job]) and j.lease_token = o.token and (o.state = 'pending' or $13 or o.attached >= j.attached)
             returning j.id, j.attempt, j.leased_at, j.state, o.ord, o.verdict, o.status, o.error, o.attached, o.to_tell, o.traces
         ),
         attempted as (

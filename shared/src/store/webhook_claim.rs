@@ -207,7 +207,7 @@ impl Store {
                 set attempt = attempt + 1, lease_token = gen_random_uuid(), leased_at = now(),
                     leased_until = now() + make_interval(secs => $8)
                 from due
-                where jobs.id = due.id and (due.failures = 0 or due.receiver in (select receiver from probes))
+                where jobs.id = any(array[due.id]) and (due.failures = 0 or due.receiver in (select receiver from probes))
                 returning jobs.*, due.failures, due.standing, due.lost_since
             ),
             lost as (
@@ -217,7 +217,7 @@ impl Store {
                 on conflict (job_id, number) do nothing
             ),
             pruned as (
-                delete from attempts a using leased l where l.attempt > $9 and a.job_id = l.id and a.number <= l.attempt - $9
+                delete from attempts a using leased l where l.attempt > $9 and a.job_id = any(array[l.id]) and a.number <= l.attempt - $9
             ),
             hint as (
                 select

@@ -90,7 +90,7 @@ impl Store {
                     failure = o.failure,
                     finished_at = case when o.state <> 'pending' then now() end
                 from outcome o
-                where j.id = o.job and j.lease_token = o.token
+                where j.id = any(array[o.job]) and j.lease_token = o.token
                 returning j.id, j.attempt, j.leased_at, j.receiver, o.*
             ),
             attempted as (
@@ -172,7 +172,7 @@ impl Store {
             ended as (
                 update jobs set state = 'failed', failure = 'receiver-down', finished_at = now(), lease_token = null
                 from due
-                where jobs.id = due.id
+                where jobs.id = any(array[due.id])
                 returning jobs.id, jobs.attempt, due.lost_since
             ),
             lost as (

@@ -123,7 +123,7 @@ impl Store {
                 from (
                     select live_job, count(*) as requests from admitted where not signed and live_job is not null group by live_job
                 ) a
-                where j.id = a.live_job
+                where j.id = any(array[a.live_job])
             ),
             stored as (
                 insert into requests
