@@ -65,8 +65,8 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
         tracing::warn!("ENCRYPTION_KEY is not set: webhook secrets and headers are stored unencrypted");
     }
     let stop = shutdown::on_signal().map_err(StartError::Signals)?;
-    let (listener, address) = bind("API_LISTEN", settings.api_listen).await?;
-    tracing::info!(listen = %address, "api starts");
+    let listener = bind("API_LISTEN", settings.api_listen).await?;
+    tracing::info!(listen = %listener.1, "api starts");
 
     let tasks = TaskTracker::new();
     let (waiters, keys) = (Waiters::default(), Keys::new(store.clone()));
@@ -88,7 +88,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let routes = http::routes(parts, health, metrics);
     tasks.spawn(serve(listener, routes, stop.clone()));
     if let Some(address) = own_metrics {
-        let (listener, _) = bind("METRICS_LISTEN", address).await?;
+        let listener = bind("METRICS_LISTEN", address).await?;
         tasks.spawn(serve(listener, operations::metrics_endpoint(store.clone()), stop.clone()));
     }
     let listening = {

@@ -16,6 +16,7 @@ mod socket;
 mod tests;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,10 +35,10 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The pause after a connection that could not be accepted, which is for want of something (files, memory) that others may give back.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// Serves until `stop` is cancelled, then finishes the requests in flight.
-pub async fn serve<E: Endpoint + 'static>(listener: TcpListener, endpoint: E, stop: CancellationToken) {
+/// Serves what comes to `listener`, whose address is `local`, until `stop` is cancelled; then finishes the requests in flight.
+pub async fn serve<E: Endpoint + 'static>((listener, local): (TcpListener, SocketAddr), endpoint: E, stop: CancellationToken) {
     let (endpoint, tasks, cut) = (Arc::new(endpoint), TaskTracker::new(), CancellationToken::new());
-    let local = LocalAddr(listener.local_addr().map_or_else(|_| poem::Addr::Custom("tcp", "".into()), Into::into));
+    let local = LocalAddr(local.into());
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, caller)) => {

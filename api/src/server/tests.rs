@@ -36,7 +36,7 @@ impl Served {
         let (answers, asked, stop) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())), CancellationToken::new());
         let (waits, waiting) = watch::channel(0);
         let endpoint = endpoint(Arc::clone(&answers), Arc::clone(&asked), Arc::new(waits), stop.clone());
-        let server = tokio::spawn(serve(listener, endpoint, stop.clone()));
+        let server = tokio::spawn(serve((listener, addr), endpoint, stop.clone()));
         Self { addr, answers, asked, waiting, stop, server }
     }
 
