@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, TRANSFER_ENCODING};
 use http::uri::Scheme;
 use http::{Method, Request, Version};
 use http_body_util::BodyExt;
@@ -90,7 +90,7 @@ impl<E: Endpoint + 'static> Connection<E> {
 
     /// Answers requests until there is one whose caller waits; nothing if the connection has ended.
     async fn requests(self: &Arc<Self>, socket: Socket) -> Option<(Socket, Head, BoxFuture<'static, Response>)> {
-        let connection = Arc::clone(self);
+        let (connection, stalls) = (Arc::clone(self), socket.stalls());
         let service = service_fn(move |request| Arc::clone(&connection).answer(request));
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(IDLE);
@@ -108,6 +108,10 @@ impl<E: Endpoint + 'static> Connection<E> {
                 told = true;
                 Pin::new(&mut *serving).graceful_shutdown();
             }
+            // What hyper has not got rid of yet would be lost with it: mostly nothing, since it reads a head when it is rid of the answer before.
+            if stalls.load(Ordering::Relaxed) {
+                return Poll::Pending;
+            }
             match self.take() {
                 Turn::Waits(head, rest) => Poll::Ready(Some((head, rest))),
                 turn => {
@@ -117,7 +121,6 @@ impl<E: Endpoint + 'static> Connection<E> {
             }
         });
         let (head, rest) = waits.await?;
-        // Nothing that is yet to be written is lost: hyper reads a head when it is rid of the answer before.
         let Parts { io, read_buf, .. } = serving.into_parts();
         Some((io.into_inner().with_first(&read_buf), head, rest))
     }
@@ -127,14 +130,15 @@ impl<E: Endpoint + 'static> Connection<E> {
         if let Turn::Answer(answer) = self.take() {
             return Ok(answer.into());
         }
-        let head = Head::of(&request);
+        let (head, chunked) = (Head::of(&request), request.headers().contains_key(TRANSFER_ENCODING));
         let mut response = self.endpoint.get_response(self.request(request)).await;
         let Some(mut rest) = Rest::of(&mut response) else { return Ok(response.into()) };
         if let Poll::Ready(response) = futures_util::poll!(&mut rest) {
             return Ok(response.into());
         }
-        // What is left of a body must not be taken for the next request.
-        if self.unread.load(Ordering::Relaxed) {
+        // What is left of a body must not be taken for the next request, nor what came behind one that had two lengths: hyper ends such a
+        // connection, and hides what it had beside the chunks.
+        if chunked || self.unread.load(Ordering::Relaxed) {
             return Ok(rest.await.into());
         }
         self.put(Turn::Waits(head, rest));
@@ -165,7 +169,7 @@ impl Head {
             values.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case(what))
         };
         let version = request.version();
-        let keep_alive = if version == Version::HTTP_10 { said("keep-alive") } else { !said("close") };
+        let keep_alive = !said("close") && (version != Version::HTTP_10 || said("keep-alive"));
         Self { no_body: request.method() == Method::HEAD, version, keep_alive }
     }
 

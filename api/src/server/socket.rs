@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,17 +21,23 @@ pub(super) struct Socket {
     first: Bytes,
     /// Runs out while a write waits for the other side.
     stalled: Option<Pin<Box<Sleep>>>,
+    stalls: Arc<AtomicBool>,
 }
 
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, first: Bytes::new(), stalled: None }
+        Self { stream, first: Bytes::new(), stalled: None, stalls: Arc::default() }
     }
 
     /// The same, with `bytes` to be read before all else. They are copied: what they are a part of may be large.
     pub(super) fn with_first(mut self, bytes: &[u8]) -> Self {
         self.first = [bytes, &self.first].concat().into();
         self
+    }
+
+    /// Whether a write waits for the other side; for who gives the socket away.
+    pub(super) fn stalls(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stalls)
     }
 
     /// Returns when the other side has hung up. Nothing is read; if something came that is yet to be read, it can't be known.
@@ -40,6 +48,7 @@ impl Socket {
     }
 
     fn written(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.stalls.store(written.is_pending(), Ordering::Relaxed);
         if written.is_ready() {
             self.stalled = None;
             return written;

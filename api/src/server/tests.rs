@@ -17,7 +17,7 @@ use super::{GRACE, Rest, serve};
 /// More than the system takes for a caller who reads nothing.
 const LARGE: usize = 32 * 1024 * 1024;
 
-/// A server that is asked for `/now`, `/later`, `/later-read` (which reads its body first) and `/large`.
+/// A server that is asked for `/now`, `/later`, the same with `-read` behind it (which read their body first) and `/large`.
 struct Served {
     addr: SocketAddr,
     /// A permit for each answer that may come.
@@ -93,13 +93,13 @@ fn endpoint(
         let path = request.uri().path().to_owned();
         asked.lock().unwrap().push(path.clone());
         async move {
-            if path == "/later-read" {
+            if path.ends_with("-read") {
                 request.take_body().into_bytes().await.unwrap();
             }
             let done = || Response::builder().content_type("text/plain").body("done");
             match path.as_str() {
                 "/large" => Response::builder().body(vec![b'.'; LARGE]),
-                "/now" => done(),
+                "/now" | "/now-read" => done(),
                 _ => Rest::response(async move {
                     let _waits = Waits::new(&waiting);
                     tokio::select! {
@@ -136,9 +136,14 @@ async fn read_until(connection: &mut TcpStream, end: &str, times: usize) -> Stri
 async fn what_was_waited_for_is_written_as_if_it_had_not_been() {
     let mut served = Served::start().await;
     for method in ["GET", "HEAD", "POST"] {
-        for (version, connection) in
-            [("1.1", "close"), ("1.0", "close"), ("1.0", "keep-alive"), ("1.1", "keep-alive"), ("1.1", "TE, close")]
-        {
+        for (version, connection) in [
+            ("1.1", "close"),
+            ("1.0", "close"),
+            ("1.0", "keep-alive"),
+            ("1.1", "keep-alive"),
+            ("1.1", "TE, close"),
+            ("1.0", "keep-alive, close"),
+        ] {
             let request = |path: &str| {
                 // Where the connection is kept, the second one ends it.
                 let first = format!("{method} {path} HTTP/{version}\r\nhost: a\r\nconnection: {connection}\r\n\r\n");
@@ -150,6 +155,18 @@ async fn what_was_waited_for_is_written_as_if_it_had_not_been() {
             assert_eq!(served.said_to(&request("/later"), 1).await, expected, "{method} {version} {connection}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_comes_behind_a_body_of_two_lengths_is_no_request() {
+    let mut served = Served::start().await;
+    let request = |path: &str| {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\ntransfer-encoding: chunked\r\n\r\n");
+        format!("{head}1\r\n1\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n")
+    };
+    let expected = served.said_to(&request("/now-read"), 0).await;
+    assert_eq!(served.said_to(&request("/later-read"), 1).await, expected);
+    assert_eq!(served.asked(), ["/now-read", "/later-read"]);
 }
 
 #[tokio::test]

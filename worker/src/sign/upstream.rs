@@ -1,4 +1,4 @@
-//! The client of the signing API: one call, one connection, one reply.
+//! The client of the signing API: one call, one reply.
 
 use std::time::{Duration, SystemTime};
 
