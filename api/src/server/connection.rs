@@ -147,8 +147,9 @@ impl<E: Endpoint + 'static> Connection<E> {
 
     fn request(self: &Arc<Self>, request: Request<Incoming>) -> poem::Request {
         let (parts, body) = request.into_parts();
-        self.unread.store(!body.is_end_stream(), Ordering::Relaxed);
-        let body = if body.is_end_stream() { poem::Body::empty() } else { Watched { body, connection: Arc::clone(self) }.boxed().into() };
+        let empty = body.is_end_stream();
+        self.unread.store(!empty, Ordering::Relaxed);
+        let body = if empty { poem::Body::empty() } else { Watched { body, connection: Arc::clone(self) }.boxed().into() };
         let (local, caller) = self.between.clone();
         poem::Request::from_parts((parts, local, caller, Scheme::HTTP).into(), body)
     }

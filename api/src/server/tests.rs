@@ -1,3 +1,5 @@
+//! Connections over real sockets: an answer that is waited for beside one that is not, and callers who behave badly.
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

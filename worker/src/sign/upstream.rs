@@ -42,7 +42,7 @@ pub enum Reply {
 /// Connections are kept where calls may follow each other as fast as this.
 const KEPT_BELOW: Duration = Duration::from_millis(10);
 
-/// How long a connection may be idle and be used again: less than what any server waits for.
+/// How long a connection may be idle and be used again: less than what servers usually keep an idle one for.
 const KEPT_FOR: Duration = Duration::from_secs(1);
 
 /// Whether a connection is used for more than one call. One that the upstream is just closing fails a call that has to be counted, and a
