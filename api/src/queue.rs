@@ -12,10 +12,10 @@ use tokio::time::Instant;
 /// How long a look is good for. The queue moves as slowly as the upstream signs.
 const GOOD_FOR: Duration = Duration::from_millis(250);
 
-/// A look that takes longer than this is good for so many times as long, lest looking becomes what the service does; and nobody waits for the
-/// next one.
+/// A look that takes longer than this is good for so many times as long, lest looking becomes what the service does: each process looks for
+/// itself, so it adds up. And nobody waits for the next one.
 const QUICK: Duration = Duration::from_millis(5);
-const ONE_IN: u32 = 10;
+const ONE_IN: u32 = 100;
 
 /// Nothing is said by a look that is older, however long the next one takes. That one begins at half of this age, so that it is there in time.
 const TOO_OLD: Duration = Duration::from_secs(4);

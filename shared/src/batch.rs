@@ -1,15 +1,20 @@
 //! Group commit: work that arrives while a batch is under way goes together into the next one.
 //!
 //! Nothing waits when there is nothing to wait for: an idle batcher runs a single item at once. Under load the batch grows to what
-//! arrived during the last commit, so the cost of a commit is shared. Where several batches may be under way at a time, a further one is
-//! not begun for a few items at once: small batches cost the most, and the one that is under way may end any moment.
+//! arrived during the last commit, so the cost of a commit is shared. A batch costs the same whatever is in it, and only then a little for
+//! each item, so two things keep batches from becoming small:
+//!
+//! - One is under way at a time. While Postgres works on it, those who were in the one before come with their next items. Another one begins
+//!   beside it if it is full, or if the one that is under way takes long: whoever holds up one batch must not hold up the others.
+//! - Few items wait a moment for those who were just answered, who mostly come back at once.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Why an item was not done.
 #[derive(Debug, thiserror::Error)]
@@ -25,32 +30,60 @@ pub enum BatchError<E> {
     Failed(Arc<E>),
 }
 
-/// While a batch is under way, another one begins at once with so many items, and with fewer only after this time: whoever holds up one batch
-/// must not hold up the others.
-const WORTH_A_BATCH: usize = 16;
-const GATHER_FOR: Duration = Duration::from_millis(2);
+/// A batch that is under way for longer has no other one wait for it.
+const LONG: Duration = Duration::from_millis(5);
 
-/// The batches that are under way.
+/// So many items are worth a batch. Fewer wait for those who were in the last one, if those were several: no longer than that one took, and no
+/// longer than this.
+const WORTH_A_BATCH: usize = 16;
+const SEVERAL: usize = 4;
+const BACK_WITHIN: Duration = Duration::from_millis(3);
+
+/// The batches that are under way, and the last one that ended.
 #[derive(Default)]
 struct UnderWay {
     count: AtomicUsize,
     one_ended: Notify,
+    last: std::sync::Mutex<Option<Ended>>,
 }
 
-/// One of them, until it is dropped.
-struct Batch<'a>(&'a UnderWay);
+/// A batch that is under way, until it is dropped.
+struct Batch<'a> {
+    all: &'a UnderWay,
+    items: usize,
+    began: Instant,
+}
+
+/// A batch that ended.
+#[derive(Clone, Copy)]
+struct Ended {
+    items: usize,
+    took: Duration,
+    at: Instant,
+}
 
 impl UnderWay {
-    fn begin(&self) -> Batch<'_> {
+    fn begin(&self, items: usize) -> Batch<'_> {
         self.count.fetch_add(1, Ordering::SeqCst);
-        Batch(self)
+        Batch { all: self, items, began: Instant::now() }
+    }
+
+    /// How many are expected soon, because they were just answered, and until when.
+    fn coming_back(&self) -> Option<(usize, Instant)> {
+        let last = (*self.last()).filter(|last| last.items >= SEVERAL)?;
+        Some((last.items, last.at + last.took.min(BACK_WITHIN)))
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<Ended>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::SeqCst);
-        self.0.one_ended.notify_waiters();
+        *self.all.last() = Some(Ended { items: self.items, took: self.began.elapsed(), at: Instant::now() });
+        self.all.count.fetch_sub(1, Ordering::SeqCst);
+        self.all.one_ended.notify_waiters();
     }
 }
 
@@ -101,7 +134,7 @@ where
             if items.is_empty() {
                 continue;
             }
-            let batch = under_way.begin();
+            let batch = under_way.begin(items.len());
             let ran = run(items).await;
             drop(batch);
             match ran {
@@ -141,17 +174,24 @@ where
         tokio::pin!(one_ends);
         one_ends.as_mut().enable();
         if under_way.count.load(Ordering::SeqCst) > 0 {
-            let enough = async {
-                let enough = WORTH_A_BATCH.min(largest);
-                while tickets.len() < enough && arrivals.recv_many(tickets, largest - tickets.len()).await > 0 {}
-            };
             tokio::select! {
-                () = enough => {}
+                () = fill(arrivals, tickets, largest) => {}
                 () = one_ends => {}
-                () = tokio::time::sleep(GATHER_FOR) => {}
+                () = sleep(LONG) => {}
             }
         }
         take_what_is_there(arrivals, tickets, largest);
+        if under_way.count.load(Ordering::SeqCst) == 0
+            && let Some((coming, until)) = under_way.coming_back()
+            && until > Instant::now()
+        {
+            let enough = (tickets.len() + coming).min(WORTH_A_BATCH).min(largest);
+            tokio::select! {
+                () = fill(arrivals, tickets, enough) => {}
+                () = sleep_until(until) => {}
+            }
+            take_what_is_there(arrivals, tickets, largest);
+        }
         true
     }
 
@@ -167,6 +207,11 @@ where
         })?;
         result.await.unwrap_or(Err(BatchError::Stopped))
     }
+}
+
+/// Waits until there are `enough`, or nothing comes any more. What was taken is kept if nobody waits for it to the end.
+async fn fill<T>(arrivals: &mut mpsc::Receiver<T>, tickets: &mut Vec<T>, enough: usize) {
+    while tickets.len() < enough && arrivals.recv_many(tickets, enough - tickets.len()).await > 0 {}
 }
 
 fn take_what_is_there<T>(arrivals: &mut mpsc::Receiver<T>, tickets: &mut Vec<T>, largest: usize) {
@@ -290,44 +335,114 @@ mod tests {
         assert_eq!(*seen.lock().unwrap(), [vec![1], vec![3]]);
     }
 
-    /// Two at a time, of which the first is under way, and `items` that are submitted then.
-    async fn beside_one(items: u32) -> (Arc<Semaphore>, Seen) {
-        let (batcher, gate, seen) = doublers(100, 100, 2);
-        let submit = |n| {
-            tokio::spawn({
-                let b = batcher.clone();
-                async move { b.submit(n).await }
-            })
-        };
-        submit(0);
-        until(|| seen.lock().unwrap().len() == 1).await;
-        (1..=items).for_each(|n| drop(submit(n)));
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
+    /// Two at a time, of up to 20 items, of which the first, of so many items, is under way; and `more` that are submitted then.
+    async fn beside_one(first: u32, more: u32) -> Batches {
+        let (batcher, gate, seen) = doublers(20, 100, 2);
+        let batches = Batches { batcher, gate, seen };
+        batches.submit(0..first);
+        until(|| batches.seen.lock().unwrap().len() == 1).await;
+        batches.submit(first..first + more);
+        batches.settle().await;
+        batches
+    }
+
+    struct Batches {
+        batcher: Batcher<u32, u32, String>,
+        gate: Arc<Semaphore>,
+        seen: Seen,
+    }
+
+    impl Batches {
+        fn submit(&self, items: std::ops::Range<u32>) {
+            for n in items {
+                let batcher = self.batcher.clone();
+                tokio::spawn(async move { batcher.submit(n).await });
+            }
         }
-        (gate, seen)
+
+        /// Whatever can happen without time going by has happened.
+        async fn settle(&self) {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        }
+
+        /// The one that is under way ends after this time.
+        async fn end_after(&self, time: Duration) {
+            tokio::time::sleep(time).await;
+            self.gate.add_permits(1);
+            self.settle().await;
+        }
+
+        fn sizes(&self) -> Vec<usize> {
+            self.seen.lock().unwrap().iter().map(Vec::len).collect()
+        }
+    }
+
+    const SHORT: Duration = Duration::from_millis(2);
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_a_batch_that_is_under_way_another_one_begins_when_it_is_full() {
+        assert_eq!(beside_one(1, 20).await.sizes(), [1, 20]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn beside_a_batch_that_is_under_way_another_one_begins_for_many_items() {
-        let (_gate, seen) = beside_one(20).await;
-        assert_eq!(seen.lock().unwrap().len(), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn for_few_items_another_batch_begins_when_the_one_that_is_under_way_ends() {
-        let (gate, seen) = beside_one(3).await;
-        assert_eq!(*seen.lock().unwrap(), [vec![0]]);
-        gate.add_permits(1);
-        until(|| seen.lock().unwrap().len() == 2).await;
-        assert_eq!(*seen.lock().unwrap(), [vec![0], vec![1, 2, 3]]);
+    async fn a_batch_that_is_not_full_begins_when_the_one_that_is_under_way_ends() {
+        let batches = beside_one(1, 19).await;
+        assert_eq!(batches.sizes(), [1]);
+        batches.end_after(SHORT).await;
+        assert_eq!(batches.sizes(), [1, 19]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_that_is_held_up_holds_up_no_other_for_long() {
-        let (_gate, seen) = beside_one(3).await;
-        tokio::time::sleep(GATHER_FOR).await;
-        until(|| seen.lock().unwrap().len() == 2).await;
-        assert_eq!(*seen.lock().unwrap(), [vec![0], vec![1, 2, 3]]);
+        let batches = beside_one(1, 3).await;
+        tokio::time::sleep(LONG).await;
+        until(|| batches.seen.lock().unwrap().len() == 2).await;
+        assert_eq!(batches.sizes(), [1, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_items_wait_for_those_who_were_just_answered() {
+        let batches = beside_one(8, 2).await;
+        batches.end_after(SHORT).await;
+        assert_eq!(batches.sizes(), [8]);
+        batches.submit(100..108);
+        batches.settle().await;
+        assert_eq!(batches.sizes(), [8, 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_a_batch_takes_for_those_who_do_not_come_back() {
+        let batches = beside_one(8, 2).await;
+        batches.end_after(SHORT).await;
+        assert_eq!(batches.sizes(), [8]);
+        tokio::time::sleep(SHORT).await;
+        batches.settle().await;
+        assert_eq!(batches.sizes(), [8, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_items_wait_for_nobody() {
+        let batches = beside_one(8, 16).await;
+        batches.end_after(SHORT).await;
+        assert_eq!(batches.sizes(), [8, 16]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_item_that_comes_later_waits_for_nobody() {
+        let batches = beside_one(8, 0).await;
+        batches.end_after(SHORT).await;
+        tokio::time::sleep(SHORT).await;
+        batches.submit(100..101);
+        batches.settle().await;
+        assert_eq!(batches.sizes(), [8, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_item_waits_for_nobody_after_a_batch_of_one() {
+        let batches = beside_one(1, 1).await;
+        batches.end_after(SHORT).await;
+        assert_eq!(batches.sizes(), [1, 1]);
     }
 }

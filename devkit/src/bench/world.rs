@@ -23,7 +23,7 @@ pub(super) const API_KEY: &str = "cs_bench";
 pub(super) const WEBHOOK_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 /// The budget of calls where it shall not limit: so many slots that a job that is done at once never waits for one, and no more, because
 /// every claim looks for free ones.
-pub(super) const UNLIMITED: &str = "4096/100ms";
+pub(super) const UNLIMITED: &str = "8192/100ms";
 
 /// How long a program may take until it is ready.
 const READY_WITHIN: Duration = Duration::from_mins(1);

@@ -1,4 +1,4 @@
-//! Telling others, after the commit: what was hinted at while a notification was under way goes together into the next one.
+//! Telling others, after the commit: what was hinted at while a notification was under way, or soon after it, goes together into the next one.
 //!
 //! Not in the transaction that makes it true: while that is being forced to the disk, Postgres lets no other transaction commit that notifies,
 //! so that they would be forced there one by one. A statement that does nothing but notify has nothing to force. What a process does not tell,
@@ -14,6 +14,10 @@ use tokio_util::task::TaskTracker;
 use super::Store;
 use super::database::Database;
 use super::listen::{Hint, JOBS, JobKind, MOST_HINTS, RESULTS, results_payload};
+
+/// From the end of one to the begin of the next. Each one wakes all who listen to this database, whatever they want to hear: with more
+/// processes there are more of both.
+const BETWEEN: Duration = Duration::from_millis(5);
 
 /// The longest a notification may take; beyond, the connection is taken for dead. And how long the end of a process waits for the last ones.
 const SEND_WITHIN: Duration = Duration::from_secs(2);
@@ -80,6 +84,7 @@ impl Notifier {
             if let Err(error) = sent.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 tracing::debug!(%error, "could not notify; those who wait look by themselves");
             }
+            tokio::time::sleep(BETWEEN).await;
         }
     }
 

@@ -1,5 +1,5 @@
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devkit::relay::Relay;
 use shared::message::Message;
@@ -54,6 +54,26 @@ async fn a_group_of_requests_is_one_notification_whichever_way_it_is_stored() {
             f.store.accept(&group("any"), u64::MAX).await.unwrap();
         }
     }
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn groups_that_follow_one_another_closely_are_told_of_together() {
+    let f = Fixture::new().await;
+    let (mut jobs, stop) = listen(&f, Audience::Worker);
+    assert_eq!(next(&mut jobs).await, Hint::Everything);
+    let begun = Instant::now();
+    for n in 0..100 {
+        let group = [f.request(&format!("a {n}")), f.request(&format!("b {n}"))];
+        assert!(f.store.accept_new(&group, u64::MAX).await.unwrap().iter().all(Option::is_some));
+    }
+    f.run("notify countersign_jobs, 'webhook'").await;
+    let most = 2 + begun.elapsed().as_millis() / 5;
+    let mut told = 0;
+    while next(&mut jobs).await == Hint::Jobs(JobKind::Sign) {
+        told += 1;
+    }
+    assert!(told > 0 && told <= most, "{told} notifications, no more than {most} expected");
     stop.cancel();
 }
 

@@ -60,7 +60,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         for contestant in all.iter_mut().filter(|contestant| contestant.failure.is_none()) {
             let measured = match contestant.who {
                 Who::Ours => {
-                    last = ours(world, 1, plan.time).await?;
+                    last = ours(world, 1, plan.clients, plan.time).await?;
                     Ok(last.rate)
                 }
                 Who::Pgbench => pgbench::inserts(world, plan.clients, plan.time).await,
@@ -104,20 +104,25 @@ fn name(who: Who) -> String {
     }
 }
 
-/// The rate of so many apis on an empty database.
-pub(super) async fn ours(world: &World, processes: usize, time: Duration) -> Result<Outcome> {
+/// The rate of so many apis on an empty database, with so many callers.
+pub(super) async fn ours(world: &World, processes: usize, callers: u16, time: Duration) -> Result<Outcome> {
     let database = world.fresh().await?;
-    ours_on(world, &database, processes, warm_up(time), time).await
+    measure(world, &database, processes, callers, warm_up(time), time).await
 }
 
-/// The rate of so many apis on this database, once they are warm. Fails if a request that was answered is not in it.
-pub(super) async fn ours_on(world: &World, database: &Database, processes: usize, warm_up: Duration, time: Duration) -> Result<Outcome> {
+/// The rate of one api on this database, once it is warm.
+pub(super) async fn ours_on(world: &World, database: &Database, warm_up: Duration, time: Duration) -> Result<Outcome> {
+    measure(world, database, 1, world.plan.clients, warm_up, time).await
+}
+
+/// Fails if a request that was answered is not in the database.
+async fn measure(world: &World, database: &Database, processes: usize, callers: u16, warm_up: Duration, time: Duration) -> Result<Outcome> {
     let mut apis = Vec::new();
     for _ in 0..processes {
         apis.push(world.api(database).await?);
     }
     let before = stored(database).await?;
-    let load = Load { warm_up, ..Load::accept(apis.iter().map(|api| api.addr).collect(), world.plan.clients, time) };
+    let load = Load { warm_up, ..Load::accept(apis.iter().map(|api| api.addr).collect(), callers, time) };
     let outcome = load.run().await?;
     let stored = stored(database).await? - before;
     if stored.unsigned_abs() < outcome.answers {

@@ -86,8 +86,8 @@ async fn measure(world: &World, program: &Program, database: &Database, kind: Ki
             }
             claim_and_finish(world, program, database).await
         }
-        Kind::Accept => Ok(accept::ours_on(world, database, 1, time.mul_f64(PAGES_WRITTEN_AFTER), time).await?.rate),
-        Kind::AcceptAfterCheckpoint => Ok(accept::ours_on(world, database, 1, warm_up(time), time).await?.rate),
+        Kind::Accept => Ok(accept::ours_on(world, database, time.mul_f64(PAGES_WRITTEN_AFTER), time).await?.rate),
+        Kind::AcceptAfterCheckpoint => Ok(accept::ours_on(world, database, warm_up(time), time).await?.rate),
         Kind::Get => {
             if is_empty {
                 fill(database, &world.progress, Rows::Finished { days_ago: 1 }, READ.unsigned_abs(), label).await?;

@@ -10,31 +10,42 @@ use crate::error::{Error, Result};
 const PROCESSES: [usize; 3] = [1, 2, 4];
 /// Of the rate of one process: less than that is more than the spread of the measurement.
 const SHARE: f64 = 0.95;
+/// How many times the callers of a measurement: as many as for one process, spread over all, and as many for each of four.
+const CALLERS: [u16; 2] = [1, 4];
 
 /// Accepting and working off, in turns.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let program = engine::engine(world)?;
-    let (mut accepts, mut engines): ([Vec<f64>; 3], [Vec<f64>; 3]) = Default::default();
+    let (mut accepts, mut engines): ([[Vec<f64>; 3]; CALLERS.len()], [Vec<f64>; 3]) = Default::default();
     for run in 1..=world.plan.runs {
         for (place, processes) in PROCESSES.into_iter().enumerate() {
-            accepts[place].push(accept::ours(world, processes, world.plan.time).await?.rate);
-            engines[place].push(engine::ours(world, &program, processes).await?);
-            let (accept, engine) = (accepts[place][accepts[place].len() - 1], engines[place][engines[place].len() - 1]);
-            world.progress.note(format!("run {run}: {processes} of each: {accept:.0} requests and {engine:.0} jobs per second"));
+            for (times, accepts) in CALLERS.into_iter().zip(&mut accepts) {
+                let callers = world.plan.clients.saturating_mul(times);
+                let rate = accept::ours(world, processes, callers, world.plan.time).await?.rate;
+                world.progress.note(format!("run {run}: {processes} api, {callers} callers: {rate:.0} requests per second"));
+                accepts[place].push(rate);
+            }
+            let rate = engine::ours(world, &program, processes).await?;
+            world.progress.note(format!("run {run}: {processes} worker: {rate:.0} jobs per second"));
+            engines[place].push(rate);
         }
     }
-    let mut rows = rows("api", "requests/s", accepts)?;
-    rows.extend(self::rows("worker", "jobs/s", engines)?);
+    let mut rows = Vec::new();
+    for (times, accepts) in CALLERS.into_iter().zip(accepts) {
+        let callers = world.plan.clients.saturating_mul(times);
+        rows.extend(self::rows("api", &format!(", {callers} callers in all"), "requests/s", accepts)?);
+    }
+    rows.extend(self::rows("worker", "", "jobs/s", engines)?);
     Ok(rows)
 }
 
-fn rows(program: &str, unit: &'static str, rates: [Vec<f64>; 3]) -> Result<Vec<Row>> {
+fn rows(program: &str, callers: &str, unit: &'static str, rates: [Vec<f64>; 3]) -> Result<Vec<Row>> {
     let runs: Option<Vec<Runs>> = rates.into_iter().map(Runs::of).collect();
     let runs = runs.ok_or_else(|| Error::new("nothing was measured"))?;
     let row = |place: usize| {
         let row = Row::bound(
             Workload::Scale,
-            format!("{} {program} processes", PROCESSES[place]),
+            format!("{} {program} processes{callers}", PROCESSES[place]),
             unit,
             Target::Times(SHARE),
             runs[place].clone(),
