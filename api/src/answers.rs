@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use shared::batch::{BatchError, Batcher};
+use shared::batch::{BatchError, Batcher, Batches, Callers};
 use shared::contract::{SigningRequest, Status};
 use shared::forecast::Place;
 use shared::message::Message;
@@ -120,14 +120,16 @@ impl Answers {
     /// Starts the task that stores. Once `stop` is cancelled nobody waits any more: who does is answered with the state as it is.
     #[must_use]
     pub fn new(store: Store, waiters: Waiters, bounds: Bounds, stop: CancellationToken) -> Self {
+        let posts = Batches { largest: LARGEST_GROUP, waiting: MOST_WAITING, at_once: AT_ONCE, callers: Callers::ComeBack };
+        let looks = Batches { waiting: MOST_READS, callers: Callers::Leave, ..posts };
         let accepting = store.clone();
-        let accepts = Batcher::spawn(LARGEST_GROUP, MOST_WAITING, AT_ONCE, move |requests: Vec<NewRequest>| {
+        let accepts = Batcher::spawn(posts, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
             // A group whose callers have all been told 503 must not go on in the dark, and must not keep the next one waiting.
             async move { store_all(&store, requests, bounds.pending).await.inspect_err(warn) }
         });
         let reading = store.clone();
-        let reads = Batcher::spawn(LARGEST_GROUP, MOST_READS, AT_ONCE, move |ids: Vec<Uuid>| {
+        let reads = Batcher::spawn(looks, move |ids: Vec<Uuid>| {
             let store = reading.clone();
             async move {
                 let read = tokio::time::timeout(READ_WITHIN, store.requests(&ids)).await;

@@ -13,9 +13,10 @@ use tokio::time::Instant;
 const GOOD_FOR: Duration = Duration::from_millis(250);
 
 /// A look that takes longer than this is good for so many times as long, lest looking becomes what the service does: each process looks for
-/// itself, so it adds up. And nobody waits for the next one.
+/// itself, so it adds up. And nobody waits for the next one. A short queue is looked at more often: there, a place is worth more.
 const QUICK: Duration = Duration::from_millis(5);
 const ONE_IN: u32 = 100;
+const ONE_IN_OF_SHORT: u32 = 10;
 
 /// Nothing is said by a look that is older, however long the next one takes. That one begins at half of this age, so that it is there in time.
 const TOO_OLD: Duration = Duration::from_secs(4);
@@ -36,9 +37,9 @@ struct Look {
 impl Look {
     /// Whether it says enough about what was stored at `since`.
     fn is_good(&self, since: OffsetDateTime) -> bool {
-        let age = self.at.elapsed();
-        self.was_slow() && age < (self.took * ONE_IN).min(TOO_OLD / 2)
-            || age < GOOD_FOR && (self.forecast.at >= since || self.forecast.length() >= LONG)
+        let (age, is_long) = (self.at.elapsed(), self.forecast.length() >= LONG);
+        let one_in = if is_long { ONE_IN } else { ONE_IN_OF_SHORT };
+        self.was_slow() && age < (self.took * one_in).min(TOO_OLD / 2) || age < GOOD_FOR && (self.forecast.at >= since || is_long)
     }
 
     fn was_slow(&self) -> bool {

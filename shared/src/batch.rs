@@ -6,15 +6,14 @@
 //!
 //! - One is under way at a time. While Postgres works on it, those who were in the one before come with their next items. Another one begins
 //!   beside it if it is full, or if the one that is under way takes long: whoever holds up one batch must not hold up the others.
-//! - Few items wait a moment for those who were just answered, who mostly come back at once.
+//! - Few items wait a moment for those who were just answered, if those mostly come back at once.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 /// Why an item was not done.
 #[derive(Debug, thiserror::Error)]
@@ -34,17 +33,48 @@ pub enum BatchError<E> {
 const LONG: Duration = Duration::from_millis(5);
 
 /// So many items are worth a batch. Fewer wait for those who were in the last one, if those were several: no longer than that one took, and no
-/// longer than this.
+/// longer than this. If they did not come, so many further batches wait for nobody.
 const WORTH_A_BATCH: usize = 16;
 const SEVERAL: usize = 4;
 const BACK_WITHIN: Duration = Duration::from_millis(3);
+const IN_VAIN: u32 = 16;
+
+/// How the items of a [`Batcher`] become batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Batches {
+    /// Most items in one.
+    pub largest: usize,
+    /// Most items that queue in front of them.
+    pub waiting: usize,
+    /// Most that are under way at the same time.
+    pub at_once: usize,
+    /// What those do who submitted an item, once they have their result.
+    pub callers: Callers,
+}
+
+/// What callers do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// They may come with another item at once, and a few items may wait for them.
+    ComeBack,
+    /// Nobody waits for them.
+    Leave,
+}
 
 /// The batches that are under way, and the last one that ended.
 #[derive(Default)]
 struct UnderWay {
-    count: AtomicUsize,
     one_ended: Notify,
-    last: std::sync::Mutex<Option<Ended>>,
+    known: std::sync::Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// When those that are under way began.
+    began: Vec<Instant>,
+    last: Option<Ended>,
+    /// Batches that will wait for nobody.
+    in_vain: u32,
 }
 
 /// A batch that is under way, until it is dropped.
@@ -64,25 +94,46 @@ struct Ended {
 
 impl UnderWay {
     fn begin(&self, items: usize) -> Batch<'_> {
-        self.count.fetch_add(1, Ordering::SeqCst);
-        Batch { all: self, items, began: Instant::now() }
+        let began = Instant::now();
+        self.known().began.push(began);
+        Batch { all: self, items, began }
     }
 
-    /// How many are expected soon, because they were just answered, and until when.
+    /// When all that are under way have been so for long; nothing: none is.
+    fn are_long_at(&self) -> Option<Instant> {
+        self.known().began.iter().max().map(|began| *began + LONG)
+    }
+
+    /// How many may be expected soon, because they were just answered, and until when; nothing while a batch is under way.
     fn coming_back(&self) -> Option<(usize, Instant)> {
-        let last = (*self.last()).filter(|last| last.items >= SEVERAL)?;
-        Some((last.items, last.at + last.took.min(BACK_WITHIN)))
+        let mut known = self.known();
+        let last = known.last.filter(|last| last.items >= SEVERAL && known.began.is_empty())?;
+        let until = last.at + last.took.min(BACK_WITHIN);
+        if until <= Instant::now() {
+            return None;
+        }
+        let waits = known.in_vain == 0;
+        known.in_vain = known.in_vain.saturating_sub(1);
+        waits.then_some((last.items, until))
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Ended>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn did_not_come_back(&self) {
+        self.known().in_vain = IN_VAIN;
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        *self.all.last() = Some(Ended { items: self.items, took: self.began.elapsed(), at: Instant::now() });
-        self.all.count.fetch_sub(1, Ordering::SeqCst);
+        let mut known = self.all.known();
+        known.last = Some(Ended { items: self.items, took: self.began.elapsed(), at: Instant::now() });
+        if let Some(place) = known.began.iter().position(|began| *began == self.began) {
+            known.began.swap_remove(place);
+        }
+        drop(known);
         self.all.one_ended.notify_waiters();
     }
 }
@@ -106,29 +157,29 @@ where
     O: Send + 'static,
     E: Send + Sync + 'static,
 {
-    /// Starts the tasks that call `run` with up to `largest` items at a time, up to `at_once` of them at the same time; they end when
-    /// the last clone is dropped. At most `waiting` items queue in front of them. `run` returns one result per item, in order.
-    pub fn spawn<F, Fut>(largest: usize, waiting: usize, at_once: usize, run: F) -> Self
+    /// Starts the tasks that call `run` with `batches` of what is submitted; they end when the last clone is dropped. `run` returns one result
+    /// per item, in order.
+    pub fn spawn<F, Fut>(batches: Batches, run: F) -> Self
     where
         F: Fn(Vec<I>) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = Result<Vec<O>, E>> + Send + 'static,
     {
-        let (queue, arrivals) = mpsc::channel::<Ticket<I, O, E>>(waiting);
+        let (queue, arrivals) = mpsc::channel::<Ticket<I, O, E>>(batches.waiting);
         let (arrivals, under_way) = (Arc::new(Mutex::new(arrivals)), Arc::<UnderWay>::default());
-        for _ in 0..at_once {
-            tokio::spawn(Self::work(Arc::clone(&arrivals), Arc::clone(&under_way), largest, run.clone()));
+        for _ in 0..batches.at_once {
+            tokio::spawn(Self::work(Arc::clone(&arrivals), Arc::clone(&under_way), batches, run.clone()));
         }
         Self { queue }
     }
 
-    async fn work<F, Fut>(arrivals: Arc<Mutex<mpsc::Receiver<Ticket<I, O, E>>>>, under_way: Arc<UnderWay>, largest: usize, run: F)
+    async fn work<F, Fut>(arrivals: Arc<Mutex<mpsc::Receiver<Ticket<I, O, E>>>>, under_way: Arc<UnderWay>, batches: Batches, run: F)
     where
         F: Fn(Vec<I>) -> Fut,
         Fut: Future<Output = Result<Vec<O>, E>>,
     {
-        let mut tickets = Vec::with_capacity(largest);
+        let mut tickets = Vec::with_capacity(batches.largest);
         // Whoever holds the lock waits for arrivals, and takes all that are there; the others are at work, or next.
-        while Self::gather(&mut *arrivals.lock().await, &mut tickets, largest, &under_way).await {
+        while Self::gather(&mut *arrivals.lock().await, &mut tickets, batches, &under_way).await {
             // A caller that has given up is answered already: its item must not be done behind its back.
             let (items, answers): (Vec<I>, Vec<_>) = tickets.drain(..).filter(|(_, answer)| !answer.is_closed()).unzip();
             if items.is_empty() {
@@ -157,9 +208,10 @@ where
     async fn gather(
         arrivals: &mut mpsc::Receiver<Ticket<I, O, E>>,
         tickets: &mut Vec<Ticket<I, O, E>>,
-        largest: usize,
+        batches: Batches,
         under_way: &UnderWay,
     ) -> bool {
+        let largest = batches.largest;
         if arrivals.recv_many(tickets, largest).await == 0 {
             return false;
         }
@@ -173,22 +225,22 @@ where
         let one_ends = under_way.one_ended.notified();
         tokio::pin!(one_ends);
         one_ends.as_mut().enable();
-        if under_way.count.load(Ordering::SeqCst) > 0 {
+        if let Some(long) = under_way.are_long_at() {
             tokio::select! {
                 () = fill(arrivals, tickets, largest) => {}
                 () = one_ends => {}
-                () = sleep(LONG) => {}
+                () = sleep_until(long) => {}
             }
         }
         take_what_is_there(arrivals, tickets, largest);
-        if under_way.count.load(Ordering::SeqCst) == 0
+        if batches.callers == Callers::ComeBack
+            && tickets.len() < WORTH_A_BATCH.min(largest)
             && let Some((coming, until)) = under_way.coming_back()
-            && until > Instant::now()
         {
             let enough = (tickets.len() + coming).min(WORTH_A_BATCH).min(largest);
             tokio::select! {
                 () = fill(arrivals, tickets, enough) => {}
-                () = sleep_until(until) => {}
+                () = sleep_until(until) => under_way.did_not_come_back(),
             }
             take_what_is_there(arrivals, tickets, largest);
         }
@@ -232,6 +284,9 @@ mod tests {
 
     type Seen = Arc<Lock<Vec<Vec<u32>>>>;
 
+    /// A batch with this item never ends.
+    const HELD_UP: u32 = 1313;
+
     /// A batcher that doubles, records its batches, and runs each one only when the gate gives it a permit.
     fn doubler(largest: usize, waiting: usize) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
         doublers(largest, waiting, 1)
@@ -240,10 +295,14 @@ mod tests {
     fn doublers(largest: usize, waiting: usize, at_once: usize) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
         let (gate, seen) = (Arc::new(Semaphore::new(0)), Seen::default());
         let (g, s) = (Arc::clone(&gate), Arc::clone(&seen));
-        let batcher = Batcher::spawn(largest, waiting, at_once, move |items: Vec<u32>| {
+        let batches = Batches { largest, waiting, at_once, callers: Callers::ComeBack };
+        let batcher = Batcher::spawn(batches, move |items: Vec<u32>| {
             let (g, s) = (Arc::clone(&g), Arc::clone(&s));
             async move {
                 s.lock().unwrap().push(items.clone());
+                if items.contains(&HELD_UP) {
+                    std::future::pending::<()>().await;
+                }
                 g.acquire().await.unwrap().forget();
                 if items.contains(&13) { Err("unlucky".to_owned()) } else { Ok(items.iter().map(|n| n * 2).collect()) }
             }
@@ -336,23 +395,23 @@ mod tests {
     }
 
     /// Two at a time, of up to 20 items, of which the first, of so many items, is under way; and `more` that are submitted then.
-    async fn beside_one(first: u32, more: u32) -> Batches {
+    async fn beside_one(first: u32, more: u32) -> Running {
         let (batcher, gate, seen) = doublers(20, 100, 2);
-        let batches = Batches { batcher, gate, seen };
+        let batches = Running { batcher, gate, seen };
         batches.submit(0..first);
-        until(|| batches.seen.lock().unwrap().len() == 1).await;
+        batches.settle().await;
         batches.submit(first..first + more);
         batches.settle().await;
         batches
     }
 
-    struct Batches {
+    struct Running {
         batcher: Batcher<u32, u32, String>,
         gate: Arc<Semaphore>,
         seen: Seen,
     }
 
-    impl Batches {
+    impl Running {
         fn submit(&self, items: std::ops::Range<u32>) {
             for n in items {
                 let batcher = self.batcher.clone();
@@ -395,11 +454,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_batch_that_is_held_up_holds_up_no_other_for_long() {
-        let batches = beside_one(1, 3).await;
-        tokio::time::sleep(LONG).await;
-        until(|| batches.seen.lock().unwrap().len() == 2).await;
+    async fn a_batch_that_is_held_up_holds_up_one_other_and_not_for_long() {
+        let batches = beside_one(0, 0).await;
+        batches.submit(HELD_UP..HELD_UP + 1);
+        batches.settle().await;
+        batches.submit(0..3);
+        batches.settle().await;
+        assert_eq!(batches.sizes(), [1]);
+        batches.end_after(LONG).await;
         assert_eq!(batches.sizes(), [1, 3]);
+        batches.submit(3..4);
+        batches.settle().await;
+        assert_eq!(batches.sizes(), [1, 3, 1]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -440,9 +506,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_item_waits_for_nobody_after_a_batch_of_one() {
-        let batches = beside_one(1, 1).await;
+    async fn an_item_waits_for_nobody_after_a_batch_of_few() {
+        let batches = beside_one(3, 1).await;
         batches.end_after(SHORT).await;
-        assert_eq!(batches.sizes(), [1, 1]);
+        assert_eq!(batches.sizes(), [3, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_batch_that_took_long_nobody_waits_as_long() {
+        let batches = beside_one(8, 0).await;
+        batches.end_after(10 * LONG).await;
+        batches.submit(100..101);
+        batches.settle().await;
+        assert_eq!(batches.sizes(), [8]);
+        tokio::time::sleep(BACK_WITHIN).await;
+        batches.settle().await;
+        assert_eq!(batches.sizes(), [8, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_do_not_come_back_are_not_waited_for_again_soon() {
+        let batches = beside_one(8, 8).await;
+        batches.end_after(SHORT).await;
+        tokio::time::sleep(SHORT).await;
+        batches.settle().await;
+        assert_eq!(batches.sizes(), [8, 8]);
+        for n in 0..=IN_VAIN {
+            assert_eq!(batches.sizes().len(), 2 + n as usize, "batch {n} waits for nobody");
+            batches.submit(100..108);
+            batches.end_after(SHORT).await;
+        }
+        assert_eq!(batches.sizes().len(), 2 + IN_VAIN as usize, "then it is tried again");
     }
 }

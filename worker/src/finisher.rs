@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use rand::RngExt;
-use shared::batch::Batcher;
+use shared::batch::{Batcher, Batches, Callers};
 use shared::store::sign_finish::SignFinish;
 use shared::store::webhook_jobs::WebhookFinish;
 use shared::store::{Finished, Store, StoreError};
@@ -46,8 +46,8 @@ pub struct Finisher<O: Outcome> {
 /// Most outcomes in one transaction, transactions at a time, and most outcomes that wait for one: more are never in flight, with the largest
 /// settings.
 ///
-/// Two at a time, so that one is being worked on by Postgres while the other is being forced to the disk or put together here. They are about
-/// different jobs, so that they wait for each other only where both tell of the same receiver, or of the upstream.
+/// Two at a time where one is full or takes long, so that one is being worked on by Postgres while the other is being forced to the disk. They
+/// are about different jobs, so that they wait for each other only where both tell of the same receiver, or of the upstream.
 const LARGEST: usize = 512;
 const AT_ONCE: usize = 2;
 const WAITING: usize = 65_536;
@@ -63,7 +63,8 @@ impl<O: Outcome> Finisher<O> {
     /// Starts the task that writes.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        let batches = Batcher::spawn(LARGEST, WAITING, AT_ONCE, move |outcomes: Vec<O>| {
+        let batches = Batches { largest: LARGEST, waiting: WAITING, at_once: AT_ONCE, callers: Callers::Leave };
+        let batches = Batcher::spawn(batches, move |outcomes: Vec<O>| {
             let store = store.clone();
             async move { Ok(write_all(&store, outcomes).await) }
         });

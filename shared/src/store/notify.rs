@@ -15,8 +15,8 @@ use super::Store;
 use super::database::Database;
 use super::listen::{Hint, JOBS, JobKind, MOST_HINTS, RESULTS, results_payload};
 
-/// From the end of one to the begin of the next. Each one wakes all who listen to this database, whatever they want to hear: with more
-/// processes there are more of both.
+/// From the end of one to the begin of the next, of those that are sent after a commit. Each one wakes all who listen to this database,
+/// whatever they want to hear: with more processes there are more of both.
 const BETWEEN: Duration = Duration::from_millis(5);
 
 /// The longest a notification may take; beyond, the connection is taken for dead. And how long the end of a process waits for the last ones.
