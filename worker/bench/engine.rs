@@ -29,9 +29,9 @@ struct Settings {
     /// `sign` or `webhook`.
     #[arg(long, env, default_value = "sign")]
     worker_queues: Queues,
-    /// Jobs at the same time; the worker's own bound on sign jobs by default.
-    #[arg(long, env, default_value_t = 1024)]
-    permits: usize,
+    /// Jobs that are leased at the same time; by default as many as the worker leases for calls that take no time.
+    #[arg(long, env, default_value_t = 4096)]
+    most_leased: usize,
     /// The budget of calls; each takes a slot.
     #[arg(long, env, default_value = "8192/100ms")]
     upstream_rate: Rate,
@@ -44,6 +44,7 @@ const LEASE: std::time::Duration = std::time::Duration::from_secs(40);
 const POLL: std::time::Duration = std::time::Duration::from_secs(1);
 
 struct Sign {
+    most_leased: usize,
     claims: Claims,
     finisher: Shared<SignFinish>,
 }
@@ -51,6 +52,10 @@ struct Sign {
 impl Queue for Sign {
     type Job = SignJob;
     const NAME: &'static str = "sign";
+
+    fn most_leased(&self) -> usize {
+        self.most_leased
+    }
 
     async fn claim(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
         self.claims.claim(most).await
@@ -72,6 +77,7 @@ impl Queue for Sign {
 }
 
 struct Webhook {
+    most_leased: usize,
     store: Store,
     finisher: Shared<WebhookFinish>,
 }
@@ -79,6 +85,10 @@ struct Webhook {
 impl Queue for Webhook {
     type Job = WebhookJob;
     const NAME: &'static str = "webhook";
+
+    fn most_leased(&self) -> usize {
+        self.most_leased
+    }
 
     async fn claim(&self, most: usize) -> Result<Claimed<WebhookJob>, StoreError> {
         Ok(self.store.claim_webhook_jobs(&Wanted::up_to(most), LEASE).await?.claimed)
@@ -111,18 +121,20 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Ok(());
     }
     let (stop, wake) = (CancellationToken::new(), Arc::new(Notify::new()));
-    let pace = Pace { permits: settings.permits, poll: POLL, grace: LEASE };
+    let pace = Pace { poll: POLL, grace: LEASE };
     let kind = if settings.worker_queues.webhook { JobKind::Webhook } else { JobKind::Sign };
     let driver = match kind {
         JobKind::Sign => {
             let queue = Sign {
+                most_leased: settings.most_leased,
                 claims: Claims::new(store.clone(), Marks::new(store.clone(), Arc::clone(&wake)), settings.upstream_rate, LEASE),
                 finisher: Arc::new(Finisher::new(store.clone())),
             };
             tokio::spawn(driver::run(Arc::new(queue), pace, Arc::clone(&wake), stop.clone()))
         }
         JobKind::Webhook => {
-            let queue = Webhook { store: store.clone(), finisher: Arc::new(Finisher::new(store.clone())) };
+            let queue =
+                Webhook { most_leased: settings.most_leased, store: store.clone(), finisher: Arc::new(Finisher::new(store.clone())) };
             tokio::spawn(driver::run(Arc::new(queue), pace, Arc::clone(&wake), stop.clone()))
         }
     };

@@ -19,6 +19,9 @@ pub trait Queue: Send + Sync + 'static {
     /// The queue's name in logs and metrics.
     const NAME: &'static str;
 
+    /// Most jobs that this process should have at a time, as things are; asked before each claim.
+    fn most_leased(&self) -> usize;
+
     /// Claims up to `most` jobs.
     fn claim(&self, most: usize) -> impl Future<Output = Result<Claimed<Self::Job>, StoreError>> + Send;
 
@@ -38,8 +41,6 @@ pub enum Ended {
 /// How a driver runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Jobs at the same time.
-    pub permits: usize,
     /// How often the queue is looked at when no hint comes.
     pub poll: Duration,
     /// How long work in flight may take once the driver is told to stop.
@@ -53,8 +54,8 @@ const LAST_CLAIM_WITHIN: Duration = Duration::from_secs(3);
 /// Hints are looked into at once; but a queue whose due jobs others are just taking is not asked again sooner than this.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
 
-/// While more is due than can be in flight, claims are for half of the permits at least, unless that many do not become free so soon: a
-/// claim for each permit that becomes free would be a commit for each job.
+/// While more is due than may be leased, claims are for half of that at least, unless that many do not end so soon: a claim for each job
+/// that ends would be a commit for each job.
 const GATHER_FOR: Duration = Duration::from_millis(5);
 
 /// Runs `queue` until `stop`, then for up to the grace until what is in flight has ended.
@@ -66,16 +67,18 @@ const GATHER_FOR: Duration = Duration::from_millis(5);
 /// a job in flight is such a change if anything waits for what it held; who waits is known from the last claim, or seen by the one that is
 /// under way.
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
-    let permits = Arc::new(Semaphore::new(pace.permits));
+    let mut most_leased = queue.most_leased();
+    let permits = Arc::new(Semaphore::new(most_leased));
     let (tasks, give_up) = (TaskTracker::new(), CancellationToken::new());
-    let half = u32::try_from(pace.permits / 2).unwrap_or(u32::MAX);
     let (mut failing, mut more_is_due) = (false, false);
     let others_wait = Arc::new(AtomicBool::new(true));
     loop {
         if more_is_due {
             // They are given back at once, and taken one by one below: only this loop takes permits.
+            let half = u32::try_from(most_leased / 2).unwrap_or(u32::MAX);
             let _ = tokio::time::timeout(GATHER_FOR, permits.acquire_many(half)).await;
         }
+        most_leased = resize(&permits, most_leased, queue.most_leased());
         let permit = tokio::select! {
             biased;
             () = stop.cancelled() => break,
@@ -150,6 +153,15 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
     }
 }
 
+/// Makes `from` permits `to`, or as many more as are not free at the moment; says how many there are now.
+fn resize(permits: &Semaphore, from: usize, to: usize) -> usize {
+    if from < to {
+        permits.add_permits(to - from);
+        return to;
+    }
+    from - permits.forget_permits(from - to)
+}
+
 /// `interval`, give or take a fifth, so that many processes do not poll in step.
 fn around(interval: Duration) -> Duration {
     interval.mul_f64(rand::rng().random_range(0.8..1.2))
@@ -188,6 +200,7 @@ mod tests {
         fail: AtomicUsize,
         /// How long a claim takes after it has looked.
         takes: Mutex<Duration>,
+        most_leased: AtomicUsize,
     }
 
     /// Jobs with such a number are due again when they end.
@@ -203,6 +216,10 @@ mod tests {
     impl Queue for Memory {
         type Job = u32;
         const NAME: &'static str = "memory";
+
+        fn most_leased(&self) -> usize {
+            self.most_leased.load(Ordering::SeqCst)
+        }
 
         async fn claim(&self, most: usize) -> Result<Claimed<u32>, StoreError> {
             self.asked_for.lock().unwrap().push(most);
@@ -244,13 +261,13 @@ mod tests {
     }
 
     fn start(due: Vec<u32>, pace: Pace) -> Running {
-        let queue = Arc::new(Memory { due: Mutex::new(due), ..Memory::default() });
+        let queue = Arc::new(Memory { due: Mutex::new(due), most_leased: 3.into(), ..Memory::default() });
         let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
         let task = tokio::spawn(run(Arc::clone(&queue), pace, Arc::clone(&wake), stop.clone()));
         Running { queue, wake, stop, task }
     }
 
-    const PACE: Pace = Pace { permits: 3, poll: Duration::from_hours(1), grace: Duration::from_hours(1) };
+    const PACE: Pace = Pace { poll: Duration::from_hours(1), grace: Duration::from_hours(1) };
 
     async fn until(condition: impl Fn() -> bool) {
         while !condition() {
@@ -259,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn claims_only_for_free_permits() {
+    async fn claims_no_more_than_may_be_leased() {
         let running = start((0..5).collect(), PACE);
         running.queue.claims.notified().await;
         running.queue.finish.0.add_permits(1);
@@ -269,6 +286,25 @@ mod tests {
         until(|| running.queue.done.lock().unwrap().len() == 5).await;
         running.stop.cancel();
         running.task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_fewer_may_be_leased_than_are_no_claim_is_made_until_enough_have_ended() {
+        let running = start((0..9).collect(), PACE);
+        let asked_for = || running.queue.asked_for.lock().unwrap().clone();
+        running.queue.claims.notified().await;
+        running.queue.most_leased.store(1, Ordering::SeqCst);
+        running.queue.finish.0.add_permits(2);
+        until(|| running.queue.done.lock().unwrap().len() == 2).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(asked_for(), [3]);
+        running.queue.finish.0.add_permits(1);
+        until(|| asked_for().len() == 2).await;
+        // It waits for the one that it may have; after that, three more fit.
+        running.queue.most_leased.store(4, Ordering::SeqCst);
+        running.queue.finish.0.add_permits(1);
+        until(|| asked_for().len() == 4).await;
+        assert_eq!(asked_for(), [3, 1, 1, 3]);
     }
 
     #[tokio::test]

@@ -48,7 +48,7 @@ pub struct Finisher<O: Outcome> {
 ///
 /// Two at a time where one is full or takes long, so that one is being worked on by Postgres while the other is being forced to the disk. They
 /// are about different jobs, so that they wait for each other only where both tell of the same receiver, or of the upstream.
-const LARGEST: usize = 512;
+const LARGEST: usize = 2048;
 const AT_ONCE: usize = 2;
 const WAITING: usize = 65_536;
 

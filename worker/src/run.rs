@@ -7,7 +7,7 @@ use poem::listener::{Acceptor, Listener, TcpListener};
 use shared::store::low_water::Marks;
 use shared::store::{Audience, Hint, JobKind, Store};
 use shared::{operations, shutdown, telemetry, tls};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,6 +16,7 @@ use crate::error::StartError;
 use crate::finisher::Finisher;
 use crate::maintenance::{self, Ages};
 use crate::settings::Settings;
+use crate::sign::calls::Calls;
 use crate::sign::claims::Claims;
 use crate::sign::membership::Membership;
 use crate::sign::outcome::Policy;
@@ -27,10 +28,6 @@ use crate::webhook::seats::{Limits, Seats};
 
 /// More calls of the upstream at the same time than this would say more about the settings than about the upstream.
 const MOST_SIGN_CALLS: u16 = 256;
-
-/// Sign jobs that are leased for each call that may be made at the same time: one calls, and the others are being claimed, wait for their
-/// turn, or are being written. Where the calls are short, what claims and writes cost is shared by so many more.
-const SIGN_JOBS_PER_CALL: usize = 4;
 
 /// A receiver that is down for less than this has not failed for as long as its webhooks are tried, however short their schedule is.
 const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
@@ -120,21 +117,20 @@ fn start_queues(
     let webhooks = settings.worker_queues.webhook.then(|| schedule.whole().max(SHORTEST_SCHEDULE));
     let ages = Ages { deadline, webhooks, retention: settings.retention };
     tasks.spawn(maintenance::run(store.clone(), ages, Arc::clone(&finisher), stop.clone()));
-    let pace = Pace { permits: 1, poll: settings.poll_interval, grace: settings.shutdown_grace };
+    let pace = Pace { poll: settings.poll_interval, grace: settings.shutdown_grace };
     if let Some(upstream) = upstream {
         let calls = settings.upstream.upstream_rate.calls().min(MOST_SIGN_CALLS).into();
         let marks = Marks::new(store.clone(), Arc::clone(&sign_wake));
         let queue = SignQueue {
             claims: Claims::new(store.clone(), marks, settings.upstream.upstream_rate, queue::lease(upstream.timeout())),
-            calls: Semaphore::new(calls),
+            calls: Calls::new(calls),
             stop: stop.clone(),
             upstream,
             retryable: settings.upstream.upstream_retryable_statuses.clone(),
             policy,
             finisher,
         };
-        let permits = calls * SIGN_JOBS_PER_CALL;
-        tasks.spawn(driver::run(Arc::new(queue), Pace { permits, ..pace }, Arc::clone(&sign_wake), stop.clone()));
+        tasks.spawn(driver::run(Arc::new(queue), pace, Arc::clone(&sign_wake), stop.clone()));
     }
     if settings.worker_queues.webhook {
         let calls = settings.webhook.webhook_concurrency.into();
@@ -147,8 +143,7 @@ fn start_queues(
             schedule: settings.webhook.webhook_retry_schedule.clone(),
             finisher: Arc::new(Finisher::new(store.clone())),
         };
-        let permits = limits.seats();
-        tasks.spawn(driver::run(Arc::new(queue), Pace { permits, ..pace }, Arc::clone(&webhook_wake), stop.clone()));
+        tasks.spawn(driver::run(Arc::new(queue), pace, Arc::clone(&webhook_wake), stop.clone()));
     }
     let (listener, stop) = (store.clone(), stop.clone());
     tasks.spawn(async move {

@@ -92,12 +92,18 @@ impl Engine {
         all.collect()
     }
 
-    /// The query whose rows are jobs that are not done; nothing for Redis.
+    /// The query for one of the jobs that are not done, beginning with those that are done last; nothing for Redis.
     pub(super) fn unfinished(self) -> Option<&'static str> {
         match self {
-            Self::River => Some("select from river_job where state in ('available', 'pending', 'retryable', 'running', 'scheduled')"),
-            Self::GraphileWorker => Some("select from graphile_worker._private_jobs"),
-            Self::PgBoss => Some("select from pgboss.job where name = 'bench' and state < 'completed'"),
+            Self::River => Some(
+                "select from river_job where state in ('available', 'pending', 'retryable', 'running', 'scheduled')
+                order by id desc limit 1",
+            ),
+            Self::GraphileWorker => Some("select from graphile_worker._private_jobs order by id desc limit 1"),
+            Self::PgBoss => Some(
+                "select from pgboss.job where name = 'bench' and state < 'completed'
+                order by name desc, created_on desc limit 1",
+            ),
             Self::Bullmq(_) => None,
         }
     }

@@ -1,15 +1,16 @@
 //! Between a claim and a finish: the attempt to sign one message.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 use shared::store::{Claimed, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
 
+use super::calls::Calls;
 use super::claims::Claims;
 use super::outcome::{Policy, judge};
 use super::upstream::{Reply, Upstream};
@@ -32,8 +33,8 @@ pub struct SignQueue {
     pub claims: Claims,
     /// Who signs.
     pub upstream: Upstream,
-    /// How many calls may be made at the same time.
-    pub calls: Semaphore,
+    /// Whose turn it is to call.
+    pub calls: Calls,
     /// Told to stop: what has not begun is given back.
     pub stop: CancellationToken,
     /// Which statuses are tried again.
@@ -47,6 +48,10 @@ pub struct SignQueue {
 impl Queue for SignQueue {
     type Job = SignJob;
     const NAME: &'static str = "sign";
+
+    fn most_leased(&self) -> usize {
+        self.calls.most_leased()
+    }
 
     async fn claim(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
         self.claims.claim(most).await
@@ -92,9 +97,9 @@ impl SignQueue {
         if self.policy.is_overdue(&job) {
             return SignFinish { upstream: not_probed, ..SignFinish::past_deadline(job.lease, digest) };
         }
-        let call = tokio::select! {
+        let turn = tokio::select! {
             biased;
-            Ok(call) = self.calls.acquire() => call,
+            turn = self.calls.turn() => turn,
             () = self.stop.cancelled() => return unsent(job, Ending::Released, Some("stopped")),
         };
         // What waited long for its turn, or was claimed by a process that then stood still, may have a slot that is somebody else's by the
@@ -102,13 +107,14 @@ impl SignQueue {
         if job.lease.left() < self.upstream.timeout() {
             return unsent(job, Ending::Released, Some("late"));
         }
+        let called = Instant::now();
         let reply = tokio::select! {
             reply = self.call(&job) => reply,
             () = give_up.cancelled() => {
                 return SignFinish { called: true, upstream: UpstreamNews::None, ..unsent(job, Ending::Released, Some("stopped")) };
             }
         };
-        drop(call);
+        turn.ended(called);
         // It was that old when it was claimed.
         job.age += began.elapsed();
         let verdict = judge(reply, &self.retryable);

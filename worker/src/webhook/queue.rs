@@ -65,6 +65,10 @@ impl Queue for WebhookQueue {
     type Job = Seated;
     const NAME: &'static str = "webhook";
 
+    fn most_leased(&self) -> usize {
+        self.seats.most()
+    }
+
     async fn claim(&self, most: usize) -> Result<Claimed<Seated>, StoreError> {
         // Twice the time limit: a job may wait for as long as another one's delivery takes before its own begins.
         let lease = self.sender.timeout() * 2 + MARGIN;

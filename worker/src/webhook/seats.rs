@@ -23,14 +23,6 @@ pub struct Limits {
     pub per_receiver: usize,
 }
 
-impl Limits {
-    /// Most jobs that are seated.
-    #[must_use]
-    pub fn seats(self) -> usize {
-        self.calls * SEATS_PER_CALL
-    }
-}
-
 /// The seats of a process. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Seats {
@@ -75,6 +67,12 @@ impl Seats {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self { limits, calls: Arc::new(Semaphore::new(limits.calls)), table: Arc::default() }
+    }
+
+    /// Most jobs that are seated.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.limits.calls * SEATS_PER_CALL
     }
 
     /// What to claim, if up to `most` jobs have room: no more of a receiver than it has seats. Receivers that fail or are slow share a quarter

@@ -21,16 +21,18 @@ use crate::error::{Error, Result};
 /// Of every peer's throughput.
 const TIMES_PEERS: f64 = 1.5;
 /// Webhook jobs that a worker with its defaults has at a time.
-const WEBHOOK_PERMITS: &str = "512";
+const WEBHOOKS_LEASED: &str = "512";
 /// The longest one measurement may take.
 pub(super) const PATIENCE: Duration = Duration::from_mins(10);
 /// Of the jobs of a measurement, so many are enough to try a setting.
 const TRIAL: u32 = 5;
 
-/// Sign jobs of ours that are not done.
-pub(super) const UNSIGNED: &str = "select from jobs where kind = 'sign' and state = 'pending' and next_run_at < 'infinity'";
-/// Webhook jobs of ours that are not done.
-pub(super) const UNDELIVERED: &str = "select from jobs where kind = 'webhook' and state = 'pending' and next_run_at < 'infinity'";
+/// One of our sign jobs that are not done, if there is one.
+pub(super) const UNSIGNED: &str = "select from jobs where kind = 'sign' and state = 'pending' and next_run_at < 'infinity'
+    order by lane desc, next_run_at desc, id desc limit 1";
+/// One of our webhook jobs that are not done, if there is one.
+pub(super) const UNDELIVERED: &str = "select from jobs where kind = 'webhook' and state = 'pending' and next_run_at < 'infinity'
+    order by lane desc, next_run_at desc, id desc limit 1";
 /// Jobs of ours that did not end well.
 const UNSUCCESSFUL: &str = "select from jobs where state <> 'succeeded'";
 
@@ -130,7 +132,7 @@ pub(super) fn configured(world: &World, program: &Program, database: &Database) 
 async fn ours_webhooks(world: &World, program: &Program) -> Result<f64> {
     let database = world.fresh().await?;
     fill(&database, &world.progress, Rows::Undelivered { url: "http://localhost/" }, world.plan.jobs.into(), "engine ").await?;
-    let program = configured(world, program, &database).set("WORKER_QUEUES", "webhook").set("PERMITS", WEBHOOK_PERMITS);
+    let program = configured(world, program, &database).set("WORKER_QUEUES", "webhook").set("MOST_LEASED", WEBHOOKS_LEASED);
     let mut engines = vec![program.start(&[]).await?];
     let time = timed(&mut engines, async || database.until_none(PATIENCE, UNDELIVERED).await).await?;
     stop(engines).await?;
