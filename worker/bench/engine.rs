@@ -33,7 +33,7 @@ struct Settings {
     #[arg(long, env, default_value_t = 4096)]
     most_leased: usize,
     /// The budget of calls; each takes a slot.
-    #[arg(long, env, default_value = "8192/100ms")]
+    #[arg(long, env, default_value = "24576/100ms")]
     upstream_rate: Rate,
     #[command(flatten)]
     database: DatabaseSettings,

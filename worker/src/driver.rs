@@ -19,7 +19,7 @@ pub trait Queue: Send + Sync + 'static {
     /// The queue's name in logs and metrics.
     const NAME: &'static str;
 
-    /// Most jobs that this process should have at a time, as things are; asked before each claim.
+    /// Most jobs that this process should have at a time, as things are: at least one. Asked before each claim.
     fn most_leased(&self) -> usize;
 
     /// Claims up to `most` jobs.
@@ -67,23 +67,30 @@ const GATHER_FOR: Duration = Duration::from_millis(5);
 /// a job in flight is such a change if anything waits for what it held; who waits is known from the last claim, or seen by the one that is
 /// under way.
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
-    let mut most_leased = queue.most_leased();
-    let permits = Arc::new(Semaphore::new(most_leased));
+    // As many as may be leased, or, where that is less than are, as many as are.
+    let mut in_all = queue.most_leased();
+    let permits = Arc::new(Semaphore::new(in_all));
     let (tasks, give_up) = (TaskTracker::new(), CancellationToken::new());
     let (mut failing, mut more_is_due) = (false, false);
     let others_wait = Arc::new(AtomicBool::new(true));
     loop {
         if more_is_due {
             // They are given back at once, and taken one by one below: only this loop takes permits.
-            let half = u32::try_from(most_leased / 2).unwrap_or(u32::MAX);
+            let half = u32::try_from(in_all / 2).unwrap_or(u32::MAX);
             let _ = tokio::time::timeout(GATHER_FOR, permits.acquire_many(half)).await;
         }
-        most_leased = resize(&permits, most_leased, queue.most_leased());
         let permit = tokio::select! {
             biased;
             () = stop.cancelled() => break,
             permit = Arc::clone(&permits).acquire_owned() => permit.expect("the semaphore is never closed"),
         };
+        let most_leased = queue.most_leased();
+        in_all = resize(&permits, in_all, most_leased);
+        if in_all > most_leased {
+            permit.forget();
+            in_all -= 1;
+            continue;
+        }
         let hint = wake.notified();
         tokio::pin!(hint);
         hint.as_mut().enable();
@@ -153,7 +160,7 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
     }
 }
 
-/// Makes `from` permits `to`, or as many more as are not free at the moment; says how many there are now.
+/// Changes how many permits there are from `from` towards `to`, by taking away free ones or adding some; says how many there are now.
 fn resize(permits: &Semaphore, from: usize, to: usize) -> usize {
     if from < to {
         permits.add_permits(to - from);
@@ -294,17 +301,18 @@ mod tests {
         let asked_for = || running.queue.asked_for.lock().unwrap().clone();
         running.queue.claims.notified().await;
         running.queue.most_leased.store(1, Ordering::SeqCst);
+        // It waits for a permit now, not only for a group of them.
+        tokio::time::sleep(2 * GATHER_FOR).await;
         running.queue.finish.0.add_permits(2);
         until(|| running.queue.done.lock().unwrap().len() == 2).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(asked_for(), [3]);
         running.queue.finish.0.add_permits(1);
         until(|| asked_for().len() == 2).await;
-        // It waits for the one that it may have; after that, three more fit.
         running.queue.most_leased.store(4, Ordering::SeqCst);
         running.queue.finish.0.add_permits(1);
-        until(|| asked_for().len() == 4).await;
-        assert_eq!(asked_for(), [3, 1, 1, 3]);
+        until(|| asked_for().len() == 3).await;
+        assert_eq!(asked_for(), [3, 1, 4]);
     }
 
     #[tokio::test]

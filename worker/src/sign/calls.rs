@@ -2,7 +2,8 @@
 //!
 //! A job that is leased for its turn spares the call before it the wait for a claim; and the more are claimed and written together, the less it
 //! costs. But it holds a slot that no call uses, it is late if the turn does not come, and should the process die, it waits for the end
-//! of its lease. So no more are leased than will soon begin: of calls that take long, few.
+//! of its lease. So no more are leased than will soon begin: of calls that take long, few. How long they take is known from those that ended; where all
+//! of a sudden none does, those that are leased already wait, and are given back if they waited for too long.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,7 +14,8 @@ use tokio::time::Instant;
 /// So long a job may be leased beside its call: while its claim comes back, while it waits for its turn, while its outcome is being written.
 const BESIDE_THE_CALL: Duration = Duration::from_millis(100);
 
-/// Most jobs that are leased for each call at a time. Where calls take no time, claims and writes are in the way, and larger ones gain no more.
+/// Most jobs that are leased for each call at a time, the one that calls included. Where calls take no time, this many make claims and writes large enough:
+/// see docs/performance.md.
 const MOST_FOR_A_CALL: usize = 16;
 
 /// The mean time of a call is that of about so many.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use devkit::processes::Signal;
 use devkit::upstream::SimulatorOptions;
+use sqlx::{Connection, PgConnection};
 
 use crate::world::{PATIENCE, World, numbered, until};
 
@@ -57,6 +58,25 @@ async fn the_budget_is_used_while_due_work_waits() {
     println!("budget used: {:.1} %", used * 100.0);
     assert!(used >= 0.97, "only {:.1} % of the budget was used", used * 100.0);
     assert_eq!(world.upstream.audit().over_budget, 0);
+}
+
+#[tokio::test]
+async fn of_an_upstream_that_takes_long_few_jobs_are_leased_before_their_turn() {
+    let (rate, slow) = ("5000/1s", Duration::from_millis(500));
+    let upstream = SimulatorOptions { rate: rate.parse().unwrap(), latency: slow..=slow, ..SimulatorOptions::reliable() };
+    let world = World::new(upstream, rate).await;
+    world.post(numbered(2500)).await;
+    let _worker = world.worker(&[]);
+    let mut connection = PgConnection::connect(world.database()).await.unwrap();
+    let query = "select count(*) from jobs where kind = 'sign' and lease_token is not null";
+    // 256 call, and a fifth as many begin within 100 ms. Before it knows how long a call takes, it leases twice as many as may call.
+    until("few are leased, for the worker knows how long a call takes", async || {
+        let leased: i64 = sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap();
+        let calls = world.upstream.audit().sign_calls;
+        assert!(calls < 2000, "{leased} are leased after {calls} calls");
+        calls >= 500 && leased <= 330
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use devkit::processes::Signal;
 use devkit::receiver::{Behaviour, Misbehaviour};
 use devkit::upstream::{FaultKind, SimulatorOptions, When};
 use shared::contract::{Status, WebhookStatus};
@@ -56,9 +57,12 @@ async fn an_upstream_whose_host_answers_nothing_at_all_burns_no_attempts() {
     while let Ok(connected) = tokio::time::timeout(Duration::from_millis(500), tokio::net::TcpStream::connect(address)).await {
         queue.push(connected.unwrap());
     }
-    let _worker = world.worker(&[("UPSTREAM_URL", &format!("http://{address}")), ("UPSTREAM_TIMEOUT", "2s")]);
+    let mut worker = world.worker(&[("UPSTREAM_URL", &format!("http://{address}")), ("UPSTREAM_TIMEOUT", "2s")]);
     let ids = world.post(numbered(1)).await;
     until("the circuit breaker is open", async || world.store.upstream().await.unwrap().is_some_and(|state| state.breaker.is_some())).await;
+    // While a probe is under way, it is an attempt.
+    worker.signal(Signal::Term).unwrap();
+    assert_eq!(worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", worker.log());
     let state = world.states(&ids).await.remove(0);
     assert_eq!((state.status, state.attempts), (Status::Pending, 0));
     assert_eq!(state.last_error.unwrap().code, "connection");
