@@ -1,5 +1,8 @@
 //! The log on standard error, and spans over OTLP where an endpoint is set.
 //!
+//! A line of the log holds all that it has to say; spans are for traces alone. So where nothing is traced, no span is made: those of a POST
+//! were a twelfth of what it cost the api.
+//!
 //! Without an endpoint there is no exporter, no background task and no warning. The trace context of a request is stored with its job
 //! as a W3C `traceparent`, so that an attempt made hours later, by another process, continues the caller's trace.
 
@@ -13,10 +16,12 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithTonicConf
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing::{Dispatch, Level, Metadata};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::settings::{LogFormat, TelemetrySettings};
 
@@ -52,26 +57,38 @@ impl Telemetry {
 /// # Errors
 /// For a filter that can't be read, and an endpoint that is none.
 pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, TelemetryError> {
-    let filter: EnvFilter = settings.rust_log.parse().map_err(|_| TelemetryError::Filter(settings.rust_log.clone()))?;
-    let colours = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
-    let log = match settings.log_format {
-        LogFormat::Pretty => log.boxed(),
-        LogFormat::Json => log.json().boxed(),
-    };
+    let levels: Targets = settings.rust_log.parse().map_err(|_| TelemetryError::Filter(settings.rust_log.clone()))?;
     let provider = match settings.otel_exporter_otlp_endpoint.trim() {
         "" => None,
         endpoint => Some(exporting_to(endpoint, settings, service)?),
     };
-    let spans = provider.as_ref().map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("countersign")));
     // A second start in one process (tests) keeps the first subscriber.
-    let _ = tracing_subscriber::registry().with(log.with_filter(filter)).with(spans.with_filter(own_spans())).try_init();
+    let _ = subscriber(levels, settings.log_format, provider.as_ref()).try_init();
     Ok(Telemetry(provider))
 }
 
-/// Exports what this workspace traces, never the spans of the exporter's own HTTP client, which would export themselves.
-fn own_spans() -> EnvFilter {
-    EnvFilter::new("off,api=info,worker=info,shared=info")
+fn subscriber(levels: Targets, format: LogFormat, provider: Option<&SdkTracerProvider>) -> Dispatch {
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let log = match format {
+        LogFormat::Pretty => log.boxed(),
+        LogFormat::Json => log.json().boxed(),
+    };
+    let logged = tracing_subscriber::registry().with(log.with_filter(levels.and(filter_fn(is_line))));
+    // Not an `Option` of a layer: one that is not there is interested in everything.
+    match provider {
+        None => logged.into(),
+        Some(provider) => logged.with(tracing_opentelemetry::layer().with_tracer(provider.tracer("countersign")).with_filter(own())).into(),
+    }
+}
+
+/// Whether the log is asked for a line, and not for a span.
+fn is_line(metadata: &Metadata<'_>) -> bool {
+    metadata.is_event()
+}
+
+/// What this workspace traces, never the spans of the exporter's own HTTP client, which would export themselves.
+fn own() -> Targets {
+    Targets::new().with_targets(["api", "worker", "shared"].map(|program| (program, Level::INFO)))
 }
 
 fn exporting_to(endpoint: &str, settings: &TelemetrySettings, service: &str) -> Result<SdkTracerProvider, TelemetryError> {
@@ -157,6 +174,19 @@ mod tests {
         ] {
             assert!(!is_traceparent(text), "{text}");
         }
+    }
+
+    #[test]
+    fn a_span_is_made_where_it_is_traced_and_nowhere_else() {
+        let makes_a_span = |provider: Option<&SdkTracerProvider>| {
+            tracing::dispatcher::with_default(&subscriber("info".parse().unwrap(), LogFormat::Pretty, provider), || {
+                assert!(tracing::event_enabled!(Level::INFO), "the log has its lines either way");
+                !tracing::info_span!("any").is_disabled()
+            })
+        };
+        assert!(!makes_a_span(None));
+        assert!(makes_a_span(Some(&SdkTracerProvider::builder().build())));
+        assert!(!makes_a_span(None), "the answer is not kept from one subscriber to the next");
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn problem_of(error: poem::Error, path: &str) -> Response {
     } else if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         ApiError::TooLarge
     } else {
-        tracing::error!(%error, "unexpected");
+        tracing::error!(%error, route = observe::route(path), "unexpected");
         ApiError::Internal
     };
     problem.into_response()

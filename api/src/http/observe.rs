@@ -78,7 +78,7 @@ impl Answered {
 }
 
 /// The pattern of a route that callers use; nothing for what only operators ask.
-fn route(path: &str) -> Option<&'static str> {
+pub(super) fn route(path: &str) -> Option<&'static str> {
     match path {
         "/crypto/sign" => Some("/crypto/sign"),
         _ if path.starts_with("/crypto/sign/") => Some("/crypto/sign/{id}"),

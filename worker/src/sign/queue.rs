@@ -119,7 +119,7 @@ impl SignQueue {
         job.age += began.elapsed();
         let verdict = judge(reply, &self.retryable);
         let (ending, upstream) = self.policy.decide(&job, verdict.outcome, &mut rand::rng());
-        report(&ending, verdict.status, verdict.error);
+        report(&ending, job.attempt, verdict.status, verdict.error);
         SignFinish { lease: job.lease, digest, ending, called: verdict.called, status: verdict.status, error: verdict.error, upstream }
     }
 
@@ -139,7 +139,7 @@ impl SignQueue {
     }
 }
 
-fn report(ending: &Ending, status: Option<u16>, error: Option<&'static str>) {
+fn report(ending: &Ending, attempt: u32, status: Option<u16>, error: Option<&'static str>) {
     let outcome = match ending {
         Ending::Signed(_) => "signed",
         Ending::Retry(_) => "try_again",
@@ -154,8 +154,8 @@ fn report(ending: &Ending, status: Option<u16>, error: Option<&'static str>) {
         span.record("otel.status_code", "ERROR");
     }
     match ending {
-        Ending::Signed(_) => tracing::debug!("signed"),
-        Ending::Retry(delay) => tracing::info!(status, error, retry_in = ?delay, "not signed; will try again"),
-        _ => tracing::warn!(status, error, outcome, "not signed"),
+        Ending::Signed(_) => tracing::debug!(attempt, "signed"),
+        Ending::Retry(delay) => tracing::info!(attempt, status, error, retry_in = ?delay, "not signed; will try again"),
+        _ => tracing::warn!(attempt, status, error, outcome, "not signed"),
     }
 }

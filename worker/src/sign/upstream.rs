@@ -7,6 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::message::Message;
 use shared::secret::Secret;
 use shared::units::Rate;
+use url::Url;
 
 use crate::error::StartError;
 use crate::retry_after::retry_after;
@@ -68,7 +69,7 @@ const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remov
 #[derive(Clone, Debug)]
 pub struct Upstream {
     client: reqwest::Client,
-    sign: String,
+    sign: Url,
     key: Secret<http::HeaderValue>,
     timeout: Duration,
 }
@@ -96,7 +97,8 @@ impl Upstream {
             .connect_timeout(CONNECT_WITHIN.min(settings.upstream_timeout / 2))
             .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        let sign = format!("{}/crypto/sign?message=", url.as_str().trim_end_matches('/'));
+        let mut sign = url.clone();
+        sign.set_path(&format!("{}/crypto/sign", url.path().trim_end_matches('/')));
         Ok(Self { client, sign, key, timeout: settings.upstream_timeout })
     }
 
@@ -108,7 +110,8 @@ impl Upstream {
 
     /// Asks for the signature of `message`, once. `traceparent` is passed on.
     pub async fn sign(&self, message: &Message, traceparent: Option<&str>) -> Reply {
-        let url = format!("{}{}", self.sign, utf8_percent_encode(message.text(), QUERY_VALUE));
+        let mut url = self.sign.clone();
+        url.set_query(Some(&format!("message={}", utf8_percent_encode(message.text(), QUERY_VALUE))));
         let mut request = self.client.get(url).timeout(self.timeout).header(AUTHORIZATION, self.key.expose().clone());
         if let Some(traceparent) = traceparent {
             request = request.header("traceparent", traceparent);

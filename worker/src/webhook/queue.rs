@@ -142,7 +142,7 @@ impl WebhookQueue {
         }
         metrics::histogram!("countersign_webhook_seconds").record(answer.took);
         let ending = decide(&answer, job.attempt, &self.schedule, &mut rand::rng());
-        report(ending, &answer);
+        report(ending, job.attempt, &answer);
         let error = match ending {
             Delivery::Delivered => answer.error,
             _ => answer.error.or(Some("status")),
@@ -153,7 +153,7 @@ impl WebhookQueue {
     }
 }
 
-fn report(ending: Delivery, answer: &Answer) {
+fn report(ending: Delivery, attempt: u32, answer: &Answer) {
     let Answer { status, error, .. } = *answer;
     let span = tracing::Span::current();
     span.record("http.response.status_code", status);
@@ -168,9 +168,9 @@ fn report(ending: Delivery, answer: &Answer) {
     };
     metrics::counter!("countersign_attempts_total", "queue" => "webhook", "outcome" => outcome).increment(1);
     match ending {
-        Delivery::Delivered => tracing::debug!("delivered"),
-        Delivery::Retry(delay) => tracing::info!(status, error, retry_in = ?delay, "webhook not delivered; will try again"),
-        Delivery::Exhausted(code) => tracing::warn!(status, error, code, "webhook not delivered; kept"),
+        Delivery::Delivered => tracing::debug!(attempt, "delivered"),
+        Delivery::Retry(delay) => tracing::info!(attempt, status, error, retry_in = ?delay, "webhook not delivered; will try again"),
+        Delivery::Exhausted(code) => tracing::warn!(attempt, status, error, code, "webhook not delivered; kept"),
         Delivery::Released => {}
     }
 }
