@@ -43,7 +43,7 @@ const STEPS: i32 = 256;
 /// Entries of the delivery log that are kept for one request.
 pub(super) const KEPT_ATTEMPTS: i32 = 100;
 
-/// Identifies a receiver: scheme, host and port of an address, for one API key.
+/// Identifies a receiver: scheme, host, port and path of an address, for one API key (`receiver_of` in the migrations).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReceiverId(pub(super) Uuid);
 

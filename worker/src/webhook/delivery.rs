@@ -215,19 +215,20 @@ const SLOW: Duration = Duration::from_secs(1);
 /// What `answer` says about the receiver, which had failed `before` times in a row. It is not left alone for longer than the longest delay of
 /// `schedule`: nobody who tries each second wants to wait for a minute.
 ///
-/// It works if it answered in time, whatever it said, unless that was that it can't: 429 and 5xx. An answer that can't be had to its end in
+/// It works if it answered in time, whatever it said, unless that was that it wants to be left alone: 429, and 503 with `Retry-After`. A quick
+/// 500 holds up nobody, and may be about this webhook alone; the schedule is for that. An answer that can't be had to its end in
 /// time says that it is slow; and what is not allowed or can't be read says nothing that waiting would mend, but costs nothing either.
 #[must_use]
 pub fn news(answer: &Answer, before: u32, schedule: &Schedule) -> ReceiverNews {
     match (answer.status, answer.error) {
         (_, Some("unreadable" | "pending")) => ReceiverNews::None { before },
-        (Some(429 | 500..=599) | None, _) | (_, Some(_)) => {
+        (Some(status), None) if status != 429 && asked(answer).is_zero() => ReceiverNews::Works { slow: answer.took > SLOW },
+        _ => {
             // What it asks for is about the receiver, and not about this webhook only.
             let own = pause(before.saturating_add(1)).min(schedule.longest().unwrap_or(LONGEST_PAUSE));
             let pause = own.max(asked(answer).min(LONGEST_ASKED_PAUSE));
             ReceiverNews::Fails { before, pause }
         }
-        (Some(_), None) => ReceiverNews::Works { slow: answer.took > SLOW },
     }
 }
 
@@ -295,11 +296,13 @@ mod tests {
     #[test]
     fn a_receiver_works_if_it_answers_and_else_is_asked_less_and_less_often() {
         let answered = |status| Answer { status: Some(status), ..Answer::default() };
-        for status in [200, 204, 302, 400, 404, 410] {
+        for status in [200, 204, 302, 400, 404, 410, 500, 502, 503] {
             assert_eq!(news(&answered(status), 5, &usual()), ReceiverNews::Works { slow: false }, "{status}");
         }
-        for status in [429, 500, 503] {
-            assert_eq!(news(&answered(status), 0, &usual()), ReceiverNews::Fails { before: 0, pause: Duration::ZERO }, "{status}");
+        let silent = Answer { error: Some("timeout"), ..Answer::default() };
+        let cut_off = Answer { error: Some("body"), ..answered(500) };
+        for failed in [answered(429), silent, cut_off] {
+            assert_eq!(news(&failed, 0, &usual()), ReceiverNews::Fails { before: 0, pause: Duration::ZERO }, "{failed:?}");
         }
         let late = Answer { took: Duration::from_millis(1001), ..answered(200) };
         assert_eq!(news(&late, 0, &usual()), ReceiverNews::Works { slow: true });
@@ -309,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_receiver_that_fails_is_not_left_alone_for_longer_than_the_schedule_has_it() {
-        let failed = Answer { status: Some(500), ..Answer::default() };
+        let failed = Answer { error: Some("connection"), ..Answer::default() };
         for (schedule, expected) in [("1s,1s,1s", 1), ("1s,5s", 5), ("5s,5m", 60), ("", 60)] {
             let ReceiverNews::Fails { pause, .. } = news(&failed, 20, &schedule.parse().unwrap()) else { panic!("it fails") };
             assert_eq!(pause.as_secs(), expected, "{schedule}");
@@ -320,10 +323,11 @@ mod tests {
     fn a_receiver_that_asks_to_wait_is_left_alone_for_as_long_within_an_hour() {
         let asking =
             |status, seconds| Answer { status: Some(status), retry_after: Some(Duration::from_secs(seconds)), ..Answer::default() };
-        for (status, seconds, expected) in [(429, 300, 300), (503, 300, 300), (503, 99_999, 3600), (500, 300, 0)] {
+        for (status, seconds, expected) in [(429, 300, 300), (503, 300, 300), (503, 99_999, 3600)] {
             let pause = Duration::from_secs(expected);
             assert_eq!(news(&asking(status, seconds), 0, &usual()), ReceiverNews::Fails { before: 0, pause }, "{status}");
         }
+        assert_eq!(news(&asking(500, 300), 0, &usual()), ReceiverNews::Works { slow: false }, "the specification has it for others");
         let ReceiverNews::Fails { pause, .. } = news(&asking(429, 1), 10, &usual()) else { panic!("it fails") };
         assert_eq!(pause, LONGEST_PAUSE, "but never for less than it would be");
     }

@@ -28,7 +28,7 @@ async fn told_at(f: &Fixture, url: &str) -> Uuid {
 }
 
 async fn told(f: &Fixture) -> Uuid {
-    told_at(f, "http://example.com/hook").await
+    told_at(f, "http://example.com/").await
 }
 
 /// As many webhooks to `url` that have been due for an hour; to receivers that are all different, if `scattered`.

@@ -17,6 +17,33 @@ async fn what_a_process_may_have_of_one_receiver_is_its_own_bound_whatever_anoth
 }
 
 #[tokio::test]
+async fn a_receiver_is_a_server_and_a_path_and_what_looks_like_the_number_of_something_stands_for_any() {
+    let f = Fixture::new().await;
+    let same = async |one: &str, other: &str| {
+        let receiver = |url| format!("receiver_of('00000000-0000-0000-0000-000000000001', '{url}')");
+        f.number(&format!("select ({} = {})::int::bigint", receiver(one), receiver(other))).await == 1
+    };
+    for (one, other) in [
+        ("http://a.example/hook?id=1", "http://a.example/hook?id=2#b"),
+        ("http://a.example/orders/17/paid", "http://a.example/orders/4711/paid"),
+        ("http://a.example/1/2/3", "http://a.example/4/5/6"),
+        ("http://a.example/hook/0193f2a1-7c1e-7aaa-8000-2b1c3d4e5f60", "http://a.example/hook/0193f2a1-ffff-7aaa-8000-2b1c3d4e5f60"),
+    ] {
+        assert!(same(one, other).await, "{one} and {other}");
+    }
+    for (one, other) in [
+        ("http://a.example/ok", "http://a.example/hangs"),
+        ("http://a.example/v1/ok", "http://a.example/v2/ok"),
+        ("http://a.example/", "http://b.example/"),
+        ("http://a.example/", "http://a.example:8080/"),
+        ("http://a.example/", "https://a.example/"),
+        ("http://a.example/notifications", "http://a.example/notification"),
+    ] {
+        assert!(!same(one, other).await, "{one} and {other}");
+    }
+}
+
+#[tokio::test]
 async fn deliveries_that_fail_together_count_once_and_one_that_works_makes_up_for_them() {
     let f = Fixture::new().await;
     proven(&f, "http://example.com/").await;
