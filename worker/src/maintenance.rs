@@ -44,12 +44,18 @@ const STEP_WITHIN: Duration = Duration::from_secs(30);
 pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: CancellationToken) {
     let mut recount_at = Instant::now();
     loop {
-        if recount_at <= Instant::now() {
+        let recounts = recount_at <= Instant::now();
+        if recounts {
             recount_at = Instant::now() + RECOUNT_EVERY;
-            step("recount", recount(&store)).await;
         }
+        let round = async {
+            if recounts {
+                step("recount", recount(&store)).await;
+            }
+            round(&store, ages, &finisher).await
+        };
         let full = tokio::select! {
-            full = round(&store, ages, &finisher) => full,
+            full = round => full,
             () = stop.cancelled() => return,
         };
         let pause = if full { NEXT_GROUP } else { NEXT_ROUND.mul_f64(rand::rng().random_range(0.8..1.2)) };

@@ -2,15 +2,21 @@
 
 use std::time::{Duration, SystemTime};
 
-/// Reads `Retry-After`, which is seconds or a date (RFC 9110, section 10.2.3).
+use http::HeaderMap;
+use http::header::{DATE, RETRY_AFTER};
+
+/// Reads `Retry-After`, which is seconds or a date (RFC 9110, section 10.2.3). A date is taken by the clock that made it, which `Date` tells;
+/// `now` is for an answer without.
 #[must_use]
-pub fn retry_after(value: &http::HeaderValue, now: SystemTime) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
+    let date = |text| httpdate::parse_http_date(text).ok();
+    let value = text(RETRY_AFTER)?;
+    if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
+    let now = text(DATE).and_then(date).unwrap_or(now);
+    Some(date(value)?.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -20,10 +26,19 @@ mod tests {
     #[test]
     fn retry_after_is_seconds_or_a_date_and_anything_else_is_nothing() {
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
-        let read = |text: &str| retry_after(&text.parse().unwrap(), now);
+        let read = |text: &str| retry_after(&HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]), now);
         assert_eq!(read("120"), Some(Duration::from_mins(2)));
         assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT"), Some(Duration::from_secs(30)));
         assert_eq!(read("Sun, 06 Nov 1994 08:40:00 GMT"), Some(Duration::ZERO));
         assert_eq!((read("garbage"), read("-1"), read("1.5")), (None, None, None));
+    }
+
+    #[test]
+    fn a_date_is_read_by_the_clock_that_made_it_and_not_by_one_that_is_wrong() {
+        let answer = [(DATE, "Sun, 06 Nov 1994 08:49:37 GMT"), (RETRY_AFTER, "Sun, 06 Nov 1994 08:50:07 GMT")];
+        let headers = answer.map(|(name, value)| (name, value.parse().unwrap())).into_iter().collect();
+        for wrong in ["Sun, 06 Nov 1994 08:09:37 GMT", "Sun, 06 Nov 1994 09:49:37 GMT"] {
+            assert_eq!(retry_after(&headers, httpdate::parse_http_date(wrong).unwrap()), Some(Duration::from_secs(30)), "{wrong}");
+        }
     }
 }

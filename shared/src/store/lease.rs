@@ -56,6 +56,13 @@ impl Lease {
         Self { slot: Some(slot), ..self }
     }
 
+    /// The same, whose slot stays taken for as long as if nobody had freed it: a window after the lease has ended. For a call of which nobody knows
+    /// whether it has arrived yet.
+    #[must_use]
+    pub fn leaving_its_slot(self) -> Self {
+        Self { slot: None, ..self }
+    }
+
     /// The job.
     #[must_use]
     pub fn job(&self) -> JobId {

@@ -48,6 +48,15 @@ pub enum Agreement {
     Differs(Rate),
 }
 
+/// What a worker hears when it says that it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stay {
+    /// Whether it may call the upstream.
+    pub agreement: Agreement,
+    /// Another server has taken over, by whose clock the slots are not set yet. Nobody claims before [`take_over`](Store::take_over) has.
+    pub taken_over: bool,
+}
+
 /// The upstream, as the workers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamState {
@@ -152,12 +161,16 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
+        // In a longer window they wait like all others: as many as there were may have been used more than once in it.
         sqlx::query!(
             "-- upstream.add_slots
-            insert into upstream_slots (slot, window_length)
-            select n, make_interval(secs => $2) from generate_series(1 + (select count(*) from upstream_slots), $1::int) n",
+            insert into upstream_slots (slot, window_length, free_at)
+            select n, make_interval(secs => $2), case when $3 > 0.0::float8 then coalesce(last.free_at, '-infinity') else '-infinity' end
+            from generate_series(1 + (select count(*) from upstream_slots), $1::int) n
+            cross join (select max(free_at) as free_at from upstream_slots) last",
             calls,
             seconds(rate.window()),
+            old.longer_by,
         )
         .execute(&mut transaction)
         .await?;
@@ -183,12 +196,11 @@ impl Store {
         Ok(Agreement::Agreed)
     }
 
-    /// Says that `worker` lives, and looks whether its rate is still the agreed one. It is not if the worker was taken for dead. After a
-    /// failover, makes the slots wait until the clock of the new server counts.
+    /// Says that `worker` lives, and looks whether its rate is still the agreed one. It is not if the worker was taken for dead.
     ///
     /// # Errors
     /// Those of a statement.
-    pub async fn stay_worker(&self, worker: WorkerId, rate: Rate) -> Result<Agreement> {
+    pub async fn stay_worker(&self, worker: WorkerId, rate: Rate) -> Result<Stay> {
         let row = sqlx::query!(
             r#"-- upstream.stay
             with agreed as materialized (
@@ -207,14 +219,30 @@ impl Store {
         )
         .fetch_one(&self.database)
         .await?;
-        if row.taken_over {
-            let mut transaction = self.database.begin().await?;
+        let agreement = if row.same { Agreement::Agreed } else { Agreement::Differs(read_rate(row.calls, row.window)?) };
+        Ok(Stay { agreement, taken_over: row.taken_over })
+    }
+
+    /// After a failover, makes the slots wait until the clock of the new server counts; nothing is claimed before. That looks at every job that
+    /// waits, so it may take a while. One does it; whoever comes meanwhile has nothing to do: `false`.
+    ///
+    /// # Errors
+    /// Those of a statement; then nothing has changed.
+    pub async fn take_over(&self) -> Result<bool> {
+        let mut transaction = self.database.begin().await?;
+        let alone = sqlx::query_scalar!(
+            r#"-- upstream.alone
+            select pg_try_advisory_xact_lock(hashtext('countersign.take_over')) as "alone!""#
+        )
+        .fetch_one(&mut transaction)
+        .await?;
+        if alone {
             lock_leased_jobs(&mut transaction).await?;
             sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
             trust_no_other_clock(&mut transaction).await?;
             transaction.commit().await?;
         }
-        Ok(if row.same { Agreement::Agreed } else { Agreement::Differs(read_rate(row.calls, row.window)?) })
+        Ok(alone)
     }
 
     /// Says that `worker` is gone, so that nobody has to wait for that to show.

@@ -150,7 +150,7 @@ async fn a_rate_that_changes_while_calls_are_under_way_lets_no_call_too_many_int
         let mut play = Play::new(seed, "4/60s").await;
         for step in 0..150 {
             if step % 15 == 14 {
-                let rates = ["4/60s", "1/60s", "9/60s", "4/30s", "3/90s"];
+                let rates = ["4/60s", "1/60s", "9/60s", "4/30s", "3/90s", "12/120s"];
                 let rate = rates[play.rng.random_range(0..rates.len())];
                 play.f.agree(rate).await;
                 play.rates.push((play.now(), rate.parse().unwrap()));

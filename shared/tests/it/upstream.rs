@@ -1,6 +1,6 @@
 use shared::store::low_water::LowWater;
 use shared::store::sign_finish::Ending;
-use shared::store::upstream::{Agreement, SEEN_EVERY, WorkerId};
+use shared::store::upstream::{Agreement, SEEN_EVERY, Stay, WorkerId};
 
 use crate::fixture::{Fixture, LEASE};
 
@@ -52,8 +52,18 @@ async fn a_longer_window_makes_all_wait_until_what_was_used_is_out_of_it() {
     f.agree("10/60s").await;
     assert_eq!(f.number("select extract(epoch from window_length)::bigint from upstream").await, 60);
     let unused = Fixture::new().await;
-    unused.agree("10/90s").await;
-    assert_eq!(unused.number(FREE).await, 10, "where nothing was used there is nothing to wait for");
+    unused.agree("15/90s").await;
+    assert_eq!(unused.number(FREE).await, 15, "where nothing was used there is nothing to wait for");
+}
+
+#[tokio::test]
+async fn in_a_longer_window_slots_that_are_added_wait_like_all_others() {
+    let f = Fixture::new().await;
+    f.run("update upstream_slots set free_at = now() + interval '60 s'").await;
+    f.agree("20/120s").await;
+    let wait = f.number("select extract(epoch from min(free_at) - now())::bigint from upstream_slots").await;
+    assert!((118..=120).contains(&wait), "twenty may have been used in the last 120 s: {wait}");
+    assert_eq!(f.number(SLOTS).await, 20);
 }
 
 /// Nobody has heard of any worker for longer than a worker lives without a word.
@@ -72,7 +82,7 @@ async fn a_worker_with_another_rate_is_refused_while_one_lives_and_welcome_when_
     f.store.leave_workers(first).await.unwrap();
     assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Differs(ten), "the second one lives");
     all_seem_dead(&f).await;
-    assert_eq!(f.store.stay_worker(second, ten).await.unwrap(), Agreement::Agreed, "it said so just in time");
+    assert_eq!(f.store.stay_worker(second, ten).await.unwrap().agreement, Agreement::Agreed, "it said so just in time");
     assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Differs(ten));
     all_seem_dead(&f).await;
     assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Agreed);
@@ -102,7 +112,7 @@ async fn a_worker_that_was_taken_for_dead_claims_nothing_under_its_old_rate() {
     all_seem_dead(&f).await;
     assert_eq!(f.store.join_workers(quick, ten).await.unwrap(), Agreement::Agreed);
     assert!(f.store.claim_sign_jobs(1, LEASE, twenty, LowWater::default()).await.unwrap().0.jobs.is_empty());
-    assert_eq!(f.store.stay_worker(slow, twenty).await.unwrap(), Agreement::Differs(ten));
+    assert_eq!(f.store.stay_worker(slow, twenty).await.unwrap().agreement, Agreement::Differs(ten));
     assert_eq!(f.store.claim_sign_jobs(1, LEASE, ten, LowWater::default()).await.unwrap().0.jobs.len(), 1);
 }
 
@@ -125,7 +135,10 @@ async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
     .await;
     assert!(f.claim(10).await.is_empty(), "not before a worker has seen that another server has taken over");
     let (worker, rate) = (WorkerId::generate(), "10/60s".parse().unwrap());
-    assert_eq!(f.store.stay_worker(worker, rate).await.unwrap(), Agreement::Agreed);
+    assert_eq!(f.store.stay_worker(worker, rate).await.unwrap(), Stay { agreement: Agreement::Agreed, taken_over: true });
+    let (one, other) = tokio::join!(f.store.take_over(), f.store.take_over());
+    assert!(one.unwrap() || other.unwrap());
+    assert_eq!(f.store.stay_worker(worker, rate).await.unwrap(), Stay { agreement: Agreement::Agreed, taken_over: false });
     let waits = async |sql| {
         f.number(&format!("select extract(epoch from {sql}(free_at) - now())::bigint from upstream_slots where free_at > '-infinity'"))
             .await
@@ -138,7 +151,7 @@ async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
 }
 
 #[tokio::test]
-async fn a_failover_with_thousands_of_slots_and_jobs_is_seen_through_while_workers_say_that_they_live() {
+async fn a_failover_with_thousands_of_slots_and_jobs_is_seen_through_in_a_moment() {
     let f = Fixture::without_rate().await;
     f.agree("3000/60s").await;
     f.run(
@@ -148,8 +161,7 @@ async fn a_failover_with_thousands_of_slots_and_jobs_is_seen_through_while_worke
     .await;
     let held = f.claim(100).await;
     f.run("update upstream_slots set free_at = now() where free_at = '-infinity'; update upstream set timeline = '00000000'").await;
-    let stay = f.store.stay_worker(WorkerId::generate(), "3000/60s".parse().unwrap());
-    assert_eq!(tokio::time::timeout(SEEN_EVERY, stay).await.expect("in time").unwrap(), Agreement::Agreed);
+    assert!(tokio::time::timeout(SEEN_EVERY, f.store.take_over()).await.expect("in time").unwrap());
     let waiting = "select count(*) from upstream_slots where free_at > now() + interval '55 s'";
     assert_eq!((f.number(waiting).await, held.len()), (3000, 100));
 }

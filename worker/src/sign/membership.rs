@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use shared::store::upstream::{Agreement, LIVES_FOR, SEEN_EVERY, WorkerId};
+use shared::store::upstream::{Agreement, LIVES_FOR, SEEN_EVERY, Stay, WorkerId};
 use shared::store::{Store, StoreError};
 use shared::units::Rate;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,8 @@ const OTHERS_GO_WITHIN: Duration = Duration::from_secs(LIVES_FOR.as_secs() + 2);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const JOIN_WITHIN: Duration = Duration::from_secs(15);
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+/// A million jobs that wait are read in seconds, and more slowly by a server that was a standby just now.
+const TAKE_OVER_WITHIN: Duration = Duration::from_mins(1);
 
 /// The part that this process takes.
 #[derive(Clone, Debug)]
@@ -64,6 +67,7 @@ impl Membership {
     /// If others, who had to take this worker for dead, work with another rate by now. What is claimed is finished; nothing more is.
     pub async fn keep(self, stop: CancellationToken) -> Result<(), StartError> {
         let mut failing = false;
+        let mut taking_over: Option<JoinHandle<()>> = None;
         while !stop.is_cancelled() {
             let stay = tokio::time::timeout(SEEN_EVERY, self.store.stay_worker(self.worker, self.rate));
             let stayed = tokio::select! {
@@ -71,8 +75,14 @@ impl Membership {
                 () = stop.cancelled() => return Ok(()),
             };
             match stayed {
-                Ok(Agreement::Agreed) => failing = false,
-                Ok(Agreement::Differs(others)) => return Err(StartError::Settings(differs(self.rate, others))),
+                Ok(Stay { agreement: Agreement::Differs(others), .. }) => return Err(StartError::Settings(differs(self.rate, others))),
+                Ok(Stay { agreement: Agreement::Agreed, taken_over }) => {
+                    failing = false;
+                    // Beside this loop: who is silent for too long is taken for dead.
+                    if taken_over && taking_over.as_ref().is_none_or(JoinHandle::is_finished) {
+                        taking_over = Some(tokio::spawn(take_over(self.store.clone())));
+                    }
+                }
                 // Once per outage, not once per try.
                 Err(error) if !std::mem::replace(&mut failing, true) => {
                     tracing::warn!(error = display_chain(&error), "can't say that this worker lives; trying on");
@@ -90,6 +100,20 @@ impl Membership {
     /// Says that this worker is gone, so that nobody waits for it. Should that fail, it shows by itself.
     pub async fn leave(self) {
         let _ = tokio::time::timeout(LEAVE_WITHIN, self.store.leave_workers(self.worker)).await;
+    }
+}
+
+/// Makes the slots wait for the clock of the server that has taken over.
+async fn take_over(store: Store) {
+    let taken_over = tokio::time::timeout(TAKE_OVER_WITHIN, store.take_over()).await;
+    match taken_over.unwrap_or_else(|_| Err(StoreError::timed_out())) {
+        Ok(true) => tracing::info!(
+            "another Postgres server has taken over: every call waits until what may have been called before is out of the window"
+        ),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::warn!(error = display_chain(&error), "can't set the budget to the clock of another Postgres server; trying on");
+        }
     }
 }
 

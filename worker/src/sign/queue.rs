@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{Ending, Failure, SignFinish, UpstreamNews};
 use shared::store::{Claimed, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ use tracing::{Instrument, field};
 use super::calls::Calls;
 use super::claims::Claims;
 use super::outcome::{Policy, judge};
-use super::upstream::{Reply, Upstream};
+use super::upstream::{Reply, Unsendable, Upstream};
 use crate::driver::{Ended, Queue};
 use crate::finisher::Shared;
 use crate::settings::Statuses;
@@ -111,10 +111,13 @@ impl SignQueue {
         let reply = tokio::select! {
             reply = self.call(&job) => reply,
             () = give_up.cancelled() => {
-                return SignFinish { called: true, upstream: UpstreamNews::None, ..unsent(job, Ending::Released, Some("stopped")) };
+                let unsent = unsent(job, Ending::Released, Some("stopped"));
+                // It may still be on its way, and arrive when a slot that is freed now is used again.
+                return SignFinish { lease: unsent.lease.leaving_its_slot(), called: true, upstream: UpstreamNews::None, ..unsent };
             }
         };
         turn.ended(called);
+        let Ok(reply) = reply else { return unsent(job, Ending::Failed(Failure::Refused), Some("too-long")) };
         // It was that old when it was claimed.
         job.age += began.elapsed();
         let verdict = judge(reply, &self.retryable);
@@ -123,13 +126,13 @@ impl SignQueue {
         SignFinish { lease: job.lease, digest, ending, called: verdict.called, status: verdict.status, error: verdict.error, upstream }
     }
 
-    async fn call(&self, job: &SignJob) -> Reply {
+    async fn call(&self, job: &SignJob) -> Result<Reply, Unsendable> {
         let span = tracing::info_span!("upstream.sign", otel.kind = "client", http.response.status_code = field::Empty);
         async {
             let started = Instant::now();
             let reply = self.upstream.sign(&job.message, traceparent().or_else(|| job.traceparent.clone()).as_deref()).await;
             metrics::histogram!("countersign_upstream_seconds").record(started.elapsed());
-            if let Reply::Answered { status, .. } = &reply {
+            if let Ok(Reply::Answered { status, .. }) = &reply {
                 tracing::Span::current().record("http.response.status_code", status);
             }
             reply

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{AUTHORIZATION, RETRY_AFTER};
+use http::header::AUTHORIZATION;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::message::Message;
 use shared::secret::Secret;
@@ -39,6 +39,10 @@ pub enum Reply {
     /// The connection broke before a status came. The call may have arrived.
     Broken,
 }
+
+/// The message is too long for an address: with `MESSAGE_MAX_BYTES` above some 20,000 one can be posted. Nothing was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsendable;
 
 /// Connections are kept where calls may follow each other as fast as this.
 const KEPT_BELOW: Duration = Duration::from_millis(10);
@@ -109,7 +113,10 @@ impl Upstream {
     }
 
     /// Asks for the signature of `message`, once. `traceparent` is passed on.
-    pub async fn sign(&self, message: &Message, traceparent: Option<&str>) -> Reply {
+    ///
+    /// # Errors
+    /// If no request can be made of the message.
+    pub async fn sign(&self, message: &Message, traceparent: Option<&str>) -> Result<Reply, Unsendable> {
         let mut url = self.sign.clone();
         url.set_query(Some(&format!("message={}", utf8_percent_encode(message.text(), QUERY_VALUE))));
         let mut request = self.client.get(url).timeout(self.timeout).header(AUTHORIZATION, self.key.expose().clone());
@@ -118,13 +125,14 @@ impl Upstream {
         }
         let mut response = match request.send().await {
             Ok(response) => response,
-            Err(error) if error.is_connect() => return Reply::NotConnected,
-            Err(error) if error.is_timeout() => return Reply::TimedOut,
-            Err(_) => return Reply::Broken,
+            Err(error) if error.is_builder() => return Err(Unsendable),
+            Err(error) if error.is_connect() => return Ok(Reply::NotConnected),
+            Err(error) if error.is_timeout() => return Ok(Reply::TimedOut),
+            Err(_) => return Ok(Reply::Broken),
         };
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
+        let retry_after = retry_after(response.headers(), SystemTime::now());
         let status = response.status().as_u16();
-        Reply::Answered { status, body: read(&mut response).await, retry_after }
+        Ok(Reply::Answered { status, body: read(&mut response).await, retry_after })
     }
 }
 

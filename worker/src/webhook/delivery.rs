@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use poem_openapi::types::ToJSON;
 use rand::Rng;
 use shared::address_guard::{Forbidden, Guard};
@@ -108,7 +108,7 @@ impl Sender {
         let request = self.client.post(url).headers(headers).body(body).send();
         let mut response =
             tokio::time::timeout(self.patience.headers, request).await.map_err(|_| "timeout")?.map_err(|error| class(&error))?;
-        answer.retry_after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
+        answer.retry_after = retry_after(response.headers(), SystemTime::now());
         answer.status = Some(response.status().as_u16());
         let mut read = 0;
         while let Some(chunk) = response.chunk().await.map_err(|_| "body")? {

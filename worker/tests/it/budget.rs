@@ -80,6 +80,24 @@ async fn of_an_upstream_that_takes_long_few_jobs_are_leased_before_their_turn() 
 }
 
 #[tokio::test]
+async fn a_call_that_a_stop_cuts_off_keeps_its_slot_until_its_lease_would_have_ended() {
+    use devkit::processes::Signal;
+    use devkit::upstream::{FaultKind, When};
+    let world = World::new(SimulatorOptions::reliable(), "10/1s").await;
+    world.fault(FaultKind::Hang, When::Always).await;
+    let mut worker = world.worker(&[("SHUTDOWN_GRACE", "0s"), ("UPSTREAM_TIMEOUT", "20s")]);
+    world.post(numbered(1)).await;
+    until("it calls", async || world.upstream.audit().sign_calls == 1).await;
+    worker.signal(Signal::Term).unwrap();
+    assert_eq!(worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0));
+    let mut connection = PgConnection::connect(world.database()).await.unwrap();
+    let query = "select (select count(*) from jobs where kind = 'sign' and lease_token is null),
+        (select count(*) from upstream_slots where free_at > now() + interval '10 s')";
+    let (given_back, taken): (i64, i64) = sqlx::query_as(query).fetch_one(&mut connection).await.unwrap();
+    assert_eq!((given_back, taken), (1, 1), "the call may still be on its way");
+}
+
+#[tokio::test]
 async fn after_429_every_slot_waits_as_long_as_the_upstream_asks() {
     use devkit::upstream::{FaultKind, When};
     let world = World::new(SimulatorOptions::reliable(), "100/1s").await;

@@ -35,6 +35,17 @@ async fn hangs_resets_truncated_bodies_and_errors_are_tried_again_and_leave_thei
 }
 
 #[tokio::test]
+async fn a_message_that_is_too_long_for_an_address_fails_at_once_and_takes_no_call_from_others() {
+    let world = reliable().await;
+    let _worker = world.worker(&[]);
+    let ids = world.post(["a".repeat(70_000), "short".to_owned()]).await;
+    let states = world.settled(&ids).await;
+    assert_eq!((states[0].status, states[1].status), (Status::Failed, Status::Signed));
+    assert_eq!(states[0].last_error.as_ref().unwrap().code, "upstream-refused");
+    assert_eq!((world.log(ids[0]).await.webhook.is_some(), world.upstream.audit().sign_calls), (true, 1));
+}
+
+#[tokio::test]
 async fn a_wrong_upstream_key_burns_no_attempts() {
     let world = reliable().await;
     world.fault(FaultKind::Unauthorized, When::Next(2)).await;

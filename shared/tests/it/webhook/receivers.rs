@@ -201,13 +201,13 @@ async fn a_slow_receiver_has_one_delivery_at_a_time_in_a_process_until_it_is_qui
 async fn one_tenant_cannot_make_anothers_receiver_look_dead() {
     let f = Fixture::new().await;
     let other = crate::fixture::new_key(&f.store, "other").await;
-    proven(&f, "http://shared.example/mine").await;
-    let webhook = webhook_to("http://shared.example/theirs", [].into());
+    proven(&f, "http://shared.example/hook").await;
+    let webhook = webhook_to("http://shared.example/hook", [].into());
     let theirs = shared::store::accept::NewRequest { key: other, webhook: Some(webhook), ..f.request("a") };
     f.accept(theirs).await;
     let job = claim(&f).await.remove(0);
     fail(&f, job, Duration::from_hours(1)).await;
-    let mine = told_at(&f, "HTTP://Shared.Example/again?x=y").await;
+    let mine = told_at(&f, "HTTP://Shared.Example/hook?x=y").await;
     let jobs = claim(&f).await;
     assert_eq!((jobs.len(), jobs[0].request.id, jobs[0].failures), (1, mine, 0));
 }
@@ -216,12 +216,12 @@ async fn one_tenant_cannot_make_anothers_receiver_look_dead() {
 async fn however_its_address_is_spelled_a_receiver_is_one() {
     let f = Fixture::new().await;
     for url in [
-        "http:example.com/1",
-        "http:/example.com/2",
-        "http://example.com\\3",
-        "http://example.com:80",
-        "http://example.com./",
-        "http://%65xample.com/",
+        "http:example.com/hook/1",
+        "http:/example.com/hook/2",
+        "http://example.com\\hook\\3",
+        "http://example.com:80/hook/4",
+        "http://example.com./hook/5",
+        "http://%65xample.com/hook/6",
     ] {
         told_at(&f, url).await;
     }
