@@ -242,8 +242,10 @@ impl Answers {
             let Some(mut state) = self.reads.submit(id).await? else { return Ok(None) };
             if let Some(waiting) = state.waiting {
                 let place = self.queue.place(waiting, state.request.created_at).await;
-                state.request.queue_position = place.map(|place| place.position);
-                state.request.estimated_completion_at = place.map(|place| place.expected_at);
+                // Where it could not be had in time, as for one whose place nobody has looked for yet.
+                let next = state.request.next_attempt_at.unwrap_or(state.request.created_at);
+                state.request.queue_position = Some(place.map_or(1, |place| place.position));
+                state.request.estimated_completion_at = Some(place.map_or(next, |place| place.expected_at));
                 state.request.status_url = Some(status_url(id));
             }
             Ok(Some(state))

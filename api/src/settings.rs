@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use shared::address_guard::AddressSettings;
 use shared::secret::Secret;
-use shared::settings::{DatabaseSettings, TelemetrySettings, listen_address, non_empty};
+use shared::settings::{DatabaseSettings, TelemetrySettings, listen_address, non_empty, whole_number};
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::keys::Scope;
 use shared::units::duration;
@@ -88,13 +88,13 @@ pub struct Settings {
     #[arg(long, env, default_value = "60s", value_parser = duration)]
     pub max_wait: Duration,
     /// Most callers that wait at a time; more are answered with a receipt at once.
-    #[arg(long, env, default_value_t = 10_000)]
+    #[arg(long, env, default_value_t = 10_000, value_parser = whole_number(0..=u32::MAX))]
     pub max_waiters: u32,
     /// Most unfinished requests; more are refused until some are finished.
-    #[arg(long, env, default_value_t = 1_000_000)]
+    #[arg(long, env, default_value_t = 1_000_000, value_parser = whole_number(0..=u64::MAX))]
     pub max_pending: u64,
     /// The longest message, in bytes of UTF-8.
-    #[arg(long, env, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    #[arg(long, env, default_value_t = 4096, value_parser = whole_number(1..=1_048_576_u32))]
     pub message_max_bytes: u32,
     /// An API key with the scopes `sign` and `admin` that exists from the start; empty: none.
     #[arg(long, env, default_value = "", hide_default_value = true, hide_env_values = true, value_parser = bootstrap_key)]

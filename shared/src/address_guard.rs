@@ -67,6 +67,15 @@ pub struct AddressSettings {
 }
 
 impl AddressSettings {
+    /// All addresses and ports.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self {
+            webhook_allow_networks: Networks(vec![Ipv4Net::default().into(), Ipv6Net::default().into()]),
+            webhook_allow_ports: Ports((0..1024).collect()),
+        }
+    }
+
     /// What these let through, and those.
     #[must_use]
     pub fn with(&self, others: &Self) -> Self {

@@ -1,6 +1,9 @@
 //! Settings: every environment variable is also a flag, and a wrong value stops the program with one line that names the variable,
 //! the value and what is accepted.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -81,15 +84,31 @@ pub fn non_empty<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -
     if text.trim().is_empty() { Ok(None) } else { parse(text.trim()).map(Some) }
 }
 
+/// A whole number within `range`.
+pub fn whole_number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    RangeInclusive<T>: Clone,
+{
+    move |text| {
+        let number = text.trim().parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("accepted: a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.trim().parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "accepted: a number from 0 to 1".to_owned())
+}
+
 /// An HTTP address without credentials, query or fragment.
 ///
 /// # Errors
 /// A sentence that says what is accepted.
 pub fn http_url(text: &str) -> Result<url::Url, String> {
-    const ACCEPTED: &str = "accepted: an http or https address, such as http://localhost:9000";
+    const ACCEPTED: &str = "accepted: an http or https address without credentials, such as http://localhost:9000";
     let url = url::Url::parse(text.trim()).map_err(|_| ACCEPTED)?;
-    let plain = matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() && url.fragment().is_none();
-    if plain { Ok(url) } else { Err(ACCEPTED.to_owned()) }
+    let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
+    if matches!(url.scheme(), "http" | "https") && url.has_host() && bare { Ok(url) } else { Err(ACCEPTED.to_owned()) }
 }
 
 /// An address to listen on.
@@ -133,7 +152,7 @@ pub struct TelemetrySettings {
         value_parser = ["always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"])]
     pub otel_traces_sampler: String,
     /// The share of traces for the `traceidratio` samplers, from 0 to 1.
-    #[arg(long, env, default_value_t = 1.0)]
+    #[arg(long, env, default_value_t = 1.0, value_parser = share)]
     pub otel_traces_sampler_arg: f64,
 }
 
@@ -146,7 +165,7 @@ pub struct DatabaseSettings {
     #[arg(long, env, hide_env_values = true, value_parser = database_url)]
     pub database_url: Option<crate::secret::Secret<String>>,
     /// Most connections that this process opens.
-    #[arg(long, env, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    #[arg(long, env, default_value_t = 10, value_parser = whole_number(2..=1000_u32))]
     pub database_max_connections: u32,
     /// Bring the schema up to date before serving.
     #[arg(long, env, default_value_t = true, action = clap::ArgAction::Set)]

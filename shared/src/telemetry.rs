@@ -16,11 +16,13 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithTonicConf
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
-use tracing::{Dispatch, Level, Metadata};
+use tracing::{Dispatch, Level, Metadata, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
+use tracing_subscriber::filter::{Targets, dynamic_filter_fn, filter_fn};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::settings::{LogFormat, TelemetrySettings};
@@ -63,21 +65,35 @@ pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, T
         endpoint => Some(exporting_to(endpoint, settings, service)?),
     };
     // A second start in one process (tests) keeps the first subscriber.
-    let _ = subscriber(levels, settings.log_format, provider.as_ref()).try_init();
+    let _ = subscriber(levels, settings.log_format, std::io::stderr, provider.as_ref()).try_init();
     Ok(Telemetry(provider))
 }
 
-fn subscriber(levels: Targets, format: LogFormat, provider: Option<&SdkTracerProvider>) -> Dispatch {
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    let log = match format {
+fn subscriber<W>(levels: Targets, format: LogFormat, writer: W, provider: Option<&SdkTracerProvider>) -> Dispatch
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let registry = tracing_subscriber::registry();
+    // Not an `Option` of a layer for spans: one that is not there is interested in everything.
+    let Some(provider) = provider else {
+        return registry.with(levels).with(filter_fn(is_line)).with(log(format, writer)).into();
+    };
+    // Asked anew for each line. The filter of a layer remembers what it was asked last, and where nobody asks for the next line, because the answer
+    // is known, it drops that one instead: sqlx asks whether a statement would be logged, and then does not log it.
+    let lines = dynamic_filter_fn(move |metadata, _| is_line(metadata) && levels.would_enable(metadata.target(), metadata.level()));
+    let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer("countersign"));
+    registry.with(log(format, writer).with_filter(lines)).with(spans.with_filter(own())).into()
+}
+
+fn log<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let log = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(std::io::stderr().is_terminal());
+    match format {
         LogFormat::Pretty => log.boxed(),
         LogFormat::Json => log.json().boxed(),
-    };
-    let logged = tracing_subscriber::registry().with(log.with_filter(levels.and(filter_fn(is_line))));
-    // Not an `Option` of a layer: one that is not there is interested in everything.
-    match provider {
-        None => logged.into(),
-        Some(provider) => logged.with(tracing_opentelemetry::layer().with_tracer(provider.tracer("countersign")).with_filter(own())).into(),
     }
 }
 
@@ -159,6 +175,9 @@ pub fn is_traceparent(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -179,7 +198,7 @@ mod tests {
     #[test]
     fn a_span_is_made_where_it_is_traced_and_nowhere_else() {
         let makes_a_span = |provider: Option<&SdkTracerProvider>| {
-            tracing::dispatcher::with_default(&subscriber("info".parse().unwrap(), LogFormat::Pretty, provider), || {
+            tracing::dispatcher::with_default(&subscriber("info".parse().unwrap(), LogFormat::Pretty, std::io::sink, provider), || {
                 assert!(tracing::event_enabled!(Level::INFO), "the log has its lines either way");
                 !tracing::info_span!("any").is_disabled()
             })
@@ -187,6 +206,32 @@ mod tests {
         assert!(!makes_a_span(None));
         assert!(makes_a_span(Some(&SdkTracerProvider::builder().build())));
         assert!(!makes_a_span(None), "the answer is not kept from one subscriber to the next");
+    }
+
+    #[test]
+    fn no_line_is_lost_to_a_question_whether_another_one_would_be_logged() {
+        // As the crate `log` does for sqlx.
+        let ask = || {
+            let statement = tracing::debug_span!(target: "sqlx::query", "statement");
+            tracing::dispatcher::get_default(|dispatch| dispatch.enabled(statement.metadata().unwrap()));
+        };
+        let provider = SdkTracerProvider::builder().build();
+        for provider in [None, Some(&provider)] {
+            let (mut reader, writer) = std::io::pipe().unwrap();
+            let levels = "info,sqlx=warn".parse().unwrap();
+            tracing::dispatcher::with_default(&subscriber(levels, LogFormat::Pretty, Arc::new(writer), provider), || {
+                for n in 0..3 {
+                    ask();
+                    tracing::info!("line {n}");
+                    tracing::info_span!("any").in_scope(ask);
+                    tracing::warn!("line {n}");
+                    tracing::debug!("no line");
+                }
+            });
+            let mut log = String::new();
+            reader.read_to_string(&mut log).unwrap();
+            assert_eq!((log.matches("line").count(), log.matches("no line").count()), (6, 0), "{log}");
+        }
     }
 
     #[test]

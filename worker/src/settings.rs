@@ -9,7 +9,7 @@ use clap::{Args, Parser};
 use shared::address_guard::AddressSettings;
 use shared::backoff::{Backoff, Jitter, Strategy};
 use shared::secret::Secret;
-use shared::settings::{DatabaseSettings, TelemetrySettings, http_url, listen_address, positive_duration};
+use shared::settings::{DatabaseSettings, TelemetrySettings, http_url, listen_address, positive_duration, whole_number};
 use shared::units::{Rate, duration};
 
 /// Calls the signing API for pending requests, within its budget, and delivers webhooks.
@@ -89,7 +89,7 @@ pub struct SignSettings {
     #[arg(long, env, default_value = "0s", value_parser = duration)]
     pub sign_initial_delay: Duration,
     /// Most tries that count.
-    #[arg(long, env, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env, default_value_t = 1000, value_parser = whole_number(1..=u32::MAX))]
     pub sign_max_attempts: u32,
     /// How long a request may wait for its signature before it fails.
     #[arg(long, env, default_value = "24h", value_parser = positive_duration)]
@@ -124,10 +124,10 @@ pub struct WebhookSettings {
     #[arg(long, env, value_parser = positive_duration)]
     pub webhook_headers_timeout: Option<Duration>,
     /// Deliveries at the same time.
-    #[arg(long, env, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, env, default_value_t = 64, value_parser = whole_number(1..=4096_u16))]
     pub webhook_concurrency: u16,
     /// Deliveries at the same time to one receiver: scheme, host, port and path, for one API key.
-    #[arg(long, env, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, env, default_value_t = 16, value_parser = whole_number(1..=4096_u16))]
     pub webhook_receiver_concurrency: u16,
     /// Where webhooks may go.
     #[command(flatten)]

@@ -81,7 +81,7 @@ impl Documented for OnPost {
         (415, "The body is not announced as JSON."),
         (
             422,
-            "The idempotency key was used with another payload (`idempotency-mismatch`), or the message will not be signed (`upstream-refused`).",
+            "The idempotency key was used with another payload (`idempotency-mismatch`), or the message will not be signed (`upstream-refused`, `attempts-exhausted`, `deadline-exceeded`).",
         ),
         (429, "Too many requests."),
         (503, "The request could not be stored."),

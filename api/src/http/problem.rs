@@ -173,6 +173,8 @@ impl IntoResponse for ApiError {
             code: code.to_owned(),
             errors: match &self {
                 Self::Invalid(flaws) => Some(flaws.clone()),
+                // The one header that can be wrong means the same as this field.
+                Self::BadHeader(detail) => Some(vec![Flaw { detail: (*detail).to_owned(), pointer: "#/clientRequestId".to_owned() }]),
                 _ => None,
             },
             request_id: match &self {

@@ -28,11 +28,12 @@ impl Receivers {
         &self.own
     }
 
-    /// By what a worker allows as well; nothing if that can't be had, and so nobody can say that an address is refused.
+    /// By what a worker allows as well; nothing if that can't be had, and so nobody can say that an address is refused. Nor can anybody before the
+    /// first worker has started, perhaps a moment after this process: the one that sends judges every address in any case.
     pub(super) async fn asked(&self) -> Option<Guard> {
         let asked = tokio::time::timeout(ASK_WITHIN, self.store.webhook_addresses()).await;
         let allowed = asked.unwrap_or_else(|_| Err(StoreError::timed_out()));
         let allowed = allowed.inspect_err(|error| tracing::warn!(%error, "can't ask where workers send webhooks")).ok()?;
-        Some(Guard::new(&self.settings.with(&allowed)))
+        Some(Guard::new(&self.settings.with(&allowed.unwrap_or_else(AddressSettings::everything))))
     }
 }

@@ -22,19 +22,21 @@ impl Store {
         Ok(())
     }
 
-    /// What the worker that started last lets through; nothing more than the public internet if none ever did.
+    /// What the worker that started last lets through; nothing is known if none ever did.
     ///
     /// # Errors
     /// Those of a statement.
-    pub async fn webhook_addresses(&self) -> Result<AddressSettings> {
+    pub async fn webhook_addresses(&self) -> Result<Option<AddressSettings>> {
         let allowed = sqlx::query!("-- webhook_addresses.allowed\nselect networks, ports from webhook_addresses")
             .fetch_optional(&self.database)
             .await?;
-        let Some(row) = allowed else { return Ok(AddressSettings::default()) };
+        let Some(row) = allowed else { return Ok(None) };
         let corrupt = StoreError::Corrupt("network");
         let ports = row.ports.into_iter().map(|port| port.to_string()).collect::<Vec<_>>().join(",");
         match (row.networks.join(",").parse(), ports.parse()) {
-            (Ok(webhook_allow_networks), Ok(webhook_allow_ports)) => Ok(AddressSettings { webhook_allow_networks, webhook_allow_ports }),
+            (Ok(webhook_allow_networks), Ok(webhook_allow_ports)) => {
+                Ok(Some(AddressSettings { webhook_allow_networks, webhook_allow_ports }))
+            }
             _ => Err(corrupt),
         }
     }
