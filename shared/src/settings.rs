@@ -85,10 +85,7 @@ pub fn non_empty<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -
 }
 
 /// A whole number within `range`.
-pub fn whole_number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
-where
-    RangeInclusive<T>: Clone,
-{
+pub fn whole_number<T: FromStr + PartialOrd + Display + Clone>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone {
     move |text| {
         let number = text.trim().parse().ok().filter(|number| range.contains(number));
         number.ok_or_else(|| format!("accepted: a whole number from {} to {}", range.start(), range.end()))
