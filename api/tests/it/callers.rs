@@ -113,6 +113,25 @@ async fn what_the_worker_may_send_to_the_api_accepts_without_being_told() {
 }
 
 #[tokio::test]
+async fn before_the_first_worker_has_started_no_address_is_refused_and_that_worker_judges_them() {
+    let mut world = World::new().await;
+    world.worker.kill().await.unwrap();
+    assert_eq!(world.number("with gone as (delete from webhook_addresses returning only_row) select count(*) from gone").await, 1);
+    let mut ids = Vec::new();
+    for url in [world.hook("/hook"), "http://10.0.0.1/".to_owned()] {
+        let accepted = answer(world.post(&json!({ "message": url, "webhookUrl": url })).send().await.unwrap()).await;
+        assert_eq!(accepted.status, 202, "{accepted:?}");
+        ids.push(accepted.id());
+    }
+    world.restart_worker().await;
+    world.receiver.wait_for(PATIENCE, |all| all.iter().any(|delivery| delivery.path == "/hook")).await.unwrap();
+    crate::world::until("the other one is refused", async || {
+        answer(world.get(&format!("{}/deliveries", ids[1])).await).await.body["deliveries"][0]["error"] == "address"
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_delivery_log_is_its_owners_and_a_webhook_is_sent_again_on_request() {
     let world = World::new().await;
     let hook = world.hook("/hook");
