@@ -242,10 +242,9 @@ impl Answers {
             let Some(mut state) = self.reads.submit(id).await? else { return Ok(None) };
             if let Some(waiting) = state.waiting {
                 let place = self.queue.place(waiting, state.request.created_at).await;
-                // Where it could not be had in time, as for one whose place nobody has looked for yet.
-                let next = state.request.next_attempt_at.unwrap_or(state.request.created_at);
-                state.request.queue_position = Some(place.map_or(1, |place| place.position));
-                state.request.estimated_completion_at = Some(place.map_or(next, |place| place.expected_at));
+                let place = place.unwrap_or(unknown(state.request.next_attempt_at.unwrap_or(state.request.created_at)));
+                state.request.queue_position = Some(place.position);
+                state.request.estimated_completion_at = Some(place.expected_at);
                 state.request.status_url = Some(status_url(id));
             }
             Ok(Some(state))
@@ -316,6 +315,11 @@ pub fn status_url(id: Uuid) -> String {
     format!("/crypto/sign/{id}")
 }
 
+/// What is said of a place in the queue that could not be had in time; `next` is when the job may be tried.
+fn unknown(next: time::OffsetDateTime) -> Place {
+    Place { position: 1, expected_at: next }
+}
+
 /// What is known of a request without reading it.
 struct Known {
     message: String,
@@ -328,6 +332,7 @@ impl Known {
     }
 
     fn pending(self, id: Uuid, created_at: time::OffsetDateTime, place: Option<Place>) -> SigningRequest {
+        let place = place.unwrap_or(unknown(created_at));
         SigningRequest {
             id,
             status: Status::Pending,
@@ -339,8 +344,8 @@ impl Known {
             signed_at: None,
             failed_at: None,
             next_attempt_at: Some(created_at),
-            queue_position: Some(place.map_or(1, |place| place.position)),
-            estimated_completion_at: Some(place.map_or(created_at, |place| place.expected_at)),
+            queue_position: Some(place.position),
+            estimated_completion_at: Some(place.expected_at),
             status_url: Some(status_url(id)),
             last_error: None,
             webhook: None,

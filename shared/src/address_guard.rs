@@ -72,7 +72,7 @@ impl AddressSettings {
     pub fn everything() -> Self {
         Self {
             webhook_allow_networks: Networks(vec![Ipv4Net::default().into(), Ipv6Net::default().into()]),
-            webhook_allow_ports: Ports((0..1024).collect()),
+            webhook_allow_ports: Ports((1..1024).collect()),
         }
     }
 

@@ -34,7 +34,7 @@ impl std::str::FromStr for Jitter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::new(text.trim().parse().map_err(|_| "accepted: a number from 0 to 1".to_owned())?)
+        crate::units::fraction(text).map(Self)
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, ValueEnum};
 
-use crate::units::duration;
+use crate::units::{duration, fraction};
 
 /// Reads the command line and the environment, or ends the process: with `--help` on request (exit code 0), and with one line on
 /// standard error for a wrong value (exit code 2).
@@ -92,11 +92,6 @@ pub fn whole_number<T: FromStr + PartialOrd + Display + Clone>(range: RangeInclu
     }
 }
 
-fn share(text: &str) -> Result<f64, String> {
-    let share = text.trim().parse().ok().filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or_else(|| "accepted: a number from 0 to 1".to_owned())
-}
-
 /// An HTTP address without credentials, query or fragment.
 ///
 /// # Errors
@@ -149,7 +144,7 @@ pub struct TelemetrySettings {
         value_parser = ["always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"])]
     pub otel_traces_sampler: String,
     /// The share of traces for the `traceidratio` samplers, from 0 to 1.
-    #[arg(long, env, default_value_t = 1.0, value_parser = share)]
+    #[arg(long, env, default_value_t = 1.0, value_parser = fraction)]
     pub otel_traces_sampler_arg: f64,
 }
 

@@ -1,7 +1,7 @@
 //! The log on standard error, and spans over OTLP where an endpoint is set.
 //!
 //! A line of the log holds all that it has to say; spans are for traces alone. So where nothing is traced, no span is made: those of a POST
-//! were a twelfth of what it cost the api.
+//! were a tenth of what it cost the api.
 //!
 //! Without an endpoint there is no exporter, no background task and no warning. The trace context of a request is stored with its job
 //! as a W3C `traceparent`, so that an attempt made hours later, by another process, continues the caller's trace.

@@ -76,6 +76,15 @@ impl fmt::Display for Rate {
     }
 }
 
+/// A fraction, from 0 to 1.
+///
+/// # Errors
+/// A sentence that says what is accepted.
+pub fn fraction(text: &str) -> Result<f64, String> {
+    let fraction = text.trim().parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction));
+    fraction.ok_or_else(|| "accepted: a number from 0 to 1".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

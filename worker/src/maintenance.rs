@@ -48,14 +48,14 @@ pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: C
         if recounts {
             recount_at = Instant::now() + RECOUNT_EVERY;
         }
-        let round = async {
+        let work = async {
             if recounts {
                 step("recount", recount(&store)).await;
             }
             round(&store, ages, &finisher).await
         };
         let full = tokio::select! {
-            full = round => full,
+            full = work => full,
             () = stop.cancelled() => return,
         };
         let pause = if full { NEXT_GROUP } else { NEXT_ROUND.mul_f64(rand::rng().random_range(0.8..1.2)) };

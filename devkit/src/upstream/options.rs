@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::units::{Rate, duration};
+use crate::units::{Rate, duration, fraction};
 
 /// How the simulated upstream behaves. [`Default`] is the challenge's: 10 calls a minute, half of the messages out for 1 to 5 minutes.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ pub(crate) struct UpstreamArgs {
     #[arg(long, env = "UPSTREAM_API_KEY", default_value = "upstream-key", hide_env_values = true)]
     pub(crate) api_key: String,
     /// The share of messages whose first call starts an outage, from 0 to 1.
-    #[arg(long, env = "FAILURE_PROBABILITY", default_value = "0.5", value_parser = probability)]
+    #[arg(long, env = "FAILURE_PROBABILITY", default_value = "0.5", value_parser = fraction)]
     pub(crate) failure_probability: f64,
     /// How long an outage lasts, from..to.
     #[arg(long, env = "OUTAGE", default_value = "60s..300s", value_parser = durations)]
@@ -97,13 +97,6 @@ impl From<UpstreamArgs> for SimulatorOptions {
     }
 }
 
-fn probability(text: &str) -> Result<f64, String> {
-    match text.trim().parse() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("accepted: a number from 0 to 1, such as 0.5".to_owned()),
-    }
-}
-
 fn durations(text: &str) -> Result<RangeInclusive<Duration>, String> {
     const ACCEPTED: &str = "accepted: two durations, the shorter one first, such as 60s..300s";
     let (from, to) = text.split_once("..").unwrap_or((text, text));
@@ -122,6 +115,6 @@ mod tests {
         assert_eq!(durations("60s..300s"), Ok(Duration::from_mins(1)..=Duration::from_mins(5)));
         assert_eq!(durations("0"), Ok(Duration::ZERO..=Duration::ZERO));
         assert!(durations("300s..60s").unwrap_err().contains("such as 60s..300s"));
-        assert!(durations("60..300").is_err() && probability("1.1").is_err() && probability("NaN").is_err());
+        assert!(durations("60..300").is_err() && fraction("1.1").is_err() && fraction("NaN").is_err());
     }
 }

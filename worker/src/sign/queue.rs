@@ -117,7 +117,11 @@ impl SignQueue {
             }
         };
         turn.ended(called);
-        let Ok(reply) = reply else { return unsent(job, Ending::Failed(Failure::Refused), Some("too-long")) };
+        let Ok(reply) = reply else {
+            let (ending, error) = (Ending::Failed(Failure::Refused), Some("too-long"));
+            report(&ending, job.attempt, None, error);
+            return unsent(job, ending, error);
+        };
         // It was that old when it was claimed.
         job.age += began.elapsed();
         let verdict = judge(reply, &self.retryable);
