@@ -4,6 +4,7 @@
 //! never believed: the row is read again. Should no notification come, the row is read once more when the time is up, and every
 //! [`LOOK_EVERY`] before that; where none can come at all, more often.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shared::batch::{BatchError, Batcher, Batches, Callers};
@@ -14,6 +15,7 @@ use shared::store::accept::{Accepted, NewRequest};
 use shared::store::keys::KeyId;
 use shared::store::requests::RequestState;
 use shared::store::{Store, StoreError};
+use shared::telemetry::display_chain;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -53,7 +55,7 @@ const READ_AGAIN_AFTER: Duration = Duration::from_millis(100);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// How soon it looks while none can arrive (Postgres restarts, or is behind a proxy that keeps no sessions), at first and at last.
-const LOOK_DEAF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+const POLL_WITHOUT_NOTIFY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Why a request was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -133,7 +135,7 @@ impl Answers {
             let store = reading.clone();
             async move {
                 let read = tokio::time::timeout(READ_WITHIN, store.requests(&ids)).await;
-                let states = read.unwrap_or_else(|_| Err(StoreError::timed_out()))?;
+                let states = read.unwrap_or_else(|_| Err(StoreError::TimedOut))?;
                 Ok(ids.iter().map(|id| states.get(id).cloned()).collect())
             }
         });
@@ -213,7 +215,7 @@ impl Answers {
 
     /// Reads until the state is final or the deadline has come.
     async fn wait(&self, Wait { id, mut waiter, deadline, latest, mut fresh }: Wait) -> Result<Option<RequestState>, ReadError> {
-        let mut deaf = LOOK_DEAF.0;
+        let mut deaf = POLL_WITHOUT_NOTIFY.0;
         loop {
             let over = Instant::now() >= deadline || self.stop.is_cancelled();
             if over || !fresh {
@@ -226,8 +228,8 @@ impl Answers {
                 }
             }
             fresh = false;
-            let pause = if self.store.hears() { LOOK_EVERY } else { deaf };
-            deaf = deaf.mul_f64(1.5).min(LOOK_DEAF.1);
+            let pause = if self.store.is_listening() { LOOK_EVERY } else { deaf };
+            deaf = deaf.mul_f64(1.5).min(POLL_WITHOUT_NOTIFY.1);
             tokio::select! {
                 () = waiter.woken() => {}
                 () = self.stop.cancelled() => {}
@@ -249,7 +251,7 @@ impl Answers {
             }
             Ok(Some(state))
         };
-        tokio::time::timeout(within, read).await.unwrap_or(Err(ReadError::Stopped))
+        tokio::time::timeout(within, read).await.unwrap_or(Err(ReadError::Failed(Arc::new(StoreError::TimedOut))))
     }
 }
 
@@ -302,11 +304,11 @@ async fn store_known(
 }
 
 async fn until<T>(deadline: Instant, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(StoreError::timed_out()))
+    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(StoreError::TimedOut))
 }
 
 fn warn(error: &StoreError) {
-    tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't store requests");
+    tracing::warn!(error = display_chain(error), "can't store requests");
 }
 
 /// Where to ask for the state of a request.

@@ -13,10 +13,7 @@ use crate::settings::{KeysCommand, Settings};
 /// In one line: what went wrong and what helps.
 pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartError> {
     let store = Store::connect_lazily(&settings.database)?;
-    if settings.database.migrate_on_start {
-        store.migrate().await?;
-    }
-    store.agree_on_encryption().await?;
+    store.prepare(settings.database.migrate_on_start).await?;
     match command {
         KeysCommand::Create { name, scopes, expires_in } => {
             if !(1..=64).contains(&name.chars().count()) {

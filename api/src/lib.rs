@@ -6,16 +6,16 @@
 //! | [`run`] | builds the service and runs it until it is told to stop |
 //! | [`keys`] | `api keys …`: what operators do with API keys |
 //! | [`http`] | routes, bodies, headers, problems |
-//! | [`server`] | accepts connections, and keeps next to nothing of those whose caller waits |
-//! | [`answers`] | stores a request and waits for its outcome |
-//! | [`waiters`] | who waits for which message |
-//! | [`queue`] | the last look at the queue, for places and estimates |
+//! | `server` | accepts connections, and keeps next to nothing of those whose caller waits |
+//! | `answers` | stores a request and waits for its outcome |
+//! | `waiters` | who waits for which message |
+//! | `queue` | the last look at the queue, for places and estimates |
 
-pub mod answers;
+mod answers;
 pub mod http;
 pub mod keys;
-pub mod queue;
+mod queue;
 pub mod run;
-pub mod server;
+mod server;
 pub mod settings;
-pub mod waiters;
+mod waiters;

@@ -1,4 +1,4 @@
-//! The last look at the queue, shared by all who ask for their place soon after one another.
+//! A snapshot of the queue, shared by all who ask for their place soon after one another.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,32 +9,32 @@ use shared::store::low_water::Marks;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-/// How long a look is good for. The queue moves as slowly as the upstream signs.
+/// How long a snapshot is good for. The queue moves as slowly as the upstream signs.
 const GOOD_FOR: Duration = Duration::from_millis(250);
 
-/// A look that takes longer than this is good for so many times as long, lest looking becomes what the service does: each process looks for
-/// itself, so it adds up. And nobody waits for the next one. A short queue is looked at more often: there, a place is worth more.
+/// A snapshot that took longer than this is good for `ONE_IN` times as long, so that taking them costs at most one hundredth of the time (each
+/// process takes its own, so it adds up); and nobody waits for the next one. A short queue is read more often: there, a place is worth more.
 const QUICK: Duration = Duration::from_millis(5);
 const ONE_IN: u32 = 100;
 const ONE_IN_OF_SHORT: u32 = 10;
 
-/// Nothing is said by a look that is older, however long the next one takes. That one begins at half of this age, so that it is there in time.
+/// A snapshot that is older is not used, however long the next one takes. That one is begun at half of this age, so that it is there in time.
 const TOO_OLD: Duration = Duration::from_secs(4);
 
-/// How long somebody waits for a look.
-const LOOK_WITHIN: Duration = Duration::from_millis(200);
+/// How long somebody waits for a snapshot.
+const WAIT_WITHIN: Duration = Duration::from_millis(200);
 
-/// In a queue of this length, those that came since the last look are few beside those that it saw.
+/// In a queue of this length, what came since the last snapshot is little beside what it holds.
 const LONG: u32 = 2000;
 
-/// What was seen, when, and how long it took.
-struct Look {
+/// The queue as it was, when, and how long it took to read.
+struct Snapshot {
     forecast: Forecast,
     at: Instant,
     took: Duration,
 }
 
-impl Look {
+impl Snapshot {
     /// Whether it says enough about what was stored at `since`.
     fn is_good(&self, since: OffsetDateTime) -> bool {
         let (age, is_long) = (self.at.elapsed(), self.forecast.length() >= LONG);
@@ -47,62 +47,62 @@ impl Look {
     }
 }
 
-/// Looks at the queue, seldom. Clones share the last look.
+/// Reads the queue, seldom. Clones share the last snapshot.
 #[derive(Clone)]
 pub struct Queue {
     store: Store,
     marks: Marks,
-    last: Arc<Mutex<Option<Look>>>,
-    looking: Arc<tokio::sync::Mutex<()>>,
+    last: Arc<Mutex<Option<Snapshot>>>,
+    reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Queue {
-    /// A queue that nobody has looked at yet.
+    /// A queue that was not read yet.
     #[must_use]
     pub fn new(store: Store) -> Self {
         let marks = Marks::new(store.clone(), Arc::default());
-        Self { store, marks, last: Arc::default(), looking: Arc::default() }
+        Self { store, marks, last: Arc::default(), reading: Arc::default() }
     }
 
-    /// The place of what was stored at `since`, by a look that is not much older. Of many who ask at once, one looks and the others wait
-    /// for it. Nothing, if Postgres is not available or not fast: without a place, an answer is as true as with one.
+    /// The place of what was stored at `since`, by a snapshot that is not much older. Of many who ask at once, one reads and the others wait
+    /// for it. `None` if Postgres is not available or not fast: without a place, an answer is as true as with one.
     pub async fn place(&self, waiting: Waiting, since: OffsetDateTime) -> Option<Place> {
-        if let Some(place) = self.seen(waiting, |look| look.is_good(since)) {
+        if let Some(place) = self.seen(waiting, |snapshot| snapshot.is_good(since)) {
             return Some(place);
         }
-        if let Some(place) = self.seen(waiting, |look| look.was_slow() && look.at.elapsed() < TOO_OLD) {
+        if let Some(place) = self.seen(waiting, |snapshot| snapshot.was_slow() && snapshot.at.elapsed() < TOO_OLD) {
             let queue = self.clone();
             tokio::spawn(async move {
-                if let Ok(_alone) = queue.looking.try_lock() {
-                    queue.look().await;
+                if let Ok(_alone) = queue.reading.try_lock() {
+                    queue.refresh().await;
                 }
             });
             return Some(place);
         }
         // It goes on when nobody waits for it any more: somebody will ask soon, and then it is there.
         let queue = self.clone();
-        let look = tokio::spawn(async move {
-            let _alone = queue.looking.lock().await;
-            if queue.seen(waiting, |look| look.is_good(since)).is_none() {
-                queue.look().await;
+        let read = tokio::spawn(async move {
+            let _alone = queue.reading.lock().await;
+            if queue.seen(waiting, |snapshot| snapshot.is_good(since)).is_none() {
+                queue.refresh().await;
             }
         });
-        tokio::time::timeout(LOOK_WITHIN, look).await.ok()?.ok()?;
-        self.seen(waiting, |look| look.at.elapsed() < GOOD_FOR)
+        tokio::time::timeout(WAIT_WITHIN, read).await.ok()?.ok()?;
+        self.seen(waiting, |snapshot| snapshot.at.elapsed() < GOOD_FOR)
     }
 
-    /// The place by the last look, if that is as is wanted.
-    fn seen(&self, waiting: Waiting, wanted: impl FnOnce(&Look) -> bool) -> Option<Place> {
+    /// The place by the last snapshot, if that is `good`.
+    fn seen(&self, waiting: Waiting, good: impl FnOnce(&Snapshot) -> bool) -> Option<Place> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.as_ref().filter(|look| wanted(look)).map(|look| look.forecast.place(waiting))
+        last.as_ref().filter(|snapshot| good(snapshot)).map(|snapshot| snapshot.forecast.place(waiting))
     }
 
-    async fn look(&self) {
-        let (asked, mut look) = (Instant::now(), self.marks.look());
-        if let Ok((forecast, reached)) = self.store.forecast(look.from()).await {
-            look.has_reached(reached);
-            let look = Look { forecast, at: Instant::now(), took: asked.elapsed() };
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
+    async fn refresh(&self) {
+        let (asked, mut scan) = (Instant::now(), self.marks.scan());
+        if let Ok((forecast, reached)) = self.store.forecast(scan.start()).await {
+            scan.reached(reached);
+            let snapshot = Snapshot { forecast, at: Instant::now(), took: asked.elapsed() };
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
         }
     }
 }

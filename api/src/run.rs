@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use shared::store::keys::ApiKey;
 use shared::store::{Audience, Hint, Store, StoreError};
-use shared::{operations, shutdown, telemetry, tls};
+use shared::telemetry::{self, display_chain};
+use shared::{operations, shutdown, tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +25,7 @@ pub enum StartError {
     #[error(transparent)]
     Telemetry(#[from] telemetry::TelemetryError),
     /// Postgres, or its address.
-    #[error("{}: {}", .0.variable(), with_cause(.0))]
+    #[error("{}: {}", .0.variable(), display_chain(.0))]
     Store(#[from] StoreError),
     /// The address is taken.
     #[error("{0}={1}: {2}")]
@@ -49,10 +50,6 @@ impl StartError {
     }
 }
 
-fn with_cause(error: &StoreError) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
-}
-
 /// Serves until SIGTERM or SIGINT, then finishes the requests in flight.
 ///
 /// # Errors
@@ -61,9 +58,6 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-api")?;
     let store = Store::connect_lazily(&settings.database)?;
-    if !store.encrypts() {
-        tracing::warn!("ENCRYPTION_KEY is not set: webhook secrets and headers are stored unencrypted");
-    }
     let stop = shutdown::on_signal().map_err(StartError::Signals)?;
     let listener = bind("API_LISTEN", settings.api_listen).await?;
     tracing::info!(listen = %listener.1, "api starts");
@@ -129,11 +123,7 @@ async fn bind(variable: &'static str, address: SocketAddr) -> Result<(TcpListene
 /// Brings the schema up to date and makes the bootstrap key exist; waits for Postgres as long as it takes.
 async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<(), StartError> {
     let attempt = async || {
-        if settings.database.migrate_on_start {
-            store.migrate().await?;
-        }
-        store.check_schema().await?;
-        store.agree_on_encryption().await?;
+        store.prepare(settings.database.migrate_on_start).await?;
         if let Some(key) = &settings.bootstrap_api_key.0 {
             let secret = settings.bootstrap_webhook_secret.0.as_ref().map(shared::secret::Secret::expose);
             if !store.bootstrap_key(&ApiKey::presented(key.expose()), secret).await? {

@@ -13,6 +13,9 @@ impl Jitter {
     /// Exactly the nominal delay.
     pub const NONE: Self = Self(0.0);
 
+    /// A fifth more or less, so that many processes do not act in step.
+    pub const FIFTH: Self = Self(0.2);
+
     /// A jitter of `fraction`.
     ///
     /// # Errors
@@ -44,6 +47,12 @@ impl std::fmt::Display for Jitter {
     }
 }
 
+/// The delay after the `attempt`-th failure in a row, counted from 1: `base`, and twice as long each time, up to `max`.
+#[must_use]
+pub fn doubling(base: Duration, max: Duration, attempt: u32) -> Duration {
+    base.saturating_mul(1 << attempt.saturating_sub(1).min(31)).min(max)
+}
+
 /// Which delay follows a failed try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Strategy {
@@ -66,7 +75,7 @@ pub struct Backoff {
 
 /// What a delay is computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct FailedAttempt {
     /// Which try failed, counted from 1.
     pub attempt: u32,
     /// How many messages are waiting for a signature, this one included.
@@ -105,13 +114,10 @@ impl Backoff {
     /// calls unused. With few messages left the turn is short, and spare calls are spent as they come; only a message that has been
     /// failing for long is asked for less and less often, so that an outage of hours neither burns its attempts nor hides its end.
     /// After a first failure the turn is one among at least five.
-    pub fn delay(&self, failure: Failure, rng: &mut impl Rng) -> Duration {
+    pub fn delay(&self, failure: FailedAttempt, rng: &mut impl Rng) -> Duration {
         let nominal = match self.strategy {
             Strategy::Fixed => self.base,
-            Strategy::Exponential => {
-                let doublings = failure.attempt.saturating_sub(1).min(31);
-                self.base.saturating_mul(1 << doublings)
-            }
+            Strategy::Exponential => doubling(self.base, self.max, failure.attempt),
             Strategy::Adaptive => {
                 let turns = if failure.attempt <= 1 { failure.competing.max(FEWEST_TURNS_AT_FIRST) } else { failure.competing };
                 failure.interval.saturating_mul(turns).max(failure.age / SHARE_OF_AGE)
@@ -133,8 +139,8 @@ mod tests {
         Backoff::new(strategy, Duration::from_secs(2), Duration::from_mins(10), Jitter::new(jitter).unwrap()).unwrap()
     }
 
-    fn failure(attempt: u32, competing: u32) -> Failure {
-        Failure { attempt, competing, interval: Duration::from_secs(6), age: Duration::from_mins(1) }
+    fn failure(attempt: u32, competing: u32) -> FailedAttempt {
+        FailedAttempt { attempt, competing, interval: Duration::from_secs(6), age: Duration::from_mins(1) }
     }
 
     #[test]
@@ -172,7 +178,7 @@ mod tests {
     fn adaptive_asks_less_often_for_what_has_failed_for_long() {
         let backoff = backoff(Strategy::Adaptive, 0.0);
         let rng = &mut SmallRng::seed_from_u64(1);
-        let old = Failure { age: Duration::from_hours(1), ..failure(50, 1) };
+        let old = FailedAttempt { age: Duration::from_hours(1), ..failure(50, 1) };
         assert_eq!(backoff.delay(old, rng), Duration::from_secs(72));
     }
 
@@ -191,7 +197,7 @@ mod tests {
             strategy in prop_oneof![Just(Strategy::Adaptive), Just(Strategy::Exponential), Just(Strategy::Fixed)],
         ) {
             let delay = backoff(strategy, jitter).delay(
-                Failure { attempt, competing, interval: Duration::from_millis(interval_ms), age: Duration::from_secs(age_s) },
+                FailedAttempt { attempt, competing, interval: Duration::from_millis(interval_ms), age: Duration::from_secs(age_s) },
                 &mut SmallRng::seed_from_u64(seed),
             );
             prop_assert!(delay.as_secs_f64() >= 2.0 * (1.0 - jitter) - 1e-6);

@@ -65,6 +65,9 @@ pub enum EncryptionError {
     /// It was changed, or is in the wrong place.
     #[error("a stored secret does not open with the key `{0}`: it was changed, or moved from another row")]
     Forged(String),
+    /// It opens, and is not what was written.
+    #[error("a stored secret opens, but is not what was written: somebody changed it by hand")]
+    Malformed,
 }
 
 struct Key {

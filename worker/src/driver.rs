@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rand::RngExt;
+use shared::backoff::Jitter;
 use shared::store::{Claimed, StoreError};
+use shared::telemetry::display_chain;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -101,7 +102,7 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
         others_wait.store(true, Ordering::SeqCst);
         let claim = tokio::time::timeout(CLAIM_WITHIN, queue.claim(most));
         let claimed = tokio::select! {
-            claimed = claim => claimed.unwrap_or_else(|_| Err(StoreError::timed_out())),
+            claimed = claim => claimed.unwrap_or_else(|_| Err(StoreError::TimedOut)),
             // A claim that is under way is waited for, so that no lease is taken in vain; but not for ever.
             () = async { stop.cancelled().await; tokio::time::sleep(LAST_CLAIM_WITHIN).await } => break,
         };
@@ -132,7 +133,7 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
                 }
                 // Of the permit that was had for the claim, if that found nothing.
                 drop(first);
-                let poll = around(pace.poll);
+                let poll = Jitter::FIFTH.apply(pace.poll, &mut rand::rng());
                 next_in.map_or(poll, |next| next.max(SHORTEST_SLEEP).min(poll))
             }
             Err(error) => {
@@ -142,7 +143,7 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(queue = Q::NAME, error = display_chain(&error), "can't claim jobs; polling on");
                 }
-                around(pace.poll)
+                Jitter::FIFTH.apply(pace.poll, &mut rand::rng())
             }
         };
         tokio::select! {
@@ -167,24 +168,6 @@ fn resize(permits: &Semaphore, from: usize, to: usize) -> usize {
         return to;
     }
     from - permits.forget_permits(from - to)
-}
-
-/// `interval`, give or take a fifth, so that many processes do not poll in step.
-fn around(interval: Duration) -> Duration {
-    interval.mul_f64(rand::rng().random_range(0.8..1.2))
-}
-
-/// An error with its causes in one line.
-#[must_use]
-pub fn display_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use shared::store::StoreError;
-use shared::telemetry;
+use shared::telemetry::{self, display_chain};
 
 /// Why the worker could not start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +16,7 @@ pub enum StartError {
     #[error(transparent)]
     Telemetry(#[from] telemetry::TelemetryError),
     /// An address that is no address, a schema that does not fit, or an encryption key that is missing.
-    #[error("{}: {}", .0.variable(), .0)]
+    #[error("{}: {}", .0.variable(), display_chain(.0))]
     Store(#[from] StoreError),
     /// No client for HTTP.
     #[error("can't set up an HTTP client: {0}")]

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use rand::RngExt;
+use shared::backoff::{Jitter, doubling};
 use shared::batch::{Batcher, Batches, Callers};
 use shared::store::sign_finish::SignFinish;
 use shared::store::webhook_jobs::WebhookFinish;
 use shared::store::{Finished, Store, StoreError};
-
-use crate::driver::display_chain;
+use shared::telemetry::display_chain;
 
 /// What a finisher writes.
 pub trait Outcome: Send + Sync + Sized + 'static {
@@ -104,18 +103,18 @@ async fn write_all<O: Outcome>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Fi
 }
 
 async fn write_patiently<O: Outcome>(store: &Store, outcomes: &[O]) -> Result<Vec<Finished>, StoreError> {
-    let mut delay = SHORTEST_PAUSE;
+    let mut failures = 0_u32;
     loop {
         let written = tokio::time::timeout(WRITE_WITHIN, O::write(store, outcomes)).await;
-        match written.unwrap_or_else(|_| Err(StoreError::timed_out())) {
+        match written.unwrap_or_else(|_| Err(StoreError::TimedOut)) {
             Err(error @ StoreError::Contended(_)) if outcomes.len() > 1 => return Err(error),
-            Err(error @ (StoreError::Unavailable(_) | StoreError::Contended(_))) => {
-                if delay == SHORTEST_PAUSE {
+            Err(error) if error.is_transient() => {
+                failures = failures.saturating_add(1);
+                if failures == 1 {
                     tracing::warn!(queue = O::QUEUE, error = display_chain(&error), "can't write outcomes; trying until it works");
                 }
-                let jittered = delay.mul_f64(rand::rng().random_range(0.5..1.0));
-                tokio::time::sleep(jittered).await;
-                delay = (delay * 2).min(LONGEST_PAUSE);
+                let pause = Jitter::FIFTH.apply(doubling(SHORTEST_PAUSE, LONGEST_PAUSE, failures), &mut rand::rng());
+                tokio::time::sleep(pause).await;
             }
             other => return other,
         }

@@ -4,13 +4,12 @@
 use std::future::Future;
 use std::time::Duration;
 
-use rand::RngExt;
+use shared::backoff::Jitter;
 use shared::store::sign_finish::SignFinish;
 use shared::store::{Store, StoreError};
-use tokio::time::Instant;
+use shared::telemetry::display_chain;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::display_chain;
 use crate::finisher::Shared;
 
 /// Jobs and requests are handled in groups of this size, so that each transaction is short.
@@ -34,31 +33,17 @@ pub struct Ages {
     pub retention: Duration,
 }
 
-/// How often the unfinished requests are counted anew.
-const RECOUNT_EVERY: Duration = Duration::from_hours(1);
-
 /// How long one step of a round may take.
 const STEP_WITHIN: Duration = Duration::from_secs(30);
 
 /// Runs until `stop`.
 pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: CancellationToken) {
-    let mut recount_at = Instant::now();
     loop {
-        let recounts = recount_at <= Instant::now();
-        if recounts {
-            recount_at = Instant::now() + RECOUNT_EVERY;
-        }
-        let work = async {
-            if recounts {
-                step("recount", recount(&store)).await;
-            }
-            round(&store, ages, &finisher).await
-        };
         let full = tokio::select! {
-            full = work => full,
+            full = round(&store, ages, &finisher) => full,
             () = stop.cancelled() => return,
         };
-        let pause = if full { NEXT_GROUP } else { NEXT_ROUND.mul_f64(rand::rng().random_range(0.8..1.2)) };
+        let pause = if full { NEXT_GROUP } else { Jitter::FIFTH.apply(NEXT_ROUND, &mut rand::rng()) };
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
@@ -83,20 +68,11 @@ async fn round(store: &Store, ages: Ages, finisher: &Shared<SignFinish>) -> bool
 
 /// How many a step handled: none if it failed or took too long. That is no reason not to take the next step.
 async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -> u32 {
-    let done = tokio::time::timeout(STEP_WITHIN, work).await.unwrap_or_else(|_| Err(StoreError::timed_out()));
+    let done = tokio::time::timeout(STEP_WITHIN, work).await.unwrap_or_else(|_| Err(StoreError::TimedOut));
     done.unwrap_or_else(|error| {
         tracing::debug!(step = name, error = display_chain(&error), "no maintenance this time");
         0
     })
-}
-
-/// Mends the count of unfinished requests, which is wrong while, or after, processes of a version that does not count were at work.
-async fn recount(store: &Store) -> Result<u32, StoreError> {
-    let off_by = store.recount_pending_requests().await?;
-    if off_by != 0 {
-        tracing::warn!(off_by, "the count of unfinished requests was wrong; mended");
-    }
-    Ok(0)
 }
 
 async fn end_overdue(store: &Store, deadline: Duration, finisher: &Shared<SignFinish>) -> Result<u32, StoreError> {

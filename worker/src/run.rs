@@ -19,7 +19,7 @@ use crate::settings::Settings;
 use crate::sign::calls::Calls;
 use crate::sign::claims::Claims;
 use crate::sign::membership::Membership;
-use crate::sign::outcome::Policy;
+use crate::sign::outcome::RetryPolicy;
 use crate::sign::queue::{self, SignQueue};
 use crate::sign::upstream::Upstream;
 use crate::webhook::delivery::Sender;
@@ -40,12 +40,9 @@ const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
 pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-worker")?;
-    let policy = Policy::new(&settings.sign).map_err(StartError::Settings)?;
+    let policy = RetryPolicy::new(&settings.sign).map_err(StartError::Settings)?;
     let upstream = if settings.worker_queues.sign { Some(Upstream::new(&settings.upstream)?) } else { None };
     let store = Store::connect_lazily(&settings.database)?;
-    if !store.encrypts() {
-        tracing::warn!("ENCRYPTION_KEY is not set: webhook secrets and headers are stored unencrypted");
-    }
     let stop = shutdown::on_signal().map_err(StartError::Signals)?;
     let listen_error = |error| StartError::Listen(settings.worker_listen, error);
     let acceptor = TcpListener::bind(settings.worker_listen).into_acceptor().await.map_err(listen_error)?;
@@ -61,7 +58,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
         },
         Some(Duration::from_secs(1)),
     ));
-    prepare(&settings, &store, &stop).await?;
+    store.when_available(&stop, async || store.prepare(settings.database.migrate_on_start).await).await?;
     if settings.worker_queues.webhook {
         store.when_available(&stop, async || store.allow_webhook_addresses(&settings.webhook.addresses).await).await?;
     }
@@ -72,7 +69,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     prepared.done();
 
     let kept = if let Some(membership) = membership.clone() {
-        membership.keep(stop.clone()).await
+        membership.run(stop.clone()).await
     } else {
         stop.cancelled().await;
         Ok(())
@@ -89,24 +86,11 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     kept
 }
 
-/// Brings the schema up to date; waits for Postgres as long as it takes.
-async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<(), StartError> {
-    let attempt = async || {
-        if settings.database.migrate_on_start {
-            store.migrate().await?;
-        }
-        store.check_schema().await?;
-        store.agree_on_encryption().await
-    };
-    store.when_available(stop, attempt).await?;
-    Ok(())
-}
-
 fn start_queues(
     settings: &Settings,
     store: &Store,
     upstream: Option<Upstream>,
-    policy: Policy,
+    policy: RetryPolicy,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<(), StartError> {

@@ -9,6 +9,7 @@ use poem_openapi::SecurityScheme;
 use poem_openapi::auth::ApiKey as PresentedKey;
 use shared::store::keys::{ApiKey, Caller, KeyDigest, Scope};
 use shared::store::{Store, StoreError};
+use shared::telemetry::display_chain;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -62,7 +63,7 @@ impl Keys {
             Ok(Err(failed)) => match &*failed {
                 Failed::Unknown => Err(ApiError::Unauthorized),
                 Failed::Store(error) => {
-                    tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't look up an API key");
+                    tracing::warn!(error = display_chain(error), "can't look up an API key");
                     Err(ApiError::Unavailable)
                 }
             },

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use poem::http::{HeaderName, HeaderValue};
@@ -12,11 +12,13 @@ use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object};
 use serde_json::{Map, Value};
-use shared::address_guard::{Forbidden, Guard, canonical};
+use shared::address_guard::{Forbidden, canonical};
 use shared::message::Message;
 use shared::secret::Secret;
 use shared::store::accept::WebhookTarget;
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
+use url::Url;
 
 use super::Parts;
 use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
@@ -50,8 +52,8 @@ pub struct Posted {
     pub webhook: Option<WebhookTarget>,
     /// The caller's idempotency key.
     pub client_request_id: Option<String>,
-    /// How long it took to ask whether its webhook may be sent.
-    pub asked_for: Duration,
+    /// When the last byte of the body was there.
+    pub received_at: Instant,
 }
 
 /// A body may be trickled in for this long.
@@ -69,10 +71,10 @@ pub const LONGEST_HEADER_NAME: usize = 256;
 pub const LONGEST_HEADER_VALUE: usize = 1024;
 
 /// Bytes of a body beside its message: the headers, and the address, the names of fields, white space.
-const BESIDES: usize = MOST_HEADERS * (LONGEST_HEADER_NAME + 2 * ESCAPED * LONGEST_HEADER_VALUE) + 64 * 1024;
+const BESIDES: usize = MOST_HEADERS * (LONGEST_HEADER_NAME + 2 * JSON_ESCAPE * LONGEST_HEADER_VALUE) + 64 * 1024;
 
 /// A byte of a message takes up to six in JSON: `\u0000`. A character that is not among the first 65,536 takes twice as many.
-const ESCAPED: usize = 6;
+const JSON_ESCAPE: usize = 6;
 
 impl<'a> ApiExtractor<'a> for Posted {
     const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
@@ -94,21 +96,20 @@ impl<'a> ApiExtractor<'a> for Posted {
         }
         let Parts { limits, receivers, .. } = &**request.data::<Arc<Parts>>().ok_or(ApiError::Internal)?;
         let most = limits.message_max_bytes;
-        let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, most * ESCAPED + BESIDES)).await {
+        let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, most * JSON_ESCAPE + BESIDES)).await {
             Ok(Ok(Some(bytes))) => bytes,
             Ok(Ok(None)) => return Err(ApiError::TooLarge.into()),
             Ok(Err(_)) => return Err(ApiError::Invalid(vec![flaw("#", "the body ended before its announced end")]).into()),
             Err(_) => return Err(ApiError::SlowBody.into()),
         };
-        let parsed = parse(&bytes, most, receivers.known());
-        let may_be_allowed = |flaw: &Flaw| [ACCEPTED_PORTS, ACCEPTED_ADDRESSES].contains(&flaw.detail.as_str());
-        if !matches!(&parsed, Err(ApiError::Invalid(flaws)) if flaws.iter().any(may_be_allowed)) {
-            return Ok(parsed?);
+        let received_at = Instant::now();
+        let mut parsed = Parsed::of(&bytes)?;
+        if let Some((_, url)) = &parsed.webhook
+            && let Err(forbidden) = receivers.judge(url).await?
+        {
+            parsed.flaws.push(flaw("#/webhookUrl", accepted(forbidden)));
         }
-        let began = Instant::now();
-        let guard = receivers.asked().await.ok_or(ApiError::Unavailable)?;
-        let posted = parse(&bytes, most, &guard)?;
-        Ok(Self { asked_for: began.elapsed(), ..posted })
+        Ok(parsed.posted(most, received_at)?)
     }
 }
 
@@ -124,47 +125,74 @@ async fn read(body: Body, most: usize) -> std::io::Result<Option<Vec<u8>>> {
     Ok(None)
 }
 
-/// What a worker may be told to allow all the same.
-const ACCEPTED_PORTS: &str = "accepted: the ports 80, 443, and 1024 and above";
-const ACCEPTED_ADDRESSES: &str = "accepted: a name, or an address of the public internet";
-
 fn flaw(pointer: &str, detail: impl Into<String>) -> Flaw {
     Flaw { pointer: pointer.to_owned(), detail: detail.into() }
 }
 
-/// Parses a body, or names all of its flaws. A message that is too long is told apart: it is 413.
-fn parse(bytes: &[u8], most: usize, guard: &Guard) -> Result<Posted, ApiError> {
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|error| ApiError::Invalid(vec![flaw("#", format!("not JSON: line {}, column {}", error.line(), error.column()))]))?;
-    let Value::Object(mut fields) = value else {
-        return Err(ApiError::Invalid(vec![flaw("#", "accepted: an object")]));
-    };
-    let mut flaws = Vec::new();
-    let message =
-        text(&mut fields, "message", &mut flaws, |text| if text.is_empty() { Err("accepted: at least one byte") } else { Ok(()) });
-    let mut url = None;
-    let posted_url = text(&mut fields, "webhookUrl", &mut flaws, |text| {
-        url = Some(check_url(text, guard)?);
-        Ok(())
-    });
-    let headers = headers(fields.remove("webhookHeaders"), &mut flaws);
-    let client_request_id =
-        text(&mut fields, "clientRequestId", &mut flaws, |text| if is_client_request_id(text) { Ok(()) } else { Err(CLIENT_REQUEST_ID) });
-    if message.is_none() && flaws.iter().all(|flaw| flaw.pointer != "#/message") {
-        flaws.push(flaw("#/message", "missing"));
-    }
-    for name in fields.keys() {
-        flaws.push(flaw(&format!("#/{}", escaped(name)), "unknown field; accepted: message, webhookUrl, webhookHeaders, clientRequestId"));
-    }
-    match message {
-        Some(message) if flaws.is_empty() => {
-            if message.len() > most {
-                return Err(ApiError::TooLarge);
-            }
-            let webhook = posted_url.zip(url).map(|(posted, url)| WebhookTarget::new(posted, &url, Secret::new(headers)));
-            Ok(Posted { message: Message::new(message), webhook, client_request_id, asked_for: Duration::ZERO })
+/// The fields of a body, as far as they are valid, and what is wrong with the others.
+#[derive(Debug)]
+struct Parsed {
+    message: Option<String>,
+    /// The address as it was posted, and parsed.
+    webhook: Option<(String, Url)>,
+    webhook_headers: BTreeMap<String, String>,
+    client_request_id: Option<String>,
+    flaws: Vec<Flaw>,
+}
+
+impl Parsed {
+    /// Parses a body. Whether a webhook may be sent to its address is not judged here.
+    ///
+    /// # Errors
+    /// `Invalid` for what is not a JSON object.
+    fn of(bytes: &[u8]) -> Result<Self, ApiError> {
+        let value: Value = serde_json::from_slice(bytes)
+            .map_err(|error| ApiError::Invalid(vec![flaw("#", format!("not JSON: line {}, column {}", error.line(), error.column()))]))?;
+        let Value::Object(mut fields) = value else {
+            return Err(ApiError::Invalid(vec![flaw("#", "accepted: an object")]));
+        };
+        let mut flaws = Vec::new();
+        if !fields.contains_key("message") {
+            flaws.push(flaw("#/message", "missing"));
         }
-        _ => Err(ApiError::Invalid(flaws)),
+        let message =
+            text(&mut fields, "message", &mut flaws, |text| if text.is_empty() { Err("accepted: at least one byte") } else { Ok(()) });
+        let mut url = None;
+        let posted_url = text(&mut fields, "webhookUrl", &mut flaws, |text| {
+            url = Some(parse_url(text)?);
+            Ok(())
+        });
+        let webhook_headers = headers(fields.remove("webhookHeaders"), &mut flaws);
+        let client_request_id =
+            text(
+                &mut fields,
+                "clientRequestId",
+                &mut flaws,
+                |text| {
+                    if is_client_request_id(text) { Ok(()) } else { Err(CLIENT_REQUEST_ID) }
+                },
+            );
+        for name in fields.keys() {
+            let accepted = "unknown field; accepted: message, webhookUrl, webhookHeaders, clientRequestId";
+            flaws.push(flaw(&format!("#/{}", escaped(name)), accepted));
+        }
+        Ok(Self { message, webhook: posted_url.zip(url), webhook_headers, client_request_id, flaws })
+    }
+
+    /// What is posted.
+    ///
+    /// # Errors
+    /// `Invalid` with all flaws; `TooLarge` for a message of more than `most` bytes without any.
+    fn posted(self, most: usize, received_at: Instant) -> Result<Posted, ApiError> {
+        let Some(message) = self.message.filter(|_| self.flaws.is_empty()) else {
+            return Err(ApiError::Invalid(self.flaws));
+        };
+        if message.len() > most {
+            return Err(ApiError::TooLarge);
+        }
+        let headers = Secret::new(self.webhook_headers);
+        let webhook = self.webhook.map(|(posted, url)| WebhookTarget::new(posted, &url, headers));
+        Ok(Posted { message: Message::new(message), webhook, client_request_id: self.client_request_id, received_at })
     }
 }
 
@@ -186,20 +214,24 @@ fn text(
     None
 }
 
-/// Parses and judges the address of a receiver.
-pub(super) fn check_url(text: &str, guard: &Guard) -> Result<url::Url, &'static str> {
-    const ACCEPTED: &str = "accepted: an http or https address of up to 2048 characters, without credentials";
+const ACCEPTED_URL: &str = "accepted: an http or https address of up to 2048 characters, without credentials";
+
+/// Parses the address of a receiver.
+pub(super) fn parse_url(text: &str) -> Result<Url, &'static str> {
     // A URL parser drops them in silence: the address would not be the one that its author sees.
     if text.len() > LONGEST_URL || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(ACCEPTED);
+        return Err(ACCEPTED_URL);
     }
-    let url = canonical(url::Url::parse(text).map_err(|_| ACCEPTED)?);
-    let judged = guard.check(&url).map_err(|forbidden| match forbidden {
-        Forbidden::Scheme | Forbidden::Credentials => ACCEPTED,
-        Forbidden::Port => ACCEPTED_PORTS,
-        Forbidden::Address => ACCEPTED_ADDRESSES,
-    });
-    judged.map(|()| url)
+    Ok(canonical(Url::parse(text).map_err(|_| ACCEPTED_URL)?))
+}
+
+/// What is accepted in place of an address that is forbidden.
+const fn accepted(forbidden: Forbidden) -> &'static str {
+    match forbidden {
+        Forbidden::Scheme | Forbidden::Credentials => ACCEPTED_URL,
+        Forbidden::Port => "accepted: the ports 80, 443, and 1024 and above",
+        Forbidden::Address => "accepted: a name, or an address of the public internet",
+    }
 }
 
 fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, String> {
@@ -234,7 +266,7 @@ pub(super) fn check_header(name: &str, value: &str) -> Option<(String, String)> 
 
 /// What a name is in a JSON pointer (RFC 6901), in a URI fragment: percent-encoded but for what may stand there (RFC 3986, 3.5).
 fn escaped(name: &str) -> String {
-    const ESCAPED: AsciiSet = CONTROLS
+    const ESCAPES: AsciiSet = CONTROLS
         .add(b' ')
         .add(b'"')
         .add(b'#')
@@ -249,22 +281,23 @@ fn escaped(name: &str) -> String {
         .add(b'{')
         .add(b'|')
         .add(b'}');
-    utf8_percent_encode(&name.replace('~', "~0").replace('/', "~1"), &ESCAPED).to_string()
+    utf8_percent_encode(&name.replace('~', "~0").replace('/', "~1"), &ESCAPES).to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::json;
+    use shared::address_guard::{AddressSettings, Guard};
 
     use super::*;
 
-    fn guard() -> Guard {
-        Guard::with_own(&shared::address_guard::AddressSettings::default(), &[])
+    fn parse(bytes: &[u8], most: usize) -> Result<Posted, ApiError> {
+        Parsed::of(bytes)?.posted(most, Instant::now())
     }
 
     fn pointers(body: &Value) -> Vec<String> {
-        match parse(body.to_string().as_bytes(), 4096, &guard()) {
+        match parse(body.to_string().as_bytes(), 4096) {
             Err(ApiError::Invalid(flaws)) => flaws.into_iter().map(|flaw| flaw.pointer).collect(),
             other => panic!("{body}: {other:?}"),
         }
@@ -272,7 +305,8 @@ mod tests {
 
     #[test]
     fn every_flaw_is_named_with_its_place() {
-        let body = json!({ "message": 1, "webhookUrl": "ftp://a", "clientRequestId": "\n", "webhookHeaders": { "a b": "c", "x/y": 1 }, "no~p%e": 1 });
+        let body =
+            json!({ "message": 1, "webhookUrl": "a b", "clientRequestId": "\n", "webhookHeaders": { "a b": "c", "x/y": 1 }, "no~p%e": 1 });
         let expected = ["#/message", "#/webhookUrl", "#/webhookHeaders/a%20b", "#/webhookHeaders/x~1y", "#/clientRequestId", "#/no~0p%25e"];
         assert_eq!(pointers(&body), expected);
         assert_eq!(pointers(&json!({})), ["#/message"]);
@@ -283,6 +317,7 @@ mod tests {
 
     #[test]
     fn addresses_with_credentials_or_another_scheme_are_refused() {
+        let guard = Guard::with_own(&AddressSettings::default(), &[]);
         for url in [
             "http://u:p@h/",
             "http://u@h/",
@@ -297,28 +332,32 @@ mod tests {
             "http://example.com:22/",
             &format!("http://h/{}", "x".repeat(2048)),
         ] {
-            assert!(check_url(url, &guard()).is_err(), "{url}");
+            let refused = match parse_url(url) {
+                Ok(parsed) => guard.check(&parsed).map_err(accepted),
+                Err(accepted) => Err(accepted),
+            };
+            assert!(refused.is_err_and(|accepted| accepted.starts_with("accepted: ")), "{url}");
         }
-        assert!(check_url("https://example.com:8443/hook?a=b#c", &guard()).is_ok());
+        assert_eq!(guard.check(&parse_url("https://example.com:8443/hook?a=b#c").unwrap()), Ok(()));
     }
 
     #[test]
     fn a_message_is_measured_in_bytes() {
         let body = |message: String| json!({ "message": message }).to_string();
-        assert!(parse(body("é".repeat(2048)).as_bytes(), 4096, &guard()).is_ok());
-        assert!(matches!(parse(body("é".repeat(2049)).as_bytes(), 4096, &guard()), Err(ApiError::TooLarge)));
+        assert!(parse(body("é".repeat(2048)).as_bytes(), 4096).is_ok());
+        assert!(matches!(parse(body("é".repeat(2049)).as_bytes(), 4096), Err(ApiError::TooLarge)));
     }
 
     proptest! {
         #[test]
         fn a_message_is_kept_byte_for_byte(message in "\\PC{1,200}|[\\x00-\\x7f]{1,200}") {
-            let posted = parse(json!({ "message": message }).to_string().as_bytes(), 4096, &guard()).unwrap();
+            let posted = parse(json!({ "message": message }).to_string().as_bytes(), 4096).unwrap();
             prop_assert_eq!(posted.message.text(), message);
         }
 
         #[test]
         fn parsing_never_panics(bytes: Vec<u8>) {
-            let _ = parse(&bytes, 4096, &guard());
+            let _ = parse(&bytes, 4096);
         }
     }
 }

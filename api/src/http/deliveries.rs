@@ -11,6 +11,7 @@ use shared::contract::Deliveries;
 use shared::store::deliveries::Replay;
 use shared::store::keys::{KeyId, Scope};
 use shared::store::{Store, StoreError};
+use shared::telemetry::display_chain;
 use uuid::Uuid;
 
 use super::Parts;
@@ -111,6 +112,6 @@ async fn read(store: &Store, id: Uuid, owner: Option<KeyId>) -> Result<Deliverie
 }
 
 fn unavailable(error: &StoreError) -> ApiError {
-    tracing::warn!(%error, cause = ?std::error::Error::source(error), "can't read or change deliveries");
+    tracing::warn!(error = display_chain(error), "can't read or change deliveries");
     ApiError::Unavailable
 }

@@ -7,7 +7,7 @@ use poem::{Endpoint, IntoResponse, Middleware, Request, Response};
 use shared::telemetry::continue_trace;
 use tracing::{Instrument, Span, field};
 
-use super::problem_of;
+use super::{matched, problem_of};
 use crate::server::Rest;
 
 /// Traces and counts.
@@ -33,7 +33,7 @@ impl<E: Endpoint> Endpoint for Observed<E> {
             |answered: poem::Result<E::Output>| answered.map_or_else(|error| problem_of(error, &path), IntoResponse::into_response);
         // In a box of its own, to be gone before the rest of an answer is waited for.
         let call = |request| Box::pin(self.0.call(request));
-        let Some(route) = route(&path) else { return Ok(answer(call(request).await)) };
+        let Some((route, _)) = matched(&path) else { return Ok(answer(call(request).await)) };
         let method = request.method().as_str().to_owned();
         let span = tracing::info_span!(
             "http.request",
@@ -74,14 +74,5 @@ impl Answered {
         metrics::counter!("countersign_http_requests_total", "route" => route, "status" => status.as_str().to_owned()).increment(1);
         metrics::histogram!("countersign_http_request_seconds", "route" => route).record(started.elapsed());
         response
-    }
-}
-
-/// The pattern of a route that callers use; nothing for what only operators ask.
-pub(super) fn route(path: &str) -> Option<&'static str> {
-    match path {
-        "/crypto/sign" => Some("/crypto/sign"),
-        _ if path.starts_with("/crypto/sign/") => Some("/crypto/sign/{id}"),
-        _ => None,
     }
 }

@@ -11,9 +11,8 @@ use poem_openapi::{ApiResponse, OpenApi, Webhook};
 use shared::contract::{SigningRequest, Status, WebhookEvent};
 use shared::store::accept::NewRequest;
 use shared::store::keys::Scope;
-use shared::telemetry;
+use shared::telemetry::{self, display_chain};
 use time::OffsetDateTime;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Parts;
@@ -122,7 +121,7 @@ impl Api {
         Data(parts): Data<&Arc<Parts>>,
     ) -> Result<Later<PostAnswer>, Fails<OnPost>> {
         let caller = key.with(Scope::Sign)?;
-        let arrived = Instant::now() - key.took() - posted.asked_for;
+        let arrived = posted.received_at - key.took();
         let preferences = Preferences::of(headers);
         let request = NewRequest {
             id: Uuid::now_v7(),
@@ -206,7 +205,7 @@ pub trait Outgoing {
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a function of the error")]
 fn unreadable(error: ReadError) -> ApiError {
-    tracing::warn!(%error, cause = ?std::error::Error::source(&error), "can't read a request");
+    tracing::warn!(error = display_chain(&error), "can't read a request");
     ApiError::Unavailable
 }
 

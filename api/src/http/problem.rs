@@ -1,5 +1,5 @@
 //! Every error that a caller can see, and the one place that maps it to HTTP: `application/problem+json` by RFC 9457, with a stable
-//! `code` that is also the label of the metric. Internal text never appears in one.
+//! `code`. Internal text never appears in one.
 
 use poem::http::{HeaderValue, StatusCode, header};
 use poem::{IntoResponse, Response};
@@ -144,12 +144,6 @@ impl ApiError {
             }
         }
     }
-
-    /// The stable code.
-    #[must_use]
-    pub fn code(&self) -> &str {
-        self.parts().1
-    }
 }
 
 impl From<NotStored> for ApiError {
@@ -212,7 +206,7 @@ impl From<ApiError> for poem::Error {
     }
 }
 
-/// The problems that an operation documents: the statuses in `STATUSES`.
+/// The problems that an operation documents: those in `PROBLEMS`.
 pub trait Documented {
     /// Status and description of each.
     const PROBLEMS: &'static [(u16, &'static str)];

@@ -3,8 +3,12 @@
 
 use std::time::Duration;
 
-use shared::address_guard::{AddressSettings, Guard};
+use shared::address_guard::{AddressSettings, Forbidden, Guard};
 use shared::store::{Store, StoreError};
+use shared::telemetry::display_chain;
+use url::Url;
+
+use super::problem::ApiError;
 
 /// How long Postgres may take to say what workers allow.
 const ASK_WITHIN: Duration = Duration::from_millis(300);
@@ -23,17 +27,21 @@ impl Receivers {
         Self { own: Guard::new(&settings), settings, store }
     }
 
-    /// By the own settings.
-    pub(super) fn known(&self) -> &Guard {
-        &self.own
-    }
-
-    /// By what a worker allows as well; nothing if that can't be had, and so nobody can say that an address is refused. Nor can anybody before the
-    /// first worker has started, perhaps a moment after this process: the one that sends judges every address in any case.
-    pub(super) async fn asked(&self) -> Option<Guard> {
+    /// Whether a webhook may be sent to `url`. Before the first worker has started, perhaps a moment after this process, everything may: the
+    /// worker judges every address before it sends.
+    ///
+    /// # Errors
+    /// `Unavailable` if only a worker can allow it, and Postgres does not say what workers allow.
+    pub(super) async fn judge(&self, url: &Url) -> Result<Result<(), Forbidden>, ApiError> {
+        let judged = self.own.check(url);
+        if !matches!(judged, Err(Forbidden::Port | Forbidden::Address)) {
+            return Ok(judged);
+        }
         let asked = tokio::time::timeout(ASK_WITHIN, self.store.webhook_addresses()).await;
-        let allowed = asked.unwrap_or_else(|_| Err(StoreError::timed_out()));
-        let allowed = allowed.inspect_err(|error| tracing::warn!(%error, "can't ask where workers send webhooks")).ok()?;
-        Some(Guard::new(&self.settings.with(&allowed.unwrap_or_else(AddressSettings::everything))))
+        let allowed = asked.unwrap_or_else(|_| Err(StoreError::TimedOut)).map_err(|error| {
+            tracing::warn!(error = display_chain(&error), "can't ask where workers send webhooks");
+            ApiError::Unavailable
+        })?;
+        Ok(Guard::new(&self.settings.with(&allowed.unwrap_or_else(AddressSettings::everything))).check(url))
     }
 }

@@ -33,7 +33,7 @@ numbers as (
 texts as (
     insert into messages (id, digest, body)
     overriding system value
-    select message, sha256(body), body
+    select message, message_digest(body), body
     from numbers
     order by n
 ),

@@ -86,7 +86,7 @@ impl Database {
     /// The sign jobs that the processes of these roles have now.
     pub(super) async fn leases_of(&self, roles: &[String]) -> Result<Vec<Held>> {
         let sql = format!(
-            "select lease_token::text, encode(digest, 'hex') from jobs join messages on messages.id = message_id
+            "select lease_token::text, encode(sha256(body), 'hex') from jobs join messages on messages.id = message_id
             where kind = 'sign' and lease_token in (select new_token from chaos_record where by in ({}))",
             quoted(roles)
         );
@@ -188,7 +188,7 @@ mod tests {
     const TABLES: &str = "
         create type job_kind as enum ('sign', 'webhook');
         create type job_state as enum ('pending', 'succeeded', 'failed');
-        create table messages (id bigint primary key, digest bytea not null);
+        create table messages (id bigint primary key, body bytea not null);
         insert into messages values (1, '');
         create table jobs (id bigint primary key, message_id bigint not null default 1, kind job_kind not null default 'sign', state job_state not null default 'pending', lease_token uuid);
         create table requests ();

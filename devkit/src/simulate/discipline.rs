@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 
 use super::world::Message;
-use crate::backoff::{Backoff, Failure};
+use crate::backoff::{Backoff, FailedAttempt};
 use crate::policy::{self, Due, Slot};
 
 /// A way to schedule.
@@ -48,7 +48,7 @@ impl<'a> Queue<'a> {
     }
 
     /// A message failed; when it is due again.
-    pub fn failed(&mut self, now: Duration, number: usize, failure: Failure, outage_ends: Duration, rng: &mut SmallRng) -> Duration {
+    pub fn failed(&mut self, now: Duration, number: usize, failure: FailedAttempt, outage_ends: Duration, rng: &mut SmallRng) -> Duration {
         let at = match self.discipline {
             Discipline::Fifo => now,
             Discipline::Delayed(backoff) | Discipline::Ours(backoff) => now + backoff.delay(failure, rng),

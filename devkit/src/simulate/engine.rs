@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::discipline::{Discipline, Queue};
 use super::world::World;
-use crate::backoff::Failure;
+use crate::backoff::FailedAttempt;
 use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS, Slot};
 
 /// A window is stretched by so much when a slot waits for it: `store::upstream::CLOCKS_DRIFT` in production.
@@ -167,7 +167,7 @@ impl Simulation<'_> {
                 continue;
             }
             let state = &mut self.states[number];
-            let failure = Failure {
+            let failure = FailedAttempt {
                 attempt: state.attempt,
                 competing: u32::try_from(state.competing).unwrap_or(u32::MAX),
                 interval: self.world.rate.interval(),

@@ -62,11 +62,11 @@ const MARK: &str = "countersign.session";
 
 /// What a connection is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sessions {
+pub(super) enum Pooling {
     /// A session of Postgres for as long as it is open.
-    Kept,
+    Session,
     /// A session for one transaction, and another one for the next.
-    Shared,
+    Transaction,
 }
 
 /// Connections to the Postgres that takes writes. Clones share them. Runs statements like a pool: each in a transaction of its own.
@@ -84,7 +84,7 @@ struct Found {
     /// Connections to the host that was found last.
     pool: PgPool,
     /// What they are good for; nothing: no host was asked yet.
-    sessions: Option<Sessions>,
+    pooling: Option<Pooling>,
     /// How often hosts were asked with success.
     looks: u64,
     /// When a connection was had last.
@@ -98,7 +98,7 @@ impl Database {
             .iter()
             .map(|url| Ok(url.parse::<PgConnectOptions>()?.application_name("countersign")))
             .collect::<Result<Arc<[_]>, sqlx::Error>>()?;
-        let found = Found { pool: pool(most, hosts[0].clone()), sessions: None, looks: 0, had: Instant::now() };
+        let found = Found { pool: pool(most, hosts[0].clone()), pooling: None, looks: 0, had: Instant::now() };
         Ok(Self { hosts, most, found: Arc::new(RwLock::new(found)), looking: Arc::default() })
     }
 
@@ -114,17 +114,17 @@ impl Database {
 
     /// Begins a transaction of several statements.
     pub(super) async fn begin(&self) -> Result<Transaction, sqlx::Error> {
-        let sessions = self.sessions().await?;
+        let pooling = self.pooling().await?;
         let connection = self.acquire().await?;
-        let settings = (sessions == Sessions::Shared).then(|| BEGIN_WITH_SETTINGS.into_sql_str());
-        Ok(Transaction { inner: sqlx::Transaction::begin(connection, settings).await?, sessions })
+        let settings = (pooling == Pooling::Transaction).then(|| BEGIN_WITH_SETTINGS.into_sql_str());
+        Ok(Transaction { inner: sqlx::Transaction::begin(connection, settings).await?, pooling })
     }
 
     /// A connection that hears notifications; none where sessions are shared, for they would be somebody else's.
     pub(super) async fn listener(&self) -> Result<Option<PgListener>, sqlx::Error> {
-        match self.sessions().await? {
-            Sessions::Kept => PgListener::connect_with(&self.found().pool).await.map(Some),
-            Sessions::Shared => Ok(None),
+        match self.pooling().await? {
+            Pooling::Session => PgListener::connect_with(&self.found().pool).await.map(Some),
+            Pooling::Transaction => Ok(None),
         }
     }
 
@@ -155,32 +155,32 @@ impl Database {
     }
 
     /// What connections are good for; the first call finds it out.
-    pub(super) async fn sessions(&self) -> Result<Sessions, sqlx::Error> {
-        let known = self.found.read().unwrap_or_else(PoisonError::into_inner).sessions;
+    pub(super) async fn pooling(&self) -> Result<Pooling, sqlx::Error> {
+        let known = self.found.read().unwrap_or_else(PoisonError::into_inner).pooling;
         match known {
-            Some(sessions) => Ok(sessions),
+            Some(pooling) => Ok(pooling),
             None => self.look(0).await,
         }
     }
 
     /// Asks all hosts, and uses the first that says it takes writes from now on; unless somebody did so since there were `looks`.
-    async fn look(&self, looks: u64) -> Result<Sessions, sqlx::Error> {
+    async fn look(&self, looks: u64) -> Result<Pooling, sqlx::Error> {
         let _one_at_a_time = self.looking.lock().await;
         let before = self.found();
-        if let (true, Some(sessions)) = (before.looks != looks, before.sessions) {
-            return Ok(sessions);
+        if let (true, Some(pooling)) = (before.looks != looks, before.pooling) {
+            return Ok(pooling);
         }
         let asked = self.hosts.iter().map(|host| Box::pin(ask(host)));
         let (found, _) = match tokio::time::timeout(ASK_WITHIN, select_ok(asked)).await {
             Ok(first) => first?,
             Err(_) => return Err(sqlx::Error::PoolTimedOut),
         };
-        let (sessions, options) = found;
-        let found = Found { pool: pool(self.most, options), sessions: Some(sessions), looks: looks + 1, had: Instant::now() };
+        let (pooling, options) = found;
+        let found = Found { pool: pool(self.most, options), pooling: Some(pooling), looks: looks + 1, had: Instant::now() };
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
         // What is idle is closed; what hangs is left to the system.
         tokio::spawn(async move { tokio::time::timeout(CLOSE_WITHIN, before.pool.close()).await });
-        Ok(sessions)
+        Ok(pooling)
     }
 }
 
@@ -207,7 +207,7 @@ fn pool(most: u32, options: PgConnectOptions) -> PgPool {
 }
 
 /// Connects to `host` once: what its connections are good for, and how to make them. An error, if it does not take writes.
-async fn ask(host: &PgConnectOptions) -> Result<(Sessions, PgConnectOptions), sqlx::Error> {
+async fn ask(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions), sqlx::Error> {
     let kept = host.clone().options(SESSION).options([(MARK, "kept")]);
     // Named statements would outlive the transaction, in a session that is somebody else's by then.
     let shared = host.clone().extra_float_digits(None).statement_cache_capacity(0);
@@ -219,9 +219,9 @@ async fn ask(host: &PgConnectOptions) -> Result<(Sessions, PgConnectOptions), sq
     };
     takes_writes(&mut connection).await?;
     let mark = sqlx::raw_sql("select current_setting('countersign.session', true)").fetch_one(&mut connection).await?;
-    let sessions = if mark.try_get::<Option<&str>, _>(0)? == Some("kept") { Sessions::Kept } else { Sessions::Shared };
+    let pooling = if mark.try_get::<Option<&str>, _>(0)? == Some("kept") { Pooling::Session } else { Pooling::Transaction };
     let _ = connection.close().await;
-    Ok((sessions, if sessions == Sessions::Kept { options } else { shared }))
+    Ok((pooling, if pooling == Pooling::Session { options } else { shared }))
 }
 
 /// An error, if the server behind this connection is only a standby.
@@ -234,7 +234,7 @@ async fn takes_writes(connection: &mut PgConnection) -> Result<(), sqlx::Error> 
 #[derive(Debug)]
 pub(super) struct Transaction {
     inner: sqlx::Transaction<'static, Postgres>,
-    sessions: Sessions,
+    pooling: Pooling,
 }
 
 impl Transaction {
@@ -257,7 +257,7 @@ impl Transaction {
 /// A statement that keeps a name only where its session does.
 struct Prepared<E> {
     statement: E,
-    sessions: Sessions,
+    pooling: Pooling,
 }
 
 impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Prepared<E> {
@@ -274,7 +274,7 @@ impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Prepared<E> {
     }
 
     fn persistent(&self) -> bool {
-        self.sessions == Sessions::Kept && self.statement.persistent()
+        self.pooling == Pooling::Session && self.statement.persistent()
     }
 }
 
@@ -288,8 +288,8 @@ impl<'c> Executor<'c> for &'c mut Transaction {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let sessions = self.sessions;
-        (&mut *self.inner).fetch_many(Prepared { statement: query, sessions })
+        let pooling = self.pooling;
+        (&mut *self.inner).fetch_many(Prepared { statement: query, pooling })
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
@@ -297,8 +297,8 @@ impl<'c> Executor<'c> for &'c mut Transaction {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let sessions = self.sessions;
-        (&mut *self.inner).fetch_optional(Prepared { statement: query, sessions })
+        let pooling = self.pooling;
+        (&mut *self.inner).fetch_optional(Prepared { statement: query, pooling })
     }
 
     fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
@@ -325,15 +325,15 @@ impl<'c> Executor<'c> for &'c Database {
         E: 'q + Execute<'q, Postgres>,
     {
         Box::pin(try_stream! {
-            match self.sessions().await? {
-                Sessions::Kept => {
+            match self.pooling().await? {
+                Pooling::Session => {
                     let mut connection = self.acquire().await?;
                     let mut steps = (&mut *connection).fetch_many(query);
                     while let Some(step) = steps.try_next().await? {
                         yield step;
                     }
                 }
-                Sessions::Shared => {
+                Pooling::Transaction => {
                     let mut transaction = self.begin().await?;
                     let mut steps = (&mut transaction).fetch_many(query);
                     while let Some(step) = steps.try_next().await? {

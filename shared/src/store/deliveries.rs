@@ -25,7 +25,7 @@ impl Store {
     /// The delivery log of a request, oldest first; nothing if there is no such request, or if it is not `owner`'s (nobody: everybody's).
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn deliveries(&self, id: Uuid, owner: Option<KeyId>) -> Result<Option<Deliveries>> {
         let found = self.requests(&[id]).await?.remove(&id);
         let Some(state) = found.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else { return Ok(None) };
@@ -62,7 +62,7 @@ impl Store {
     /// lease, and asking twice at once changes the job once.
     ///
     /// # Errors
-    /// Those of a statement; then nothing has changed, or (if the connection broke during the commit) it is sent again.
+    /// If a statement fails; then nothing has changed, or (if the connection broke during the commit) it is sent again.
     pub async fn replay(&self, id: Uuid, owner: Option<KeyId>) -> Result<Replay> {
         let mut transaction = self.database.begin().await?;
         let found = sqlx::query!(

@@ -18,16 +18,10 @@ pub struct Reencrypted {
 }
 
 impl Store {
-    /// Whether secrets are encrypted at rest.
-    #[must_use]
-    pub fn encrypts(&self) -> bool {
-        self.keyring.first().is_some()
-    }
-
     /// Registers the first key, and checks that every key that stored values may need is there and is the right one.
     ///
     /// # Errors
-    /// [`StoreError::Encryption`](super::StoreError::Encryption) if one is not; otherwise those of a statement.
+    /// [`StoreError::Encryption`](super::StoreError::Encryption) if one is not; or if a statement fails.
     pub async fn agree_on_encryption(&self) -> Result<()> {
         if let Some(first) = self.keyring.first() {
             sqlx::query!(
@@ -56,7 +50,7 @@ impl Store {
     /// `ENCRYPTION_KEY` then. Headers of requests stay as they are, and go with their requests.
     ///
     /// # Errors
-    /// Those of a statement, or if a value can't be read; then nothing was changed, or only the secrets were.
+    /// If a statement fails, or if a value can't be read; then nothing was changed, or only the secrets were.
     pub async fn reencrypt(&self) -> Result<Reencrypted> {
         let first = self.keyring.first().map(ToOwned::to_owned);
         let mut transaction = self.database.begin().await?;

@@ -141,7 +141,7 @@ impl Store {
     /// The live keys among those with these digests, in any order; unknown, expired and revoked ones are missing.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn callers(&self, digests: &[KeyDigest]) -> Result<Vec<(KeyDigest, Caller)>> {
         let wanted: Vec<[u8; 32]> = digests.iter().map(|digest| digest.0).collect();
         let rows = sqlx::query!(
@@ -166,7 +166,7 @@ impl Store {
     /// Adds a key.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn create_key(
         &self,
         name: &str,
@@ -201,7 +201,7 @@ impl Store {
     /// or was revoked: what an operator did by hand counts more.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn bootstrap_key(&self, key: &ApiKey, secret: Option<&WebhookSecret>) -> Result<bool> {
         let fallback = WebhookSecret::generate();
         let id = Uuid::now_v7();
@@ -242,7 +242,7 @@ impl Store {
     /// grace is not over, until `grace` is over; without a grace, with the new one only. False if there is no such key.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn rotate_webhook_secret(&self, name: &str, secret: &WebhookSecret, grace: std::time::Duration) -> Result<bool> {
         let mut transaction = self.database.begin().await?;
         let held =
@@ -279,7 +279,7 @@ impl Store {
     /// All keys, oldest first.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn list_keys(&self) -> Result<Vec<KeyRow>> {
         Ok(sqlx::query_as!(
             KeyRow,
@@ -293,7 +293,7 @@ impl Store {
     /// Revokes the live key of this name and tells every `api` process. False if there is none.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn revoke_key(&self, name: &str) -> Result<bool> {
         let revoked = sqlx::query_scalar!(
             r#"-- keys.revoke

@@ -19,7 +19,7 @@ pub struct Lease {
     pub(super) token: Uuid,
     pub(super) slot: Option<Slot>,
     ends: Instant,
-    ends_by_the_wall: SystemTime,
+    ends_at_wall_clock: SystemTime,
 }
 
 /// A slot of the upstream's budget, as a claim took it.
@@ -32,12 +32,12 @@ pub(super) struct Slot {
 
 /// When a claim was sent, by both clocks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
+pub(super) struct ClaimSentAt {
     steady: Instant,
     wall: SystemTime,
 }
 
-impl Asked {
+impl ClaimSentAt {
     /// Now. To be called before the statement is sent: a machine may be suspended while it runs.
     pub(super) fn now() -> Self {
         Self { steady: Instant::now(), wall: SystemTime::now() }
@@ -47,8 +47,8 @@ impl Asked {
 impl Lease {
     /// A lease that was claimed by a statement sent at `asked`, for `length`. Postgres counts from when it ran the statement, which
     /// was later; so this process thinks the lease ends no later than Postgres does, whatever the two clocks show.
-    pub(super) fn new(job: JobId, token: Uuid, asked: Asked, length: Duration) -> Self {
-        Self { job, token, slot: None, ends: asked.steady + length, ends_by_the_wall: asked.wall + length }
+    pub(super) fn new(job: JobId, token: Uuid, asked: ClaimSentAt, length: Duration) -> Self {
+        Self { job, token, slot: None, ends: asked.steady + length, ends_at_wall_clock: asked.wall + length }
     }
 
     /// The same, with a slot of the upstream's budget.
@@ -74,7 +74,7 @@ impl Lease {
     /// By the clock that says less: the steady one stands still while a machine is suspended, the other one may be set.
     #[must_use]
     pub fn left(&self) -> Duration {
-        let by_the_wall = self.ends_by_the_wall.duration_since(SystemTime::now()).unwrap_or_default();
+        let by_the_wall = self.ends_at_wall_clock.duration_since(SystemTime::now()).unwrap_or_default();
         self.ends.saturating_duration_since(Instant::now()).min(by_the_wall)
     }
 }
@@ -106,11 +106,11 @@ mod tests {
     fn a_machine_that_was_suspended_while_it_claimed_has_no_lease_left() {
         const LENGTH: Duration = Duration::from_secs(40);
         let lease = |asked| Lease::new(JobId(1), Uuid::nil(), asked, LENGTH);
-        assert!(lease(Asked::now()).left() > LENGTH / 2);
+        assert!(lease(ClaimSentAt::now()).left() > LENGTH / 2);
         // The steady clock stood still.
-        assert_eq!(lease(Asked { wall: SystemTime::now() - Duration::from_mins(10), ..Asked::now() }).left(), Duration::ZERO);
+        assert_eq!(lease(ClaimSentAt { wall: SystemTime::now() - Duration::from_mins(10), ..ClaimSentAt::now() }).left(), Duration::ZERO);
         // The clock on the wall was set back.
-        let set_back = Asked { steady: Instant::now().checked_sub(Duration::from_mins(10)).unwrap(), wall: SystemTime::now() };
+        let set_back = ClaimSentAt { steady: Instant::now().checked_sub(Duration::from_mins(10)).unwrap(), wall: SystemTime::now() };
         assert_eq!(lease(set_back).left(), Duration::ZERO);
     }
 }

@@ -90,8 +90,8 @@ impl Store {
                 () = stop.cancelled() => return,
                 ended = self.listen_once(channels, &tell) => ended,
             };
-            self.hearing.store(false, Ordering::Release);
-            if ended.as_ref().is_ok_and(|heard| *heard == Heard::Never) {
+            self.listening.store(false, Ordering::Release);
+            if ended.as_ref().is_ok_and(|ended| *ended == Listening::Unsupported) {
                 tracing::warn!("Postgres is behind a proxy that keeps no sessions, so nothing can be listened to: polling alone");
                 return stop.cancelled().await;
             }
@@ -104,16 +104,16 @@ impl Store {
         }
     }
 
-    async fn listen_once(&self, channels: &[&str], tell: &impl Fn(Hint)) -> Result<Heard, sqlx::Error> {
-        let Some(mut listener) = self.database.listener().await? else { return Ok(Heard::Never) };
+    async fn listen_once(&self, channels: &[&str], tell: &impl Fn(Hint)) -> Result<Listening, sqlx::Error> {
+        let Some(mut listener) = self.database.listener().await? else { return Ok(Listening::Unsupported) };
         listener.eager_reconnect(false);
         listener.listen_all(channels.iter().copied()).await?;
-        self.hearing.store(true, Ordering::Release);
+        self.listening.store(true, Ordering::Release);
         tell(Hint::Everything);
         loop {
             match tokio::time::timeout(SILENT_FOR, listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => tell(read(notification.channel(), notification.payload())),
-                Ok(Ok(None)) => return Ok(Heard::Something),
+                Ok(Ok(None)) => return Ok(Listening::Ended),
                 Ok(Err(error)) => return Err(error),
                 // A server that has vanished without a word is silent too.
                 Err(_) => {
@@ -126,18 +126,18 @@ impl Store {
 
     /// Whether notifications arrive at present. If not, who waits for something has to look for it more often.
     #[must_use]
-    pub fn hears(&self) -> bool {
-        self.hearing.load(Ordering::Acquire)
+    pub fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Acquire)
     }
 }
 
 /// How listening ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heard {
+enum Listening {
     /// The connection was lost.
-    Something,
+    Ended,
     /// There is no connection that could hear.
-    Never,
+    Unsupported,
 }
 
 /// After so long without a notification the connection is asked whether it is alive, and how long it may take to answer.

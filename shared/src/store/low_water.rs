@@ -1,12 +1,11 @@
-//! Low-water marks: how far a process has come in the queue, and who looks at what lies behind.
+//! Low-water marks: where a process begins to scan the queue.
 //!
-//! The indexes of the queue begin with what is leased at present, and with what was done and no vacuum has taken away: a long transaction may
-//! hold that back for hours. A look need not step over it again and again: the last one says how far it came ([`LowWater`]).
+//! The indexes of the queue begin with what is leased at present, and with what was done and no vacuum has removed: a long transaction may
+//! hold that back for hours. So that not every scan steps over it, a scan says how far it came ([`LowWater`]), and the next one starts there.
 //!
-//! Behind that mark is hardly anything, but not nothing: a job that is given back returns to its place, and an insert may be committed long
-//! after it began. So somebody has to look at all every now and then, whenever that takes no more than a share of the time. While it is quick,
-//! the look itself begins at the beginning. When it is not, nobody waits for it: the next looks go on from the mark, and behind their backs one
-//! statement looks for what lies before it, and takes the mark back to that.
+//! A job may still appear behind the mark: one that is given back returns to its place, and an insert may be committed long after it began.
+//! So each process also makes full scans, for at most one thirtieth of its time. While a full scan is quick, it is part of a claim. When it is
+//! slow, no claim waits for it: it runs in the background, moves the mark back to what it finds, and wakes the worker.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::{Result, Store};
 
-/// Where a look begins. The default is the beginning.
+/// Where a scan starts. The default is the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LowWater {
     pub(super) fresh: Option<OffsetDateTime>,
@@ -35,17 +34,17 @@ impl LowWater {
     }
 }
 
-/// Looking at all takes no more than this share of the time. Each process looks for itself, so it adds up.
+/// Full scans take no more than this share of the time. Each process makes its own, so it adds up.
 const ONE_IN: u32 = 30;
 
-/// A look at all that failed is repeated after this; each further one that does after twice as long, up to the share of the time that a look has.
-/// One that took longer than a look can has failed: the process, or Postgres, stood still.
+/// A full scan that failed is repeated after this, and after twice as long each further time, up to what the share of the time allows. One that
+/// took longer than a statement can has failed: the process, or Postgres, stood still.
 const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Longer than a statement may take.
 const WITHIN: Duration = Duration::from_secs(15);
 
-/// What takes longer is not waited for.
+/// A full scan that takes longer runs in the background.
 const QUICK: Duration = Duration::from_millis(50);
 
 /// The marks of a process. Clones share them.
@@ -54,83 +53,83 @@ pub struct Marks {
     store: Store,
     wake: Arc<Notify>,
     quick: Duration,
-    come: Arc<Mutex<Come>>,
+    state: Arc<Mutex<State>>,
 }
 
-/// How far, and when all may be looked at again.
+/// How far the process has come, and when the next full scan is due.
 #[derive(Clone, Copy, Debug)]
-struct Come {
+struct State {
     mark: LowWater,
-    all_took: Duration,
-    /// Looks at all that failed, one after the other.
+    full_scan_took: Duration,
+    /// Full scans that failed, one after the other.
     failed: u32,
-    /// Nothing: it is being looked at.
-    all_again: Option<Instant>,
+    /// `None` while one is under way.
+    next_full_scan: Option<Instant>,
 }
 
 impl Marks {
     /// At the beginning. `wake` is told when something was found behind the mark.
     #[must_use]
     pub fn new(store: Store, wake: Arc<Notify>) -> Self {
-        let come = Come { mark: LowWater::default(), all_took: Duration::ZERO, failed: 0, all_again: Some(Instant::now()) };
-        Self { store, wake, quick: QUICK, come: Arc::new(Mutex::new(come)) }
+        let state = State { mark: LowWater::default(), full_scan_took: Duration::ZERO, failed: 0, next_full_scan: Some(Instant::now()) };
+        Self { store, wake, quick: QUICK, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// The same, where a look at all that takes longer than `quick` is not waited for.
+    /// The same, where a full scan that takes longer than `quick` runs in the background.
     #[must_use]
     pub fn quick_within(self, quick: Duration) -> Self {
         Self { quick, ..self }
     }
 
-    /// Begins a look.
+    /// Begins a scan.
     #[must_use]
-    pub fn look(&self) -> Look {
-        let mut come = self.come();
-        let due = come.all_again.is_some_and(|again| again <= Instant::now());
-        let quick = come.all_took <= self.quick;
-        let mark = come.mark;
+    pub fn scan(&self) -> Scan {
+        let mut state = self.state();
+        let due = state.next_full_scan.is_some_and(|again| again <= Instant::now());
+        let quick = state.full_scan_took <= self.quick;
+        let mark = state.mark;
         if due {
-            come.all_again = None;
+            state.next_full_scan = None;
         }
-        drop(come);
+        drop(state);
         if due && !quick {
-            tokio::spawn(self.clone().look_behind(mark));
+            self.store.tasks.spawn(self.clone().scan_behind(mark));
         }
-        Look { marks: self.clone(), mark, all: due && quick, began: Instant::now(), reached: None }
+        Scan { marks: self.clone(), mark, all: due && quick, began: Instant::now(), reached: None }
     }
 
-    /// How soon a look may find what the last one could not see.
+    /// In how long a scan may find what the last one could not see.
     #[must_use]
-    pub fn all_again_in(&self) -> Option<Duration> {
-        self.come().all_again.map(|again| again.saturating_duration_since(Instant::now()))
+    pub fn next_full_scan_in(&self) -> Option<Duration> {
+        self.state().next_full_scan.map(|again| again.saturating_duration_since(Instant::now()))
     }
 
-    async fn look_behind(self, mark: LowWater) {
+    async fn scan_behind(self, mark: LowWater) {
         let began = Instant::now();
         // A server that has vanished without a word must not be the last that was asked.
         let found = match tokio::time::timeout(WITHIN, self.store.behind(mark)).await {
             Ok(Ok(found)) => Some(found),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "can't look for jobs behind the low-water mark");
+                tracing::warn!(%error, "can't scan for jobs behind the low-water mark");
                 None
             }
             Err(_) => None,
         };
-        self.come().looked_at_all(began.elapsed(), found);
+        self.state().record_full_scan(began.elapsed(), found);
         if found.is_some_and(|found| found != LowWater::default()) {
             self.wake.notify_one();
         }
     }
 
-    fn come(&self) -> MutexGuard<'_, Come> {
-        self.come.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Come {
-    /// Nothing `reached`: the look failed. Nobody waits for the next one then, if this one took long; but it is made soon, because what was
-    /// given back meanwhile lies behind the mark.
-    fn looked_at_all(&mut self, took: Duration, reached: Option<LowWater>) {
+impl State {
+    /// `reached` is `None` if the scan failed. The next one comes soon then, because what was given back meanwhile lies behind the mark; in the
+    /// background, if this one was slow.
+    fn record_full_scan(&mut self, took: Duration, reached: Option<LowWater>) {
         let share = took.min(WITHIN) * ONE_IN;
         let rest = if reached.is_some() && took <= WITHIN {
             self.failed = 0;
@@ -139,15 +138,15 @@ impl Come {
             self.failed = self.failed.saturating_add(1);
             (AGAIN_AFTER_FAILURE * (1 << (self.failed - 1).min(8))).min(share.max(AGAIN_AFTER_FAILURE))
         };
-        self.all_took = took;
-        self.all_again = Some(Instant::now() + rest);
+        self.full_scan_took = took;
+        self.next_full_scan = Some(Instant::now() + rest);
         self.mark = reached.unwrap_or_default().or(self.mark);
     }
 }
 
-/// A look that has begun. It ends when it is dropped, whatever became of it.
+/// A scan that has begun. It ends when it is dropped, whatever became of it.
 #[derive(Debug)]
-pub struct Look {
+pub struct Scan {
     marks: Marks,
     mark: LowWater,
     all: bool,
@@ -155,42 +154,42 @@ pub struct Look {
     reached: Option<LowWater>,
 }
 
-impl Look {
-    /// Where it begins.
+impl Scan {
+    /// Where it starts.
     #[must_use]
-    pub fn from(&self) -> LowWater {
+    pub fn start(&self) -> LowWater {
         if self.all { LowWater::default() } else { self.mark }
     }
 
-    /// Whether it looks at all.
+    /// Whether it is a full one.
     #[must_use]
-    pub fn is_at_all(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.all
     }
 
-    /// The next one may begin there. Where that says nothing, nothing is known about where to go on.
-    pub fn has_reached(&mut self, reached: LowWater) {
+    /// The next one may start there; where that says nothing, it starts where this one did.
+    pub fn reached(&mut self, reached: LowWater) {
         self.reached = Some(reached);
     }
 }
 
-impl Drop for Look {
+impl Drop for Scan {
     fn drop(&mut self) {
-        let mut come = self.marks.come();
+        let mut state = self.marks.state();
         if self.all {
-            come.looked_at_all(self.began.elapsed(), self.reached);
-        } else if come.mark == self.mark {
+            state.record_full_scan(self.began.elapsed(), self.reached);
+        } else if state.mark == self.mark {
             // Unless it was taken back meanwhile.
-            come.mark = self.reached.unwrap_or_default().or(self.mark);
+            state.mark = self.reached.unwrap_or_default().or(self.mark);
         }
     }
 }
 
 impl Store {
-    /// Where the first jobs and slots lie that can be claimed and are behind `mark`; nothing where there are none.
+    /// Where the first jobs and slots lie that can be claimed and are behind `mark`; `None` where there are none.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     async fn behind(&self, mark: LowWater) -> Result<LowWater> {
         let first = sqlx::query!(
             r#"-- sign.behind
@@ -220,16 +219,16 @@ impl Store {
 mod tests {
     use super::*;
 
-    /// After how long all is looked at again, if the last look took so long.
+    /// After how long the next full scan is due, if the last one took so long.
     fn again_after(took: Duration, reached: Option<LowWater>) -> Duration {
-        let mut come = Come { mark: LowWater::default(), all_took: Duration::ZERO, failed: 0, all_again: None };
+        let mut state = State { mark: LowWater::default(), full_scan_took: Duration::ZERO, failed: 0, next_full_scan: None };
         let before = Instant::now();
-        come.looked_at_all(took, reached);
-        come.all_again.unwrap() - before
+        state.record_full_scan(took, reached);
+        state.next_full_scan.unwrap() - before
     }
 
     #[test]
-    fn a_look_that_was_slow_is_repeated_late_and_one_that_failed_or_stood_still_soon() {
+    fn a_full_scan_that_was_slow_is_repeated_late_and_one_that_failed_or_stood_still_soon() {
         let slow = Duration::from_secs(5);
         assert!(again_after(slow, Some(LowWater::default())) >= slow * ONE_IN);
         let soon = AGAIN_AFTER_FAILURE..AGAIN_AFTER_FAILURE * 2;
@@ -238,11 +237,11 @@ mod tests {
     }
 
     #[test]
-    fn looks_that_fail_again_and_again_take_no_larger_share_of_the_time_than_others() {
-        let mut come = Come { mark: LowWater::default(), all_took: Duration::ZERO, failed: 0, all_again: None };
+    fn full_scans_that_fail_again_and_again_take_no_larger_share_of_the_time_than_others() {
+        let mut state = State { mark: LowWater::default(), full_scan_took: Duration::ZERO, failed: 0, next_full_scan: None };
         let mut rest = |took, reached| {
-            come.looked_at_all(took, reached);
-            (come.all_again.unwrap().duration_since(Instant::now()) + Duration::from_millis(999)).as_secs()
+            state.record_full_scan(took, reached);
+            (state.next_full_scan.unwrap().duration_since(Instant::now()) + Duration::from_millis(999)).as_secs()
         };
         let long = Duration::from_secs(4);
         let rests: Vec<u64> = (0..9).map(|_| rest(long, None)).collect();

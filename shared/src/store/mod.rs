@@ -48,11 +48,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
+
 use self::database::Database;
 use self::notify::Notifier;
 use self::pending::Pending;
 use crate::encryption::{EncryptionError, Keyring};
 use crate::settings::DatabaseSettings;
+use crate::telemetry::display_chain;
 
 pub use lease::{Claimed, Finished, JobId, Lease};
 pub use listen::{Audience, Hint, JobKind};
@@ -66,6 +69,12 @@ pub enum StoreError {
     /// Others held what the statement needed for too long, or it had too much to do.
     #[error("Postgres is contended")]
     Contended(#[source] sqlx::Error),
+    /// Postgres did not answer in time: what was asked for may have been done.
+    #[error("Postgres did not answer in time")]
+    TimedOut,
+    /// Others stored requests under the same idempotency key, each time that this was tried.
+    #[error("others use the same idempotency key again and again")]
+    LostRaces,
     /// Postgres refused a statement: a defect of ours, or a schema that does not fit.
     #[error("Postgres refused a statement")]
     Refused(#[source] sqlx::Error),
@@ -89,6 +98,26 @@ pub enum StoreError {
     Schema(#[source] sqlx::migrate::MigrateError),
 }
 
+impl StoreError {
+    /// The setting that mends it.
+    #[must_use]
+    pub fn variable(&self) -> &'static str {
+        if matches!(self, Self::Encryption(_)) { "ENCRYPTION_KEY" } else { "DATABASE_URL" }
+    }
+
+    /// Whether that setting is wrong, whatever Postgres does.
+    #[must_use]
+    pub fn is_a_wrong_setting(&self) -> bool {
+        matches!(self, Self::NoAddress | Self::Address(_) | Self::Encryption(_))
+    }
+
+    /// Whether the same may work a moment later: it is Postgres's state, or what others do.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Contended(_) | Self::TimedOut | Self::LostRaces)
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {
@@ -106,6 +135,12 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+/// How often Postgres is tried while it is not available.
+const RETRY_EVERY: Duration = Duration::from_millis(500);
+
+/// How long the end of a process waits for what goes on beside the calls.
+const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+
 /// What this module answers.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
@@ -113,10 +148,12 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 #[derive(Clone, Debug)]
 pub struct Store {
     database: Database,
-    hearing: Arc<AtomicBool>,
+    listening: Arc<AtomicBool>,
     keyring: Keyring,
     pending: Pending,
     notifier: Notifier,
+    /// What goes on beside the calls, and ends by itself.
+    tasks: TaskTracker,
 }
 
 impl Store {
@@ -127,38 +164,26 @@ impl Store {
     pub fn connect_lazily(settings: &DatabaseSettings) -> Result<Self> {
         let url = settings.database_url.as_ref().ok_or(StoreError::NoAddress)?;
         let database = Database::connect_lazily(url.expose(), settings.database_max_connections).map_err(StoreError::Address)?;
+        if settings.encryption_key.first().is_none() {
+            tracing::warn!("ENCRYPTION_KEY is not set: webhook secrets and headers are stored unencrypted");
+        }
         Ok(Self {
             database,
-            hearing: Arc::default(),
+            listening: Arc::default(),
             keyring: settings.encryption_key.clone(),
             pending: Pending::default(),
             notifier: Notifier::default(),
+            tasks: TaskTracker::new(),
         })
     }
 
-    /// Closes every connection, after the statements that run on them.
+    /// Closes every connection, after what is still to be told and the statements that run on them; but waits for no Postgres that stands still.
     pub async fn close(&self) {
-        self.notifier.close().await;
+        self.tasks.close();
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.tasks.wait()).await;
         self.database.close().await;
     }
-}
 
-/// Seconds as Postgres's `make_interval` takes them.
-fn seconds(duration: Duration) -> f64 {
-    duration.as_secs_f64()
-}
-
-/// Seconds as Postgres's `extract(epoch …)` gives them; what is past is zero.
-fn duration(seconds: f64) -> Option<Duration> {
-    Duration::try_from_secs_f64(seconds.max(0.0)).ok()
-}
-
-/// A count that Postgres gave as a signed number.
-fn count(number: impl TryInto<u32>) -> u32 {
-    number.try_into().unwrap_or(u32::MAX)
-}
-
-impl Store {
     /// Repeats `attempt` until it succeeds, while Postgres is not available or the schema is out of date; until `stop`, which counts as
     /// success. One log line when the waiting begins, and one when it ends.
     ///
@@ -172,9 +197,9 @@ impl Store {
                 () = stop.cancelled() => return Ok(()),
             };
             match attempted {
-                Err(error @ (StoreError::Unavailable(_) | StoreError::Contended(_) | StoreError::SchemaBehind)) => {
+                Err(error) if error.is_transient() || matches!(error, StoreError::SchemaBehind) => {
                     if !waiting {
-                        tracing::warn!(%error, cause = ?std::error::Error::source(&error), "waiting for Postgres");
+                        tracing::warn!(error = display_chain(&error), "waiting for Postgres");
                     }
                     waiting = true;
                 }
@@ -194,24 +219,17 @@ impl Store {
     }
 }
 
-const RETRY_EVERY: Duration = Duration::from_millis(500);
+/// Seconds as Postgres's `make_interval` takes them.
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
 
-impl StoreError {
-    /// The setting that mends it.
-    #[must_use]
-    pub fn variable(&self) -> &'static str {
-        if matches!(self, Self::Encryption(_)) { "ENCRYPTION_KEY" } else { "DATABASE_URL" }
-    }
+/// Seconds as Postgres's `extract(epoch …)` gives them; what is past is zero.
+fn duration(seconds: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(seconds.max(0.0)).ok()
+}
 
-    /// Whether that setting is wrong, whatever Postgres does.
-    #[must_use]
-    pub fn is_a_wrong_setting(&self) -> bool {
-        matches!(self, Self::NoAddress | Self::Address(_) | Self::Encryption(_))
-    }
-
-    /// The error of a statement that took too long.
-    #[must_use]
-    pub fn timed_out() -> Self {
-        Self::Unavailable(sqlx::Error::PoolTimedOut)
-    }
+/// A count that Postgres gave as a signed number.
+fn count<N: TryInto<u32> + PartialOrd + Default>(number: N) -> u32 {
+    if number < N::default() { 0 } else { number.try_into().unwrap_or(u32::MAX) }
 }

@@ -2,26 +2,24 @@
 //!
 //! Not in the transaction that makes it true: while that is being forced to the disk, Postgres lets no other transaction commit that notifies,
 //! so that they would be forced there one by one. A statement that does nothing but notify has nothing to force. What a process does not tell,
-//! because it is killed in between or Postgres is away, is found by polling, as is whatever else is not heard. Only a new message that comes
-//! alone, and an outcome that does, are not told under load, and save the round trip: see [`goes_with_commit`].
+//! because it is killed in between or Postgres is away, is found by polling, as is whatever else is not heard. A single new message or a single
+//! outcome is told in its own transaction ([`goes_with_commit`]): no other commit of this process waits then, and it saves the round trip.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio_util::task::TaskTracker;
-
-use super::Store;
 use super::database::Database;
 use super::listen::{Hint, JOBS, JobKind, MOST_HINTS, RESULTS, results_payload};
+use super::{Store, StoreError};
+use crate::telemetry::display_chain;
 
 /// From the end of one to the begin of the next, of those that are sent after a commit. Each one wakes all who listen to this database,
 /// whatever they want to hear: with more processes there are more of both.
 const BETWEEN: Duration = Duration::from_millis(5);
 
-/// The longest a notification may take; beyond, the connection is taken for dead. And how long the end of a process waits for the last ones.
+/// The longest a notification may take; beyond, the connection is taken for dead.
 const SEND_WITHIN: Duration = Duration::from_secs(2);
-const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Most results that wait to be told, in as many notifications as they need; of more than these nobody is told which they are.
 const MOST_RESULTS: usize = 16 * MOST_HINTS;
@@ -34,19 +32,20 @@ pub(super) fn goes_with_commit(group: usize) -> bool {
 impl Store {
     /// Tells others of what was committed, soon, and waits for nothing.
     pub(super) fn tell(&self, hints: impl IntoIterator<Item = Hint>) {
-        self.notifier.tell(&self.database, hints);
+        if self.notifier.add(hints) {
+            self.tasks.spawn(self.notifier.clone().send(self.database.clone()));
+        }
     }
 }
 
 /// Sends notifications. Clones share what waits to be sent.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Notifier {
-    waiting: Arc<Mutex<Waiting>>,
-    tasks: TaskTracker,
+    outbox: Arc<Mutex<Outbox>>,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Outbox {
     jobs: HashSet<JobKind>,
     results: Vec<u64>,
     /// Whether somebody is sending, and will look here again.
@@ -54,20 +53,13 @@ struct Waiting {
 }
 
 impl Notifier {
-    fn tell(&self, database: &Database, hints: impl IntoIterator<Item = Hint>) {
-        let mut waiting = self.waiting();
+    /// Takes `hints` into what is to be sent. True: nobody is sending, and the caller has to.
+    fn add(&self, hints: impl IntoIterator<Item = Hint>) -> bool {
+        let mut outbox = self.outbox();
         for hint in hints {
-            waiting.add(hint);
+            outbox.add(hint);
         }
-        if !waiting.is_empty() && !std::mem::replace(&mut waiting.is_sending, true) {
-            self.tasks.spawn(self.clone().send(database.clone()));
-        }
-    }
-
-    /// Waits until all is sent, but not for a Postgres that stands still.
-    pub(super) async fn close(&self) {
-        self.tasks.close();
-        let _ = tokio::time::timeout(CLOSE_WITHIN, self.tasks.wait()).await;
+        !outbox.is_empty() && !std::mem::replace(&mut outbox.is_sending, true)
     }
 
     async fn send(self, database: Database) {
@@ -81,26 +73,26 @@ impl Notifier {
             )
             .fetch_all(&database);
             let sent = tokio::time::timeout(SEND_WITHIN, send).await;
-            if let Err(error) = sent.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-                tracing::debug!(%error, "could not notify; those who wait look by themselves");
+            if let Err(error) = sent.map_err(|_| StoreError::TimedOut).and_then(|sent| sent.map_err(StoreError::from)) {
+                tracing::debug!(error = display_chain(&error), "could not notify; those who wait look by themselves");
             }
             tokio::time::sleep(BETWEEN).await;
         }
     }
 
-    /// What waits, as columns; nothing: nobody is sending any more.
+    /// What waits, as columns. `None` if nothing does; then nobody is sending any more.
     fn next(&self) -> Option<(Vec<&'static str>, Vec<String>)> {
-        let mut waiting = self.waiting();
-        waiting.is_sending = !waiting.is_empty();
-        waiting.is_sending.then(|| waiting.take())
+        let mut outbox = self.outbox();
+        outbox.is_sending = !outbox.is_empty();
+        outbox.is_sending.then(|| outbox.take())
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
+impl Outbox {
     fn add(&mut self, hint: Hint) {
         match hint {
             Hint::Jobs(kind) => {
@@ -131,22 +123,22 @@ mod tests {
 
     #[test]
     fn what_waits_goes_together_and_is_told_once() {
-        let mut waiting = Waiting::default();
+        let mut outbox = Outbox::default();
         for hint in [Hint::Jobs(JobKind::Webhook), Hint::Results(vec![1]), Hint::Jobs(JobKind::Webhook), Hint::Results(vec![2, 3])] {
-            waiting.add(hint);
+            outbox.add(hint);
         }
         let told = (vec![JOBS, RESULTS], vec!["webhook".to_owned(), results_payload([1, 2, 3].into_iter())]);
-        assert_eq!(waiting.take(), told);
-        assert!(waiting.is_empty());
+        assert_eq!(outbox.take(), told);
+        assert!(outbox.is_empty());
     }
 
     #[test]
     fn many_results_are_several_notifications_and_too_many_are_one() {
         let payloads = |results: usize| {
-            let mut waiting = Waiting::default();
-            (0..results as u64).for_each(|hint| waiting.add(Hint::Results(vec![hint])));
-            assert!(waiting.results.len() <= MOST_RESULTS + 1);
-            waiting.take().1
+            let mut outbox = Outbox::default();
+            (0..results as u64).for_each(|hint| outbox.add(Hint::Results(vec![hint])));
+            assert!(outbox.results.len() <= MOST_RESULTS + 1);
+            outbox.take().1
         };
         assert_eq!(payloads(MOST_HINTS).len(), 1);
         assert_eq!(payloads(MOST_HINTS + 1).len(), 2);

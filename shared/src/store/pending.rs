@@ -1,15 +1,16 @@
-//! How many requests are unfinished, so that there can be a most.
+//! How many requests are unfinished, so that the number can be bounded.
 //!
-//! A ledger. Who accepts requests, or ends them, adds a row with the difference, in the same transaction: nobody waits for anybody, and
-//! nothing is looked for, so that it costs the same when no vacuum has run for hours. Reading the sum is what costs. So a process remembers
-//! what it read last and what it has accepted since, and reads again behind its back: seldom, but before it refuses anything.
+//! A ledger: who accepts requests, or ends them, adds a row with the difference in the same transaction. Nobody waits for anybody, and no row
+//! is looked up, so that writing costs the same when no vacuum has run for hours. What costs is reading the sum. So a process remembers the
+//! sum that it read last and adds what it has accepted since; it reads again in the background, and before it refuses anything.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Result, Store};
+use crate::telemetry::display_chain;
 
-/// How long the number is good for. Others accept meanwhile; there may be more unfinished requests by as many.
+/// How long the number is good for. What other processes accept meanwhile is not in it.
 const GOOD_FOR: Duration = Duration::from_millis(250);
 
 /// No statement takes longer.
@@ -18,20 +19,17 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 /// Reading takes no more than this share of the time. Each process reads for itself, so it adds up.
 const ONE_IN: u32 = 30;
 
-/// A lock for whoever counts anew; any number that nobody else takes.
-const RECOUNT: i64 = 0x7265_636f_756e_7400;
-
-/// More rows than that become one.
+/// More rows than this are made one.
 const MANY: i64 = 1_000;
 
 /// What a process knows of the number. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
-    known: Arc<Mutex<Known>>,
+    cached: Arc<Mutex<CachedCount>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Known {
+struct CachedCount {
     seen: Option<Seen>,
     /// Accepted by this process, ever.
     accepted: i64,
@@ -44,29 +42,29 @@ struct Seen {
 }
 
 impl Pending {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cached(&self) -> MutexGuard<'_, CachedCount> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The number was read, when this process had accepted so many. What it has accepted since may not be in it.
     fn read(&self, requests: i64, accepted: i64, good_for: Duration) {
-        let mut known = self.known();
-        let requests = requests.saturating_add(known.accepted - accepted);
-        known.seen = Some(Seen { requests, good_until: Instant::now() + good_for });
+        let mut cached = self.cached();
+        let requests = requests.saturating_add(cached.accepted - accepted);
+        cached.seen = Some(Seen { requests, good_until: Instant::now() + good_for });
     }
 
     /// So many were accepted.
     pub(super) fn add(&self, requests: i64) {
-        let mut known = self.known();
-        known.accepted = known.accepted.saturating_add(requests);
-        if let Some(seen) = &mut known.seen {
+        let mut cached = self.cached();
+        cached.accepted = cached.accepted.saturating_add(requests);
+        if let Some(seen) = &mut cached.seen {
             seen.requests = seen.requests.saturating_add(requests);
         }
     }
 
-    /// True for one who should read the number again, and no other until that is done.
-    fn is_old(&self) -> bool {
-        self.known().seen.as_mut().is_some_and(|seen| {
+    /// Whether the number should be read again: true for one caller, and for no other until that is done.
+    fn take_refresh(&self) -> bool {
+        self.cached().seen.as_mut().is_some_and(|seen| {
             let old = seen.good_until <= Instant::now();
             if old {
                 seen.good_until = Instant::now() + READ_WITHIN;
@@ -77,15 +75,20 @@ impl Pending {
 }
 
 impl Store {
-    /// How many requests may be accepted while no more than `most` are unfinished: certainly, if there are fewer than are `wanted`.
+    /// How many more requests may be accepted before `most` are unfinished. The cached number is used if it leaves room for `wanted`; if not, the
+    /// number is read first, so that nothing is refused because of an old one.
     pub(super) async fn room(&self, wanted: usize, most: u64) -> Result<i64> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
-        let seen = self.pending.known().seen;
+        let seen = self.pending.cached().seen;
         if let Some(room) = seen.map(|seen| most.saturating_sub(seen.requests)).filter(|room| *room >= wanted) {
-            if self.pending.is_old() {
+            if self.pending.take_refresh() {
                 let store = self.clone();
-                tokio::spawn(async move { store.pending_requests().await });
+                self.tasks.spawn(async move {
+                    if let Err(error) = store.pending_requests().await {
+                        tracing::debug!(error = display_chain(&error), "can't count the unfinished requests; the last number stands");
+                    }
+                });
             }
             return Ok(room);
         }
@@ -95,15 +98,12 @@ impl Store {
     /// How many requests are unfinished.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn pending_requests(&self) -> Result<u64> {
-        let (asked, accepted) = (Instant::now(), self.pending.known().accepted);
+        let (asked, accepted) = (Instant::now(), self.pending.cached().accepted);
         let sum = sqlx::query!(
             r#"-- pending.sum
-            select
-                (coalesce(sum(requests), 0) + (select sum(requests) from pending_requests))::bigint as "requests!",
-                count(*) as "rows!"
-            from pending_changes"#
+            select coalesce(sum(requests), 0)::bigint as "requests!", count(*) as "rows!" from pending_changes"#
         )
         .fetch_one(&self.database)
         .await?;
@@ -131,33 +131,5 @@ impl Store {
         .execute(&self.database)
         .await?;
         Ok(())
-    }
-
-    /// Counts the unfinished requests anew, and corrects the count that is kept by the difference: processes of a version that did not
-    /// count may have worked beside this one. Says by how much it was wrong.
-    ///
-    /// # Errors
-    /// Those of a statement.
-    pub async fn recount_pending_requests(&self) -> Result<i64> {
-        // Two who find the same difference would both correct it.
-        let mut transaction = self.database.begin().await?;
-        sqlx::query!("-- pending.alone\nselect from pg_advisory_xact_lock($1)", RECOUNT).execute(&mut transaction).await?;
-        // One statement sees one moment: both numbers are of before or after any other transaction.
-        let off_by = sqlx::query_scalar!(
-            r#"-- pending.recount
-            with difference as materialized (
-                select (select count(*) from jobs j join requests r on r.sign_job_id = j.id where j.kind = 'sign' and j.state = 'pending' and j.next_run_at < 'infinity')
-                    - (select coalesce(sum(requests), 0) from pending_changes)::bigint
-                    - (select sum(requests) from pending_requests)::bigint as off_by
-            ),
-            corrected as (
-                insert into pending_changes (requests) select off_by from difference where off_by <> 0
-            )
-            select off_by as "off_by!" from difference"#
-        )
-        .fetch_one(&mut transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(off_by)
     }
 }

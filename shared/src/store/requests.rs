@@ -1,14 +1,13 @@
 //! The state of requests, as their callers and receivers see it.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::keys::KeyId;
 use super::low_water::{LATE_BY, LowWater};
-use super::{Result, Store, StoreError, count};
+use super::{Result, Store, StoreError, count, duration};
 use crate::contract::{LastError, SigningRequest, Status, WebhookState, WebhookStatus};
 use crate::forecast::{Forecast, Lane, Waiting};
 
@@ -33,7 +32,7 @@ impl Store {
     /// The states of the requests with these ids, in any order; unknown ids are missing.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn requests(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, RequestState>> {
         let rows = sqlx::query_as!(
             Row,
@@ -85,9 +84,9 @@ impl Store {
     /// A look at the queue of sign jobs `from` low-water marks on, and where the next one may begin.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn forecast(&self, from: LowWater) -> Result<(Forecast, LowWater)> {
-        let rows = sqlx::query!(
+        let row = sqlx::query!(
             r#"-- requests.forecast
             with fresh as (
                 select next_run_at, id, row_number() over (order by next_run_at, id) as place from jobs
@@ -100,62 +99,63 @@ impl Store {
                 where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at >= coalesce($4::timestamptz, '-infinity')
                     and (lease_token is null or leased_until <= now())
                 order by next_run_at, id limit $1
-            )
-            select 0 as "lane!", next_run_at as "at!", id as "id!", place as "place!" from fresh
-            where place <= $2 or place % $2 = 0 or place = (select max(place) from fresh)
-            union all
-            select 1, next_run_at, id, place from retries
-            where place <= $2 or place % $2 = 0 or place = (select max(place) from retries)
-            union all
-            -- A slot that is being used is free a window after the answer, which mostly comes soon.
-            (select 2, greatest(now(), case when lease_token is null then free_at else least(free_at, now() + window_length) end), 0, 0
-            from (
+            ),
+            fresh_marks as materialized (
+                select * from fresh where place <= $2 or place % $2 = 0 or place = (select max(place) from fresh)
+            ),
+            retry_marks as materialized (
+                select * from retries where place <= $2 or place % $2 = 0 or place = (select max(place) from retries)
+            ),
+            first_slots as materialized (
                 select * from upstream_slots
                 where free_at >= coalesce($5::timestamptz, '-infinity') and not retired
                 order by free_at limit $2
-            ) first_slots)
-            union all
-            select 3, now(), coalesce((select calls from upstream), 0), 0
-            union all
-            select 4, greatest(now(), paused_until, probe_at), (extract(epoch from window_length) * 1e6)::bigint, 0 from upstream
-            union all
-            select 5, free_at, 0, 0 from (
-                select free_at from upstream_slots
-                where free_at >= coalesce($5::timestamptz, '-infinity') and not retired
-                order by free_at limit 1
-            ) first_slot
-            where free_at > '-infinity'
-            order by 1, 4, 2"#,
+            )
+            select
+                now() as "at!",
+                array(select next_run_at from fresh_marks order by place) as "fresh_due!",
+                array(select id from fresh_marks order by place) as "fresh_ids!",
+                array(select place from fresh_marks order by place) as "fresh_places!",
+                array(select next_run_at from retry_marks order by place) as "retries_due!",
+                array(select id from retry_marks order by place) as "retries_ids!",
+                array(select place from retry_marks order by place) as "retries_places!",
+                -- A slot that is being used is free a window after the answer, which mostly comes soon.
+                array(
+                    select greatest(now(), case when lease_token is null then free_at else least(free_at, now() + window_length) end) as free
+                    from first_slots order by free
+                ) as "slots_free!",
+                -- One that is in use may be free sooner than it says.
+                (select case when min(free_at) > '-infinity' then least(min(free_at), now()) end from first_slots) as slots_reached,
+                u.calls as "calls?",
+                extract(epoch from u.window_length)::float8 as "window?",
+                greatest(now(), u.paused_until, u.probe_at) as "closed_until!"
+            from (select) once left join upstream u on true"#,
             FARTHEST_PLACE,
             EXACT_PLACES,
             from.fresh,
             from.retries,
             from.slots,
         )
-        .fetch_all(&self.database)
+        .fetch_one(&self.database)
         .await?;
-        let lane =
-            |lane| Lane { marks: rows.iter().filter(|row| row.lane == lane).map(|row| ((row.at, row.id), count(row.place))).collect() };
-        let now = rows.iter().find(|row| row.lane == 3).ok_or(StoreError::Corrupt("time"))?;
-        let at = now.at;
-        let upstream = rows.iter().find(|row| row.lane == 4);
-        let (fresh, retries) = (lane(0), lane(1));
-        let first_slots: Vec<_> = rows.iter().filter(|row| row.lane == 2).map(|row| row.at).collect();
-        // One that is in use may be free sooner than it says.
-        let slots = rows.iter().find(|row| row.lane == 5).map(|row| row.at.min(at));
-        let reached = |first: Option<OffsetDateTime>| Some(first.map_or(at, |first| first.min(at)) - LATE_BY);
-        let reached = LowWater { fresh: reached(fresh.first()), retries: reached(retries.first()), slots };
         let forecast = Forecast {
-            at,
-            fresh,
-            retries,
-            first_slots,
-            slots: u32::try_from(now.id).unwrap_or(u32::MAX),
-            window: upstream.map_or(Duration::ZERO, |row| Duration::from_micros(row.id.unsigned_abs())),
-            closed_until: upstream.map_or(at, |row| row.at),
+            at: row.at,
+            fresh: lane(row.fresh_due, row.fresh_ids, row.fresh_places),
+            retries: lane(row.retries_due, row.retries_ids, row.retries_places),
+            first_slots: row.slots_free,
+            slots: row.calls.map_or(0, count),
+            window: row.window.and_then(duration).unwrap_or_default(),
+            closed_until: row.closed_until,
         };
+        let reached = |lane: &Lane| Some(lane.first().map_or(row.at, |first| first.min(row.at)) - LATE_BY);
+        let reached = LowWater { fresh: reached(&forecast.fresh), retries: reached(&forecast.retries), slots: row.slots_reached };
         Ok((forecast, reached))
     }
+}
+
+/// A lane from its columns.
+fn lane(due: Vec<OffsetDateTime>, ids: Vec<i64>, places: Vec<i64>) -> Lane {
+    Lane { marks: due.into_iter().zip(ids).zip(places).map(|(turn, place)| (turn, count(place))).collect() }
 }
 
 struct Row {

@@ -13,7 +13,7 @@ impl Store {
     /// A signature is forgotten with the last request for it: posted again, the message is signed again.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn forget(&self, age: Duration, most: u32) -> Result<u32> {
         let mut transaction = self.database.begin().await?;
         let ids = sqlx::query_scalar!(

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::database::Sessions;
+use super::database::Pooling;
 use super::{Result, Store, StoreError};
 
 /// A newer schema is no error: migrations only go forward, and most let old processes run on. CHANGELOG.md says which do not.
@@ -29,13 +29,25 @@ const FORGET_STATEMENTS: &str = r"do $$
     end $$";
 
 impl Store {
+    /// Makes sure that the schema is this program's, which is brought up to date first if `migrate` says so, and that the encryption keys fit.
+    ///
+    /// # Errors
+    /// Those of [`migrate`](Self::migrate), [`check_schema`](Self::check_schema) and [`agree_on_encryption`](Self::agree_on_encryption).
+    pub async fn prepare(&self, migrate: bool) -> Result<()> {
+        if migrate {
+            self.migrate().await?;
+        }
+        self.check_schema().await?;
+        self.agree_on_encryption().await
+    }
+
     /// Brings the schema up to date, in one transaction: all of it, or nothing. Of several processes that call this at once, one works
     /// and the others wait.
     ///
     /// # Errors
-    /// [`StoreError::Schema`] if a migration fails or an applied one was edited; otherwise those of a statement.
+    /// [`StoreError::Schema`] if a migration fails or an applied one was edited; or if a statement fails.
     pub async fn migrate(&self) -> Result<()> {
-        let shared = self.database.sessions().await? == Sessions::Shared;
+        let shared = self.database.pooling().await? == Pooling::Transaction;
         let mut transaction = self.database.begin().await?;
         // A migration may take as long as it takes, and wait for others as long; the limits of a session are for everything else.
         let no_limits = "set local statement_timeout = 0; set local lock_timeout = 0";
@@ -58,7 +70,7 @@ impl Store {
     /// Reaches Postgres and compares the newest applied migration with the newest of this program.
     ///
     /// # Errors
-    /// [`StoreError::SchemaBehind`] if this program's migrations have not all been applied; otherwise those of a statement. A newer schema
+    /// [`StoreError::SchemaBehind`] if this program's migrations have not all been applied; or if a statement fails. A newer schema
     /// is no error: see `MIGRATOR`.
     pub async fn check_schema(&self) -> Result<()> {
         let applied = sqlx::query_scalar::<_, i64>("select version from _sqlx_migrations where success").fetch_all(&self.database).await;

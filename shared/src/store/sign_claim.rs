@@ -23,7 +23,7 @@
 
 use std::time::Duration;
 
-use super::lease::{Asked, Slot};
+use super::lease::{ClaimSentAt, Slot};
 use super::low_water::{LATE_BY, LowWater};
 use super::upstream::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
@@ -57,9 +57,9 @@ impl Store {
     /// slots `from` low-water marks on, and says where the next claim may begin to look. One with the default looks at all.
     ///
     /// # Errors
-    /// Those of a statement; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
+    /// If a statement fails; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
     pub async fn claim_sign_jobs(&self, most: usize, lease: Duration, rate: Rate, from: LowWater) -> Result<(Claimed<SignJob>, LowWater)> {
-        let asked = Asked::now();
+        let asked = ClaimSentAt::now();
         let rows = sqlx::query!(
             r#"-- sign.claim
             with gate as materialized (
@@ -151,7 +151,7 @@ impl Store {
             lost as (
                 insert into attempts (job_id, number, started_at)
                 select id, attempt - 1, lost_since from leased where lost_since is not null
-                -- A worker of the version before wrote it when it began.
+                -- What is in the log already must not stop the queue.
                 on conflict (job_id, number) do nothing
             ),
             -- Who got as much as was wanted asks again anyway.
@@ -252,9 +252,9 @@ impl Store {
     /// those that no claim reaches, because the upstream has been away for so long.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn claim_overdue_sign_jobs(&self, deadline: Duration, most: u32, lease: Duration) -> Result<Vec<(Lease, MessageDigest)>> {
-        let asked = Asked::now();
+        let asked = ClaimSentAt::now();
         let rows = sqlx::query!(
             r#"-- sign.claim_overdue
             with overdue as materialized (
@@ -277,8 +277,8 @@ impl Store {
                 select id, attempt - 1, lost_since from leased where lost_since is not null
                 on conflict (job_id, number) do nothing
             )
-            select leased.id, lease_token as "lease_token!", m.digest
-            from leased cross join lateral (select digest from messages where id = leased.message_id limit 1) m"#,
+            select leased.id, lease_token as "lease_token!", sha256(m.body) as "digest!"
+            from leased cross join lateral (select body from messages where id = leased.message_id limit 1) m"#,
             seconds(deadline),
             i64::from(most),
             seconds(lease),

@@ -93,7 +93,7 @@ impl Store {
     /// Writes the outcomes of `finishes` together, durably. One result per finish, in order.
     ///
     /// # Errors
-    /// Those of a statement; then nothing was written, or some was, or (if the connection broke during a commit) all was. Writing again what
+    /// If a statement fails; then nothing was written, or some was, or (if the connection broke during a commit) all was. Writing again what
     /// was written gives [`Finished::LeaseLost`].
     pub async fn finish_sign_jobs(&self, finishes: &[SignFinish]) -> Result<Vec<Finished>> {
         // First, so that a pause that the upstream asked for is kept even if the rest is not written.

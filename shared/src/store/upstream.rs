@@ -50,7 +50,7 @@ pub enum Agreement {
 
 /// What a worker hears when it says that it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stay {
+pub struct Heartbeat {
     /// Whether it may call the upstream.
     pub agreement: Agreement,
     /// Another server has taken over, by whose clock the slots are not set yet. Nobody claims before [`take_over`](Store::take_over) has.
@@ -85,7 +85,7 @@ impl Store {
     /// under the old rate is out of every window.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn join_workers(&self, worker: WorkerId, rate: Rate) -> Result<Agreement> {
         let calls = i32::from(rate.calls());
         let mut transaction = self.database.begin().await?;
@@ -141,14 +141,6 @@ impl Store {
             .await?;
         }
         trust_no_other_clock(&mut transaction).await?;
-        // Those that a worker of the version before has added.
-        sqlx::query!(
-            "-- upstream.mend_windows
-            update upstream_slots set window_length = make_interval(secs => $1) where window_length <> make_interval(secs => $1)",
-            seconds(rate.window()),
-        )
-        .execute(&mut transaction)
-        .await?;
         // Those that stay are the ones that are free last. When the first of them is, all that were taken away have been, so no more
         // than the new number of calls is in the window that the next call closes. The others are kept, with the time of their use,
         // for the day when the rate is raised again.
@@ -199,8 +191,8 @@ impl Store {
     /// Says that `worker` lives, and looks whether its rate is still the agreed one. It is not if the worker was taken for dead.
     ///
     /// # Errors
-    /// Those of a statement.
-    pub async fn stay_worker(&self, worker: WorkerId, rate: Rate) -> Result<Stay> {
+    /// If a statement fails.
+    pub async fn heartbeat(&self, worker: WorkerId, rate: Rate) -> Result<Heartbeat> {
         let row = sqlx::query!(
             r#"-- upstream.stay
             with agreed as materialized (
@@ -220,14 +212,14 @@ impl Store {
         .fetch_one(&self.database)
         .await?;
         let agreement = if row.same { Agreement::Agreed } else { Agreement::Differs(read_rate(row.calls, row.window)?) };
-        Ok(Stay { agreement, taken_over: row.taken_over })
+        Ok(Heartbeat { agreement, taken_over: row.taken_over })
     }
 
     /// After a failover, makes the slots wait until the clock of the new server counts; nothing is claimed before. That looks at every job that
     /// waits, so it may take a while. One does it; whoever comes meanwhile has nothing to do: `false`.
     ///
     /// # Errors
-    /// Those of a statement; then nothing has changed.
+    /// If a statement fails; then nothing has changed.
     pub async fn take_over(&self) -> Result<bool> {
         let mut transaction = self.database.begin().await?;
         let alone = sqlx::query_scalar!(
@@ -248,7 +240,7 @@ impl Store {
     /// Says that `worker` is gone, so that nobody has to wait for that to show.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn leave_workers(&self, worker: WorkerId) -> Result<()> {
         sqlx::query!("-- upstream.leave\ndelete from sign_workers where id = $1", worker.0).execute(&self.database).await?;
         Ok(())
@@ -257,7 +249,7 @@ impl Store {
     /// The upstream as the workers see it; nothing before the first of them has started.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn upstream(&self) -> Result<Option<UpstreamState>> {
         let row = sqlx::query!(
             r#"-- upstream.state

@@ -40,7 +40,7 @@ impl Store {
     /// that others have probed since. Only a pause is kept in any case.
     ///
     /// # Errors
-    /// Those of a statement; then some was told, or nothing.
+    /// If a statement fails; then some was told, or nothing.
     pub(super) async fn tell_of_upstream(&self, finishes: &[SignFinish]) -> Result<()> {
         for news in together(finishes) {
             self.tell_news(&news).await?;

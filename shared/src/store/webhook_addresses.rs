@@ -7,7 +7,7 @@ impl Store {
     /// Says what this worker lets through besides the public internet.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn allow_webhook_addresses(&self, allowed: &AddressSettings) -> Result<()> {
         sqlx::query!(
             "-- webhook_addresses.allow
@@ -25,7 +25,7 @@ impl Store {
     /// What the worker that started last lets through; nothing is known if none ever did.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn webhook_addresses(&self) -> Result<Option<AddressSettings>> {
         let allowed = sqlx::query!("-- webhook_addresses.allowed\nselect networks, ports from webhook_addresses")
             .fetch_optional(&self.database)

@@ -30,7 +30,7 @@ use std::time::Duration;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::lease::Asked;
+use super::lease::ClaimSentAt;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
 use crate::encryption::{EncryptionError, Place, Stored};
@@ -134,9 +134,9 @@ impl Store {
     /// Claims webhook jobs for `lease`, a fair share from each receiver.
     ///
     /// # Errors
-    /// Those of a statement; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
+    /// If a statement fails; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
     pub async fn claim_webhook_jobs(&self, wanted: &Wanted, lease: Duration) -> Result<ClaimedWebhooks> {
-        let asked = Asked::now();
+        let asked = ClaimSentAt::now();
         let (held_by, held): (Vec<Uuid>, Vec<i32>) =
             wanted.held.iter().map(|(receiver, jobs)| (receiver.0, i32::try_from(*jobs).unwrap_or(i32::MAX))).unzip();
         let rows = sqlx::query!(
@@ -213,7 +213,7 @@ impl Store {
             lost as (
                 insert into attempts (job_id, number, started_at)
                 select id, attempt - 1, lost_since from leased where lost_since is not null
-                -- A worker of the version before wrote it when it began.
+                -- What is in the log already must not stop the queue.
                 on conflict (job_id, number) do nothing
             ),
             pruned as (
@@ -317,16 +317,15 @@ impl Store {
         secrets: impl Iterator<Item = Stored>,
         headers: Headers,
     ) -> Result<Confidential, EncryptionError> {
-        let unreadable = |_| EncryptionError::Forged(String::new());
         let secrets = secrets.map(|stored| {
             let opened = self.keyring.open(Place::WebhookSecret(api_key), stored)?;
-            WebhookSecret::from_bytes(opened.expose().clone()).map_err(unreadable)
+            WebhookSecret::from_bytes(opened.expose().clone()).map_err(|_| EncryptionError::Malformed)
         });
         let headers = match headers {
             Headers::Plain(headers) => headers,
             Headers::Sealed(stored) => {
                 let opened = self.keyring.open(Place::WebhookHeaders(request), stored)?;
-                serde_json::from_slice(opened.expose()).map_err(|_| EncryptionError::Forged(String::new()))?
+                serde_json::from_slice(opened.expose()).map_err(|_| EncryptionError::Malformed)?
             }
         };
         Ok(Confidential { secrets: secrets.collect::<Result<_, _>>()?, headers: Secret::new(headers) })

@@ -69,7 +69,7 @@ impl Store {
     /// Writes the outcomes of `finishes` together, durably. One result per finish, in order.
     ///
     /// # Errors
-    /// Those of a statement; then nothing was written, or (if the connection broke during the commit) all was.
+    /// If a statement fails; then nothing was written, or (if the connection broke during the commit) all was.
     pub async fn finish_webhook_jobs(&self, finishes: &[WebhookFinish]) -> Result<Vec<Finished>> {
         let columns = Columns::of(finishes);
         let written = sqlx::query_scalar!(
@@ -151,7 +151,7 @@ impl Store {
     /// worker was there to ask, no receiver is taken for lost: its probe is overdue then, and the next one begins a new time of failures.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn exhaust_webhooks_of_lost_receivers(&self, age: Duration, most: u32) -> Result<u32> {
         let ended = sqlx::query_scalar!(
             r#"-- webhook.exhaust
@@ -193,7 +193,7 @@ impl Store {
     /// whose grace is over. Says how many of either it forgot, whichever is more.
     ///
     /// # Errors
-    /// Those of a statement.
+    /// If a statement fails.
     pub async fn forget_receivers_and_secrets(&self, age: Duration, most: u32) -> Result<u32> {
         let gone = sqlx::query_scalar!(
             r#"-- webhook.forget

@@ -89,7 +89,7 @@ async fn filled(f: Fixture) -> Fixture {
     // None of these is due, and none is old.
     f.run(&format!(
         "with texts as (
-            insert into messages (digest, body) select sha256(n::text::bytea), n::text::bytea from generate_series(1, {BACKLOG}) n returning id, digest
+            insert into messages (digest, body) select message_digest(n::text::bytea), n::text::bytea from generate_series(1, {BACKLOG}) n returning id, digest
         ),
         signs as (
             insert into jobs (kind, message_id, next_run_at) select 'sign', id, now() + interval '1 hour' from texts returning id, message_id
@@ -99,7 +99,7 @@ async fn filled(f: Fixture) -> Fixture {
         ),
         posts as (
             insert into requests (id, api_key_id, sign_job_id, client_request_id, payload_digest, webhook_url)
-            select gen_random_uuid(), k.id, s.id, 'backlog ' || s.id, t.digest, 'http://elsewhere.example/' from signs s join texts t on t.id = s.message_id, api_keys k
+            select gen_random_uuid(), k.id, s.id, 'backlog ' || s.id, sha256(t.digest::text::bytea), 'http://elsewhere.example/' from signs s join texts t on t.id = s.message_id, api_keys k
             returning id, api_key_id, webhook_url
         )
         insert into jobs (kind, request_id, receiver, next_run_at)
@@ -173,7 +173,7 @@ async fn a_claim_from_the_low_water_mark_on_steps_over_what_was_done_though_no_v
         f.run(&format!(
             "with texts as (
                 insert into messages (digest, body)
-                select sha256(m::bytea), m::bytea from (select '{round} ' || n as m from generate_series(1, 100) n) m returning id
+                select message_digest(m::bytea), m::bytea from (select '{round} ' || n as m from generate_series(1, 100) n) m returning id
             )
             insert into jobs (kind, message_id, next_run_at) select 'sign', id, now() - interval '{} min' from texts",
             ROUNDS - round

@@ -45,7 +45,7 @@ impl State {
     async fn store(&self, connection: &mut PgConnection) -> Vec<i64> {
         let (due, retry): (Vec<i32>, Vec<bool>) = self.jobs.iter().copied().unzip();
         let (free, uses): (Vec<i32>, Vec<i64>) = self.slots.iter().copied().unzip();
-        let digests: Vec<Vec<u8>> = (0..due.len()).map(|n| vec![u8::try_from(n).unwrap(); 32]).collect();
+        let bodies: Vec<Vec<u8>> = (0..due.len()).map(|n| vec![u8::try_from(n).unwrap(); 32]).collect();
         // One transaction: one now() for all.
         let mut transaction = connection.begin().await.unwrap();
         sqlx::raw_sql("delete from attempts; delete from jobs; delete from messages; delete from upstream_slots; delete from upstream")
@@ -72,8 +72,8 @@ impl State {
         .execute(&mut *transaction)
         .await
         .unwrap();
-        sqlx::query("insert into messages (id, digest, body) overriding system value select ord, d, d from unnest($1::bytea[]) with ordinality as m (d, ord)")
-            .bind(&digests)
+        sqlx::query("insert into messages (id, digest, body) overriding system value select ord, message_digest(body), body from unnest($1::bytea[]) with ordinality as m (body, ord)")
+            .bind(&bodies)
             .execute(&mut *transaction)
             .await
             .unwrap();

@@ -66,7 +66,7 @@ async fn a_worker_of_the_version_before_keeps_what_it_has_and_claims_nothing_mor
     assert_eq!(claimed.iter().map(|job| job.message.text()).collect::<Vec<_>>(), ["second"], "the other one is leased");
     let reason = f.refused(CLAIM).await;
     assert!(reason.contains("only_due_jobs_are_leased"), "{reason}");
-    f.run("insert into messages (digest, body) values (sha256('third'), 'third')").await;
+    f.run("insert into messages (digest, body) values (message_digest('third'), 'third')").await;
     f.run("insert into jobs (kind, message_id, created_at, next_run_at) values ('sign', (select max(id) from messages), now() - interval '1 d', now() - interval '1 d')").await;
     let reason = f.refused(CLAIM).await;
     assert!(reason.contains("leases_begin_and_end"), "{reason}");

@@ -1,6 +1,6 @@
 use shared::store::low_water::LowWater;
 use shared::store::sign_finish::Ending;
-use shared::store::upstream::{Agreement, SEEN_EVERY, Stay, WorkerId};
+use shared::store::upstream::{Agreement, Heartbeat, SEEN_EVERY, WorkerId};
 
 use crate::fixture::{Fixture, LEASE};
 
@@ -82,7 +82,7 @@ async fn a_worker_with_another_rate_is_refused_while_one_lives_and_welcome_when_
     f.store.leave_workers(first).await.unwrap();
     assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Differs(ten), "the second one lives");
     all_seem_dead(&f).await;
-    assert_eq!(f.store.stay_worker(second, ten).await.unwrap().agreement, Agreement::Agreed, "it said so just in time");
+    assert_eq!(f.store.heartbeat(second, ten).await.unwrap().agreement, Agreement::Agreed, "it said so just in time");
     assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Differs(ten));
     all_seem_dead(&f).await;
     assert_eq!(f.store.join_workers(other, five).await.unwrap(), Agreement::Agreed);
@@ -112,7 +112,7 @@ async fn a_worker_that_was_taken_for_dead_claims_nothing_under_its_old_rate() {
     all_seem_dead(&f).await;
     assert_eq!(f.store.join_workers(quick, ten).await.unwrap(), Agreement::Agreed);
     assert!(f.store.claim_sign_jobs(1, LEASE, twenty, LowWater::default()).await.unwrap().0.jobs.is_empty());
-    assert_eq!(f.store.stay_worker(slow, twenty).await.unwrap().agreement, Agreement::Differs(ten));
+    assert_eq!(f.store.heartbeat(slow, twenty).await.unwrap().agreement, Agreement::Differs(ten));
     assert_eq!(f.store.claim_sign_jobs(1, LEASE, ten, LowWater::default()).await.unwrap().0.jobs.len(), 1);
 }
 
@@ -135,10 +135,10 @@ async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
     .await;
     assert!(f.claim(10).await.is_empty(), "not before a worker has seen that another server has taken over");
     let (worker, rate) = (WorkerId::generate(), "10/60s".parse().unwrap());
-    assert_eq!(f.store.stay_worker(worker, rate).await.unwrap(), Stay { agreement: Agreement::Agreed, taken_over: true });
+    assert_eq!(f.store.heartbeat(worker, rate).await.unwrap(), Heartbeat { agreement: Agreement::Agreed, taken_over: true });
     let (one, other) = tokio::join!(f.store.take_over(), f.store.take_over());
     assert!(one.unwrap() || other.unwrap());
-    assert_eq!(f.store.stay_worker(worker, rate).await.unwrap(), Stay { agreement: Agreement::Agreed, taken_over: false });
+    assert_eq!(f.store.heartbeat(worker, rate).await.unwrap(), Heartbeat { agreement: Agreement::Agreed, taken_over: false });
     let waits = async |sql| {
         f.number(&format!("select extract(epoch from {sql}(free_at) - now())::bigint from upstream_slots where free_at > '-infinity'"))
             .await
@@ -155,7 +155,7 @@ async fn a_failover_with_thousands_of_slots_and_jobs_is_seen_through_in_a_moment
     let f = Fixture::without_rate().await;
     f.agree("3000/60s").await;
     f.run(
-        "with new as (insert into messages (digest, body) select sha256(n::text::bytea), n::text::bytea from generate_series(1, 20000) n returning id)
+        "with new as (insert into messages (digest, body) select message_digest(n::text::bytea), n::text::bytea from generate_series(1, 20000) n returning id)
         insert into jobs (kind, message_id) select 'sign', id from new",
     )
     .await;

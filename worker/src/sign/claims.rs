@@ -24,21 +24,21 @@ impl Claims {
 
     /// Whether notifications of new jobs arrive at present.
     #[must_use]
-    pub fn hears(&self) -> bool {
-        self.store.hears()
+    pub fn is_listening(&self) -> bool {
+        self.store.is_listening()
     }
 
     /// Claims up to `most` jobs.
     ///
     /// # Errors
-    /// Those of the statement.
+    /// If the statement fails.
     pub async fn claim(&self, most: usize) -> Result<Claimed<SignJob>, StoreError> {
-        let mut look = self.marks.look();
-        let (mut claimed, reached) = self.store.claim_sign_jobs(most, self.lease, self.rate, look.from()).await?;
-        look.has_reached(reached);
-        if !look.is_at_all() && claimed.jobs.len() < most {
-            // There may be something where it did not look.
-            claimed.next_in = claimed.next_in.into_iter().chain(self.marks.all_again_in()).min();
+        let mut scan = self.marks.scan();
+        let (mut claimed, reached) = self.store.claim_sign_jobs(most, self.lease, self.rate, scan.start()).await?;
+        scan.reached(reached);
+        if !scan.is_full() && claimed.jobs.len() < most {
+            // There may be something behind the mark.
+            claimed.next_in = claimed.next_in.into_iter().chain(self.marks.next_full_scan_in()).min();
         }
         Ok(claimed)
     }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use shared::store::upstream::{Agreement, LIVES_FOR, SEEN_EVERY, Stay, WorkerId};
+use shared::store::upstream::{Agreement, Heartbeat, LIVES_FOR, SEEN_EVERY, WorkerId};
 use shared::store::{Store, StoreError};
+use shared::telemetry::display_chain;
 use shared::units::Rate;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::display_chain;
 use crate::error::StartError;
 
 /// How long a worker whose rate differs waits for the others to go: a little longer than one that was killed seems to live.
@@ -39,7 +39,7 @@ impl Membership {
         let mut refused: Option<Instant> = None;
         while !stop.is_cancelled() {
             let join = tokio::time::timeout(JOIN_WITHIN, store.join_workers(member.worker, rate));
-            match join.await.unwrap_or_else(|_| Err(StoreError::timed_out())) {
+            match join.await.unwrap_or_else(|_| Err(StoreError::TimedOut)) {
                 Ok(Agreement::Agreed) => return Ok(Some(member)),
                 Ok(Agreement::Differs(others)) => {
                     let since = *refused.get_or_insert_with(|| {
@@ -50,7 +50,7 @@ impl Membership {
                         return Err(StartError::Settings(differs(rate, others)));
                     }
                 }
-                Err(StoreError::Unavailable(_) | StoreError::Contended(_)) => {}
+                Err(error) if error.is_transient() => {}
                 Err(error) => return Err(error.into()),
             }
             tokio::select! {
@@ -65,18 +65,20 @@ impl Membership {
     ///
     /// # Errors
     /// If others, who had to take this worker for dead, work with another rate by now. What is claimed is finished; nothing more is.
-    pub async fn keep(self, stop: CancellationToken) -> Result<(), StartError> {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
         let mut failing = false;
         let mut taking_over: Option<JoinHandle<()>> = None;
         while !stop.is_cancelled() {
-            let stay = tokio::time::timeout(SEEN_EVERY, self.store.stay_worker(self.worker, self.rate));
+            let stay = tokio::time::timeout(SEEN_EVERY, self.store.heartbeat(self.worker, self.rate));
             let stayed = tokio::select! {
-                stayed = stay => stayed.unwrap_or_else(|_| Err(StoreError::timed_out())),
+                stayed = stay => stayed.unwrap_or_else(|_| Err(StoreError::TimedOut)),
                 () = stop.cancelled() => return Ok(()),
             };
             match stayed {
-                Ok(Stay { agreement: Agreement::Differs(others), .. }) => return Err(StartError::Settings(differs(self.rate, others))),
-                Ok(Stay { agreement: Agreement::Agreed, taken_over }) => {
+                Ok(Heartbeat { agreement: Agreement::Differs(others), .. }) => {
+                    return Err(StartError::Settings(differs(self.rate, others)));
+                }
+                Ok(Heartbeat { agreement: Agreement::Agreed, taken_over }) => {
                     failing = false;
                     // Beside this loop: who is silent for too long is taken for dead.
                     if taken_over && taking_over.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -106,7 +108,7 @@ impl Membership {
 /// Makes the slots wait for the clock of the server that has taken over.
 async fn take_over(store: Store) {
     let taken_over = tokio::time::timeout(TAKE_OVER_WITHIN, store.take_over()).await;
-    match taken_over.unwrap_or_else(|_| Err(StoreError::timed_out())) {
+    match taken_over.unwrap_or_else(|_| Err(StoreError::TimedOut)) {
         Ok(true) => tracing::info!(
             "another Postgres server has taken over: every call waits until what may have been called before is out of the window"
         ),

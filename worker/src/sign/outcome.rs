@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
-use shared::backoff::{Backoff, Failure as Failed, Jitter, Strategy};
+use shared::backoff::{Backoff, FailedAttempt, Jitter, doubling};
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, Failure, UpstreamNews};
 
@@ -69,16 +69,16 @@ pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
 
 /// When a message is tried again, and for how long.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub struct RetryPolicy {
     backoff: Backoff,
     initial_delay: Duration,
     max_attempts: u32,
     deadline: Duration,
-    probe: Backoff,
 }
 
-/// Probes of an upstream that is down come after one second at first, and at least once a minute.
-const PROBE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+/// When an upstream that is down is probed first, and how often at least.
+const FIRST_PROBE_AFTER: Duration = Duration::from_secs(1);
+const PROBE_EVERY: Duration = Duration::from_mins(1);
 
 /// The longest pause that an upstream can ask for: more is a mistake, and would stop everything.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
@@ -86,19 +86,17 @@ const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 /// With less time than this before its deadline a message is not tried again.
 const SHORTEST_CHANCE: Duration = Duration::from_secs(1);
 
-impl Policy {
+impl RetryPolicy {
     /// The policy of the settings.
     ///
     /// # Errors
     /// One line that names the variables.
     pub fn new(settings: &SignSettings) -> Result<Self, String> {
-        let jitter = Jitter::new(0.2)?;
         Ok(Self {
             backoff: settings.backoff()?,
             initial_delay: settings.sign_initial_delay,
             max_attempts: settings.sign_max_attempts,
             deadline: settings.sign_deadline,
-            probe: Backoff::new(Strategy::Exponential, PROBE.0, PROBE.1, jitter)?,
         })
     }
 
@@ -116,8 +114,9 @@ impl Policy {
             Outcome::Refused => (Ending::Failed(Failure::Refused), up),
             Outcome::TryAgain => (self.retry(job, rng), up),
             Outcome::Unavailable => {
-                let failures = Failed { attempt: job.breaker_failures + 1, competing: 1, interval: Duration::ZERO, age: Duration::ZERO };
-                (Ending::Unavailable, UpstreamNews::Down { probe_in: self.probe.delay(failures, rng), failures: failures.attempt })
+                let failures = job.breaker_failures + 1;
+                let probe_in = Jitter::FIFTH.apply(doubling(FIRST_PROBE_AFTER, PROBE_EVERY, failures), rng);
+                (Ending::Unavailable, UpstreamNews::Down { probe_in, failures })
             }
             Outcome::Throttled(wait) => {
                 let pause = wait.unwrap_or(job.interval).clamp(job.interval, LONGEST_PAUSE.max(job.interval));
@@ -133,7 +132,7 @@ impl Policy {
         let delay = if job.attempt == 1 && !self.initial_delay.is_zero() {
             self.initial_delay.mul_f64(rng.random_range(0.0..=1.0))
         } else {
-            let failure = Failed { attempt: job.attempt, competing: job.competing, interval: job.interval, age: job.age };
+            let failure = FailedAttempt { attempt: job.attempt, competing: job.competing, interval: job.interval, age: job.age };
             self.backoff.delay(failure, rng)
         };
         match before_deadline(delay, self.deadline.saturating_sub(job.age)) {

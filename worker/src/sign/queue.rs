@@ -12,7 +12,7 @@ use tracing::{Instrument, field};
 
 use super::calls::Calls;
 use super::claims::Claims;
-use super::outcome::{Policy, judge};
+use super::outcome::{RetryPolicy, judge};
 use super::upstream::{Reply, Unsendable, Upstream};
 use crate::driver::{Ended, Queue};
 use crate::finisher::Shared;
@@ -40,7 +40,7 @@ pub struct SignQueue {
     /// Which statuses are tried again.
     pub retryable: Statuses,
     /// When.
-    pub policy: Policy,
+    pub policy: RetryPolicy,
     /// Where outcomes go.
     pub finisher: Shared<SignFinish>,
 }
@@ -69,7 +69,7 @@ impl Queue for SignQueue {
         let finish = self.attempt(job, give_up).instrument(span.clone()).await;
         // A slot that was used is not free before a window has passed. But who hears of no new job has to look as often as there is a reason.
         let ended = match finish.ending {
-            Ending::Signed(_) | Ending::Failed(_) if finish.called && self.claims.hears() => Ended::ForGood,
+            Ending::Signed(_) | Ending::Failed(_) if finish.called && self.claims.is_listening() => Ended::ForGood,
             _ => Ended::GivenBack,
         };
         self.finisher.finish(finish).instrument(span).await;

@@ -6,7 +6,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT}
 use poem_openapi::types::ToJSON;
 use rand::Rng;
 use shared::address_guard::{Forbidden, Guard};
-use shared::backoff::Jitter;
+use shared::backoff::{Jitter, doubling};
 use shared::contract::WebhookEvent;
 use shared::standard_webhooks::signature_header;
 use shared::store::deliveries::webhook_id;
@@ -191,7 +191,7 @@ pub fn decide(answer: &Answer, attempt: u32, schedule: &Schedule, rng: &mut impl
         _ => {}
     }
     let Some(delay) = schedule.after(attempt) else { return Delivery::Exhausted("exhausted") };
-    let delay = Jitter::new(0.2).unwrap_or(Jitter::NONE).apply(delay, rng);
+    let delay = Jitter::FIFTH.apply(delay, rng);
     Delivery::Retry(delay.max(asked(answer).min(LONGEST_WAIT)))
 }
 
@@ -236,7 +236,7 @@ pub fn news(answer: &Answer, before: u32, schedule: &Schedule) -> ReceiverNews {
 fn pause(failures: u32) -> Duration {
     match failures.checked_sub(PATIENT_FAILURES) {
         None => Duration::ZERO,
-        Some(doublings) => Duration::from_secs(1).saturating_mul(1 << doublings.min(6)).min(LONGEST_PAUSE),
+        Some(doublings) => doubling(Duration::from_secs(1), LONGEST_PAUSE, doublings + 1),
     }
 }
 

@@ -46,8 +46,8 @@ impl Circle {
         Self { began_after: after, wrapped: after.is_none() }
     }
 
-    /// Whether every receiver was looked at once, now that a walk stopped there; nothing: it reached the end.
-    fn is_complete(&mut self, stopped_at: Option<ReceiverId>) -> bool {
+    /// Goes on to where a walk stopped; `None`: it reached the last receiver. True if every receiver was looked at once by now.
+    fn advance(&mut self, stopped_at: Option<ReceiverId>) -> bool {
         match stopped_at {
             None => std::mem::replace(&mut self.wrapped, true),
             Some(at) => self.wrapped && self.began_after.is_some_and(|began| at >= began),
@@ -81,7 +81,7 @@ impl Queue for WebhookQueue {
             let (jobs, next_in) = (found.claimed.jobs, found.claimed.next_in);
             soonest = soonest.into_iter().chain(next_in).min();
             // Nothing among the receivers that were looked at: on to the next ones, until the circle is complete.
-            if jobs.is_empty() && !circle.is_complete(found.stopped_at) {
+            if jobs.is_empty() && !circle.advance(found.stopped_at) {
                 continue;
             }
             let seat = |job: WebhookJob| Seated { seat: self.seats.take(job.receiver, job.standing), job };
@@ -190,7 +190,7 @@ mod tests {
         for walks in 1..100 {
             let last = receivers.min(after + 256);
             let stopped_at = (last == after + 256).then(|| id(last));
-            if circle.is_complete(stopped_at) {
+            if circle.advance(stopped_at) {
                 return walks;
             }
             after = if stopped_at.is_some() { last } else { 0 };

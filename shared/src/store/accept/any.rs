@@ -5,6 +5,8 @@
 
 use std::collections::HashSet;
 
+use uuid::Uuid;
+
 use super::columns::Columns;
 use super::{Accepted, NewRequest};
 use crate::forecast::Waiting;
@@ -21,7 +23,7 @@ impl Store {
     /// `pending`. And no more than 10,000 wait for one message.
     ///
     /// # Errors
-    /// Those of a statement; then nothing was stored, or (if the connection broke during the commit) all was.
+    /// If a statement fails; then nothing was stored, or (if the connection broke during the commit) all was.
     pub async fn accept(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Accepted>> {
         // Two groups that race for one idempotency key can make the second one's new job pointless. It shows as a request that was
         // not inserted; rolled back and read again, the first one's rows are visible.
@@ -30,7 +32,7 @@ impl Store {
                 return Ok(accepted);
             }
         }
-        Err(StoreError::Unavailable(sqlx::Error::Protocol("lost three races for one idempotency key".into())))
+        Err(StoreError::LostRaces)
     }
 
     async fn try_accept(&self, requests: &[NewRequest], most_pending: u64) -> Result<Option<Vec<Accepted>>> {
@@ -42,10 +44,10 @@ impl Store {
         let new = sqlx::query_scalar!(
             "-- accept.messages
             insert into messages (digest, body)
-            select distinct on (digest) digest, body from unnest($1::bytea[], $2::bytea[]) as posted (digest, body) order by digest
+            select distinct on (digest) digest, body from unnest($1::uuid[], $2::bytea[]) as posted (digest, body) order by digest
             on conflict (digest) do update set body = excluded.body where false
             returning digest",
-            &columns.digests as _,
+            &columns.digests,
             &columns.bodies as _,
         )
         .fetch_all(&mut transaction)
@@ -57,14 +59,14 @@ impl Store {
             select from jobs
             where id = any(array(
                 select live.id
-                from unnest($1::bytea[]) as posted (digest)
+                from unnest($1::uuid[]) as posted (digest)
                 cross join lateral (select id from messages m where m.digest = posted.digest limit 1) m
                 cross join lateral (
                     select id from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'pending' limit 1
                 ) live
             ))
             order by id for no key update",
-            &columns.digests as _,
+            &columns.digests,
         )
         .execute(&mut transaction)
         .await?;
@@ -73,9 +75,9 @@ impl Store {
             r#"-- accept.requests
             with posted as materialized (
                 select *, case when client_id is null then id::text else key::text || client_id end as same_as
-                from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[], $5::bytea[], $6::text[], $7::jsonb[], $8::text[],
-                    $10::bytea[], $11::text[])
-                    with ordinality as p (id, key, digest, client_id, payload, url, headers, traceparent, sealed, sealed_with, ord)
+                from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bytea[], $6::text[], $7::jsonb[], $8::text[],
+                    $10::bytea[], $11::text[], $15::bytea[])
+                    with ordinality as p (id, key, digest, client_id, payload, url, headers, traceparent, sealed, sealed_with, body, ord)
             ),
             earlier as materialized (
                 select p.ord, r.id, r.created_at, r.sign_job_id,
@@ -91,7 +93,7 @@ impl Store {
                 select distinct on (p.same_as) p.*, m.id as message, done.id is not null as signed, done.id as signed_by, live.id as live_job,
                     coalesce(live.attached, 0) as attached
                 from posted p
-                cross join lateral (select id from messages m where m.digest = p.digest limit 1) m
+                cross join lateral (select id from messages m where m.digest = p.digest and m.body = p.body limit 1) m
                 left join lateral (
                     select id from jobs j where j.message_id = m.id and j.kind = 'sign' and j.state = 'succeeded' limit 1
                 ) done on true
@@ -164,7 +166,7 @@ impl Store {
             order by p.ord"#,
             &columns.ids,
             &columns.keys,
-            &columns.digests as _,
+            &columns.digests,
             &columns.client_ids as &[Option<&str>],
             &columns.payloads as _,
             &columns.urls as &[Option<&str>],
@@ -176,6 +178,7 @@ impl Store {
             &columns.older_of,
             &columns.older_payloads as _,
             MOST_ATTACHED,
+            &columns.bodies as _,
         )
         .fetch_all(&mut transaction)
         .await?;
@@ -215,19 +218,18 @@ impl Store {
 }
 
 /// Takes back the new messages that no request uses, because none that brought one was stored.
-async fn forget_unused(transaction: &mut Transaction, new: Vec<Vec<u8>>, requests: &[NewRequest], accepted: &[Accepted]) -> Result<()> {
+async fn forget_unused(transaction: &mut Transaction, new: Vec<Uuid>, requests: &[NewRequest], accepted: &[Accepted]) -> Result<()> {
     let is_stored = |accepted: &Accepted| matches!(accepted, Accepted::Stored { .. });
     if accepted.iter().all(is_stored) {
         return Ok(());
     }
-    let used: HashSet<[u8; 32]> = requests
+    let used: HashSet<Uuid> = requests
         .iter()
         .zip(accepted)
         .filter(|(_, accepted)| is_stored(accepted))
-        .map(|(request, _)| *request.message.digest().as_bytes())
+        .map(|(request, _)| request.message.digest().short())
         .collect();
-    let unused: Vec<Vec<u8>> =
-        new.into_iter().filter(|digest| <[u8; 32]>::try_from(digest.as_slice()).is_ok_and(|digest| !used.contains(&digest))).collect();
+    let unused: Vec<Uuid> = new.into_iter().filter(|digest| !used.contains(digest)).collect();
     sqlx::query!("-- accept.forget_unused\ndelete from messages where digest = any($1)", &unused).execute(&mut *transaction).await?;
     Ok(())
 }

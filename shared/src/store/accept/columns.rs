@@ -10,7 +10,7 @@ use crate::encryption::{Keyring, Place};
 pub(super) struct Columns<'a> {
     pub(super) ids: Vec<Uuid>,
     pub(super) keys: Vec<Uuid>,
-    pub(super) digests: Vec<&'a [u8]>,
+    pub(super) digests: Vec<Uuid>,
     pub(super) bodies: Vec<&'a [u8]>,
     pub(super) client_ids: Vec<Option<&'a str>>,
     pub(super) payloads: Vec<[u8; 32]>,
@@ -30,7 +30,7 @@ impl<'a> Columns<'a> {
         for (request, ord) in requests.into_iter().zip(1..) {
             columns.ids.push(request.id);
             columns.keys.push(request.key.0);
-            columns.digests.push(request.message.digest_bytes());
+            columns.digests.push(request.message.digest().short());
             columns.bodies.push(request.message.text().as_bytes());
             columns.client_ids.push(request.client_request_id.as_deref());
             let mut payloads = request.payload_digests(keyring).into_iter();

@@ -20,7 +20,7 @@ impl Store {
     /// `most_pending`, none is stored.
     ///
     /// # Errors
-    /// Those of a statement; then nothing was stored, or (if the connection broke during the commit) all was.
+    /// If a statement fails; then nothing was stored, or (if the connection broke during the commit) all was.
     pub async fn accept_new(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Option<Accepted>>> {
         let mut accepted = vec![None; requests.len()];
         let firsts = firsts(requests);
@@ -33,7 +33,7 @@ impl Store {
             r#"-- accept.new
             with posted as materialized (
                 select p.*, nextval('jobs_id_seq') as job, nextval('messages_id_seq') as message
-                from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::bytea[], $5::text[], $6::bytea[], $7::text[], $8::jsonb[], $9::text[],
+                from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bytea[], $5::text[], $6::bytea[], $7::text[], $8::jsonb[], $9::text[],
                     $10::bytea[], $11::text[])
                     with ordinality as p (id, key, digest, body, client_id, payload, url, headers, traceparent, sealed, sealed_with, ord)
             ),
@@ -66,7 +66,7 @@ impl Store {
             from posted where (message in (select id from new)) is true"#,
             &columns.ids,
             &columns.keys,
-            &columns.digests as _,
+            &columns.digests,
             &columns.bodies as _,
             &columns.client_ids as &[Option<&str>],
             &columns.payloads as _,
