@@ -117,7 +117,10 @@ impl Database {
         let pooling = self.pooling().await?;
         let connection = self.acquire().await?;
         let settings = (pooling == Pooling::Transaction).then(|| BEGIN_WITH_SETTINGS.into_sql_str());
-        Ok(Transaction { inner: sqlx::Transaction::begin(connection, settings).await?, pooling })
+        // In a task, because a BEGIN must not be cut off: sqlx 0.9.0 takes a transaction for begun when it has read the answer, and a connection
+        // that is given back before would be in a transaction that nobody ends (https://github.com/launchbadge/sqlx/issues/4385).
+        let begin = tokio::spawn(sqlx::Transaction::begin(connection, settings));
+        Ok(Transaction { inner: begin.await.map_err(|_| sqlx::Error::WorkerCrashed)??, pooling })
     }
 
     /// A connection that hears notifications; none where sessions are shared, for they would be somebody else's.

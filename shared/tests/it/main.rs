@@ -13,6 +13,7 @@ mod policy;
 mod retention;
 mod sign;
 mod slots;
+mod transactions;
 mod upgrade;
 mod upstream;
 mod webhook;
