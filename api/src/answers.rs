@@ -173,11 +173,12 @@ impl Answers {
         Ok(Stored { known: known.pending(id, created_at, None), wait: Some(wait), may_wait })
     }
 
-    /// The state of a request once it is final, or when its time is up.
-    pub async fn outcome(&self, stored: Stored) -> SigningRequest {
-        let Some(wait) = stored.wait else { return stored.known };
-        // It is stored: whatever happened since, the caller gets a receipt.
-        self.wait(wait).await.ok().flatten().map_or(stored.known, |state| state.request)
+    /// The state of a request once it is final, or when its time is up. `None` if it is gone: it is a repetition of one that was old enough to be
+    /// deleted in this moment.
+    pub async fn outcome(&self, stored: Stored) -> Option<SigningRequest> {
+        let Some(wait) = stored.wait else { return Some(stored.known) };
+        // It is stored: whatever else happened since, the caller gets a receipt.
+        self.wait(wait).await.map_or(Some(stored.known), |state| state.map(|state| state.request))
     }
 
     /// A request that `owner` (nothing: everybody) may see, whose [state](Self::state) can be waited for; nothing if there is none.

@@ -4,8 +4,11 @@ use std::process::ExitCode;
 
 use api::settings::{Cli, Command};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    shared::process::run(run())
+}
+
+async fn run() -> ExitCode {
     let cli: Cli = shared::settings::parse();
     let done = match cli.command {
         None => api::run::until_stopped(cli.settings).await,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use shared::store::keys::ApiKey;
 use shared::store::{Audience, Hint, Store, StoreError};
 use shared::telemetry::{self, display_chain};
-use shared::{operations, shutdown, tls};
+use shared::{operations, process, tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,6 +17,9 @@ use crate::http::{self, Limits, Parts, Receivers};
 use crate::server::serve;
 use crate::settings::Settings;
 use crate::waiters::Waiters;
+
+/// Files that are open beside the connections of callers who wait: other callers, Postgres, the log.
+const OTHER_FILES: u64 = 512;
 
 /// Why the service, or a command, could not do its work. One line each.
 #[derive(Debug, thiserror::Error)]
@@ -58,18 +61,26 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-api")?;
     let store = Store::connect_lazily(&settings.database)?;
-    let stop = shutdown::on_signal().map_err(StartError::Signals)?;
+    let open_files = process::raise_open_files();
+    if open_files < u64::from(settings.max_waiters) + OTHER_FILES {
+        tracing::warn!(
+            open_files,
+            max_waiters = settings.max_waiters,
+            "fewer files may be open than callers may wait; raise the limit (`ulimit -Hn`)"
+        );
+    }
+    let stop = process::stop_on_signal().map_err(StartError::Signals)?;
     let listener = bind("API_LISTEN", settings.api_listen).await?;
     tracing::info!(listen = %listener.1, "api starts");
 
     let tasks = TaskTracker::new();
-    let (waiters, keys) = (Waiters::default(), Keys::new(store.clone()));
+    let prepared = operations::Prepared::default();
+    let (waiters, keys) = (Waiters::default(), Keys::new(store.clone(), prepared.clone()));
     let bounds = Bounds { waiters: settings.max_waiters as usize, pending: settings.max_pending };
     let answers = Answers::new(store.clone(), waiters.clone(), bounds, stop.clone());
     let limits =
         Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
     let own_metrics = settings.metrics_listen.0;
-    let prepared = operations::Prepared::default();
     let health = operations::health(store.clone(), prepared.clone());
     let metrics = own_metrics.is_none().then(|| operations::metrics_endpoint(store.clone()));
     let parts = Parts {

@@ -34,6 +34,12 @@ impl Prepared {
     pub fn done(&self) {
         self.0.store(true, Ordering::Release);
     }
+
+    /// Whether it has.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// Installs the recorder of metrics, once per process, and gives the handle that prints it.
@@ -86,7 +92,7 @@ async fn ready(Data(store): Data<&Store>, Data(prepared): Data<&Prepared>) -> Re
         store.upstream().await
     };
     let (status, body) = match tokio::time::timeout(READY_WITHIN, asked).await {
-        Ok(Ok(upstream)) if prepared.0.load(Ordering::Acquire) => {
+        Ok(Ok(upstream)) if prepared.is_done() => {
             (StatusCode::OK, json!({ "status": "ready", "upstream": upstream.as_ref().map(upstream_json) }))
         }
         Ok(Ok(_)) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "starting" })),

@@ -103,6 +103,10 @@ pub fn http_url(text: &str) -> Result<url::Url, String> {
     if matches!(url.scheme(), "http" | "https") && url.has_host() && bare { Ok(url) } else { Err(ACCEPTED.to_owned()) }
 }
 
+fn otlp_endpoint(text: &str) -> Result<String, String> {
+    Ok(non_empty(text, http_url)?.map(String::from).unwrap_or_default())
+}
+
 /// An address to listen on.
 ///
 /// # Errors
@@ -131,7 +135,7 @@ pub struct TelemetrySettings {
     #[arg(long, env, value_enum, default_value = "pretty")]
     pub log_format: LogFormat,
     /// Where spans go, such as `http://localhost:4317`; empty: nowhere.
-    #[arg(long, env, default_value = "", hide_default_value = true)]
+    #[arg(long, env, default_value = "", hide_default_value = true, value_parser = otlp_endpoint)]
     pub otel_exporter_otlp_endpoint: String,
     /// How spans are sent.
     #[arg(long, env, default_value = "grpc", value_parser = ["grpc", "http/protobuf"])]

@@ -7,6 +7,9 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::time::Duration;
 
+/// The longest duration that can be set: ten years. Sums of these, and points in time, never overflow.
+const LONGEST: Duration = Duration::from_hours(3650 * 24);
+
 /// Parses a duration with a unit, such as `1500ms`, `30s`, `5m`, `24h`, `30d`. A bare `0` is zero.
 ///
 /// # Errors
@@ -15,7 +18,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if text.trim() == "0" {
         return Ok(Duration::ZERO);
     }
-    humantime::parse_duration(text.trim()).map_err(|_| "accepted: a duration with a unit, such as 250ms, 30s, 5m, 24h or 30d".to_owned())
+    let parsed = humantime::parse_duration(text.trim()).ok().filter(|duration| *duration <= LONGEST);
+    parsed.ok_or_else(|| "accepted: a duration with a unit, such as 250ms, 30s, 5m, 24h or 30d, up to 3650d".to_owned())
 }
 
 /// How many calls are allowed in any window of the given length, written `10/60s`.
@@ -109,5 +113,11 @@ mod tests {
         assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));
         assert!(duration("15").unwrap_err().contains("with a unit"));
+    }
+
+    #[test]
+    fn a_duration_that_would_overflow_when_it_is_added_is_refused() {
+        assert_eq!(duration("3650d"), Ok(LONGEST));
+        assert!(duration("18446744073709551615s").unwrap_err().contains("up to 3650d"));
     }
 }

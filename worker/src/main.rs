@@ -4,8 +4,11 @@ use std::process::ExitCode;
 
 use worker::settings::Settings;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    shared::process::run(run())
+}
+
+async fn run() -> ExitCode {
     let settings: Settings = shared::settings::parse();
     match worker::run::until_stopped(settings).await {
         Ok(()) => ExitCode::SUCCESS,

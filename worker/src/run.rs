@@ -6,7 +6,7 @@ use std::time::Duration;
 use poem::listener::{Acceptor, Listener, TcpListener};
 use shared::store::low_water::Marks;
 use shared::store::{Audience, Hint, JobKind, Store};
-use shared::{operations, shutdown, telemetry, tls};
+use shared::{operations, process, telemetry, tls};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +29,9 @@ use crate::webhook::seats::{Limits, Seats};
 /// More calls of the upstream at the same time than this would say more about the settings than about the upstream.
 const MOST_SIGN_CALLS: u16 = 256;
 
+/// How long a connection of an operator, or of what collects metrics, may do nothing.
+const IDLE: Duration = Duration::from_mins(2);
+
 /// A receiver that is down for less than this has not failed for as long as its webhooks are tried, however short their schedule is.
 const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
 
@@ -43,13 +46,14 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let policy = RetryPolicy::new(&settings.sign).map_err(StartError::Settings)?;
     let upstream = if settings.worker_queues.sign { Some(Upstream::new(&settings.upstream)?) } else { None };
     let store = Store::connect_lazily(&settings.database)?;
-    let stop = shutdown::on_signal().map_err(StartError::Signals)?;
+    let _ = process::raise_open_files();
+    let stop = process::stop_on_signal().map_err(StartError::Signals)?;
     let listen_error = |error| StartError::Listen(settings.worker_listen, error);
     let acceptor = TcpListener::bind(settings.worker_listen).into_acceptor().await.map_err(listen_error)?;
     tracing::info!(listen = %acceptor.local_addr()[0], queues = ?settings.worker_queues, rate = %settings.upstream.upstream_rate, "worker starts");
 
     let (tasks, prepared) = (TaskTracker::new(), operations::Prepared::default());
-    let server = poem::Server::new_with_acceptor(acceptor);
+    let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(IDLE);
     tasks.spawn(server.run_with_graceful_shutdown(
         operations::routes(store.clone(), prepared.clone()),
         {

@@ -136,7 +136,7 @@ pub struct WebhookSettings {
 
 fn header_value(text: &str) -> Result<Secret<http::HeaderValue>, String> {
     const ACCEPTED: &str = "accepted: visible ASCII characters";
-    let mut value = http::HeaderValue::from_str(text).map_err(|_| ACCEPTED)?;
+    let mut value = http::HeaderValue::from_str(text.trim()).map_err(|_| ACCEPTED)?;
     value.set_sensitive(true);
     Ok(Secret::new(value))
 }

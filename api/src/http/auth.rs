@@ -7,10 +7,10 @@ use moka::future::Cache;
 use poem::Request;
 use poem_openapi::SecurityScheme;
 use poem_openapi::auth::ApiKey as PresentedKey;
-use shared::store::keys::{ApiKey, Caller, KeyDigest, Scope};
+use shared::operations::Prepared;
+use shared::store::keys::{ApiKey, Caller, KeyDigest, KeyId, Scope};
 use shared::store::{Store, StoreError};
 use shared::telemetry::display_chain;
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::Parts;
@@ -30,6 +30,7 @@ const KNOWN_WITHIN: Duration = Duration::from_millis(800);
 #[derive(Clone)]
 pub struct Keys {
     store: Store,
+    prepared: Prepared,
     cache: Cache<KeyDigest, Arc<Caller>>,
 }
 
@@ -39,10 +40,10 @@ enum Failed {
 }
 
 impl Keys {
-    /// Keys of this store.
+    /// Keys of this store. Until the process is `prepared`, nobody can say that a key is unknown: the bootstrap key may not be there yet.
     #[must_use]
-    pub fn new(store: Store) -> Self {
-        Self { store, cache: Cache::builder().max_capacity(MOST_CACHED).time_to_live(BELIEVED_FOR).build() }
+    pub fn new(store: Store, prepared: Prepared) -> Self {
+        Self { store, prepared, cache: Cache::builder().max_capacity(MOST_CACHED).time_to_live(BELIEVED_FOR).build() }
     }
 
     /// Forgets what is cached: a key was revoked, or may have been.
@@ -51,6 +52,9 @@ impl Keys {
     }
 
     async fn find(&self, key: &ApiKey) -> Result<Arc<Caller>, ApiError> {
+        if !self.prepared.is_done() {
+            return Err(ApiError::Unavailable);
+        }
         let digest = key.digest();
         // Callers that ask for the same key at the same time share one look-up. Only keys that exist are cached.
         let found = self.cache.try_get_with(digest, async {
@@ -58,7 +62,7 @@ impl Keys {
             found.into_iter().next().map(|(_, caller)| Arc::new(caller)).ok_or(Failed::Unknown)
         });
         match tokio::time::timeout(KNOWN_WITHIN, found).await {
-            Ok(Ok(caller)) if caller.expires_at.is_none_or(|end| end > OffsetDateTime::now_utc()) => Ok(caller),
+            Ok(Ok(caller)) if caller.expires.is_none_or(|end| end > std::time::Instant::now()) => Ok(caller),
             Ok(Ok(_)) => Err(ApiError::Unauthorized),
             Ok(Err(failed)) => match &*failed {
                 Failed::Unknown => Err(ApiError::Unauthorized),
@@ -96,6 +100,14 @@ impl Authorized {
     #[must_use]
     pub fn has(&self, scope: Scope) -> bool {
         self.0.caller.scopes.contains(&scope)
+    }
+
+    /// Whose requests the caller may see; `None`: everybody's.
+    ///
+    /// # Errors
+    /// If the key may not read requests.
+    pub fn owner(&self) -> Result<Option<KeyId>, ApiError> {
+        if self.has(Scope::Admin) { Ok(None) } else { Ok(Some(self.with(Scope::Sign)?.key)) }
     }
 
     /// How long it took to find out. It counts against the time in which the caller is answered.

@@ -1,7 +1,7 @@
 //! The delivery log of a request, and sending its webhook again.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use poem::web::Data;
 use poem_openapi::param::Path;
@@ -9,7 +9,7 @@ use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, OpenApi};
 use shared::contract::Deliveries;
 use shared::store::deliveries::Replay;
-use shared::store::keys::{KeyId, Scope};
+use shared::store::keys::KeyId;
 use shared::store::{Store, StoreError};
 use shared::telemetry::display_chain;
 use uuid::Uuid;
@@ -17,6 +17,9 @@ use uuid::Uuid;
 use super::Parts;
 use super::auth::Authorized;
 use super::problem::{ApiError, Documented, Fails};
+
+/// How long Postgres may take for each thing that it is asked: with the look-up of the key, an operation stays within two seconds.
+const ASK_WITHIN: Duration = Duration::from_millis(500);
 
 /// The operations on deliveries.
 pub struct DeliveriesApi;
@@ -77,7 +80,7 @@ impl DeliveriesApi {
         id: Path<Uuid>,
         Data(parts): Data<&Arc<Parts>>,
     ) -> Result<Log, Fails<OnList>> {
-        Ok(Log::Log(Json(read(&parts.store, id.0, owner(&key)?).await?)))
+        Ok(Log::Log(Json(read(&parts.store, id.0, key.owner()?).await?)))
     }
 
     /// Send a webhook again
@@ -92,26 +95,24 @@ impl DeliveriesApi {
         id: Path<Uuid>,
         Data(parts): Data<&Arc<Parts>>,
     ) -> Result<Again, Fails<OnReplay>> {
-        let owner = owner(&key)?;
-        match parts.store.replay(id.0, owner).await.map_err(|error| unavailable(&error))? {
+        let owner = key.owner()?;
+        match in_time(parts.store.replay(id.0, owner)).await? {
             Replay::Sending => Ok(Again::Sending(Json(read(&parts.store, id.0, owner).await?))),
-            Replay::NotFinal => Err(Fails(ApiError::NotFinal, PhantomData)),
-            Replay::NoWebhook => Err(Fails(ApiError::NoWebhook, PhantomData)),
-            Replay::Unknown => Err(Fails(ApiError::UnknownRequest, PhantomData)),
+            Replay::NotFinal => Err(ApiError::NotFinal.into()),
+            Replay::NoWebhook => Err(ApiError::NoWebhook.into()),
+            Replay::Unknown => Err(ApiError::UnknownRequest.into()),
         }
     }
 }
 
-/// Whose requests the caller may see; nothing: everybody's.
-fn owner(key: &Authorized) -> Result<Option<KeyId>, ApiError> {
-    if key.has(Scope::Admin) { Ok(None) } else { Ok(Some(key.with(Scope::Sign)?.key)) }
-}
-
 async fn read(store: &Store, id: Uuid, owner: Option<KeyId>) -> Result<Deliveries, ApiError> {
-    store.deliveries(id, owner).await.map_err(|error| unavailable(&error))?.ok_or(ApiError::UnknownRequest)
+    in_time(store.deliveries(id, owner)).await?.ok_or(ApiError::UnknownRequest)
 }
 
-fn unavailable(error: &StoreError) -> ApiError {
-    tracing::warn!(error = display_chain(error), "can't read or change deliveries");
-    ApiError::Unavailable
+/// What Postgres says, if it does so in time.
+async fn in_time<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, ApiError> {
+    tokio::time::timeout(ASK_WITHIN, asked).await.unwrap_or(Err(StoreError::TimedOut)).map_err(|error| {
+        tracing::warn!(error = display_chain(&error), "can't read or change deliveries");
+        ApiError::Unavailable
+    })
 }

@@ -136,7 +136,7 @@ impl Api {
         let applied = preferences.applied(limits.max_wait, stored.may_wait);
         let parts = Arc::clone(parts);
         Ok(Later::new(async move {
-            let answered = parts.answers.outcome(stored).await;
+            let answered = parts.answers.outcome(stored).await.ok_or(ApiError::Unavailable)?;
             match answered.status {
                 Status::Signed => Ok(PostAnswer::Signed(Json(SigningRequest { last_error: None, webhook: None, ..answered }), applied)),
                 Status::Pending => {
@@ -167,7 +167,7 @@ impl Api {
         headers: &HeaderMap,
         Data(parts): Data<&Arc<Parts>>,
     ) -> Result<Later<GetAnswer>, Fails<OnGet>> {
-        let owner = if key.has(Scope::Admin) { None } else { Some(key.with(Scope::Sign)?.key) };
+        let owner = key.owner()?;
         let preferences = Preferences { respond_async: false, ..Preferences::of(headers) };
         let wait = preferences.wait_or(Duration::ZERO, parts.limits.max_wait);
         let found = parts.answers.get(id.0, owner, wait).await.map_err(unreadable)?.ok_or(ApiError::UnknownRequest)?;

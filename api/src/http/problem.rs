@@ -214,7 +214,7 @@ pub trait Documented {
 
 /// An error of an operation whose documentation lists its problems.
 #[derive(Debug)]
-pub struct Fails<D>(pub ApiError, pub std::marker::PhantomData<D>);
+pub struct Fails<D>(ApiError, std::marker::PhantomData<D>);
 
 impl<D, E: Into<ApiError>> From<E> for Fails<D> {
     fn from(error: E) -> Self {

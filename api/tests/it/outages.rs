@@ -6,8 +6,9 @@ use devkit::postgres::StopMode;
 use devkit::processes::Signal;
 use devkit::upstream::{FaultKind, Faults, SimulatorOptions, When};
 use serde_json::json;
+use sqlx::Connection;
 
-use crate::world::{Options, PATIENCE, World, answer, env, until};
+use crate::world::{KEY, Options, PATIENCE, World, answer, env, until};
 
 #[tokio::test]
 async fn a_post_while_postgres_is_down_is_answered_503_within_two_seconds_and_it_recovers() {
@@ -77,6 +78,59 @@ async fn a_post_while_postgres_stands_still_is_answered_within_two_seconds() {
     assert!(took < Duration::from_secs(2), "{took:?}");
     answered.is_problem(503, "unavailable");
     until("a message is signed again", async || world.sign("after").await.status == 200).await;
+}
+
+#[tokio::test]
+async fn the_delivery_log_and_a_replay_are_answered_within_two_seconds_while_postgres_stands_still() {
+    let world = World::with(Options { own_postgres: true, ..Options::default() }).await;
+    let id = world.sign("before").await.id();
+    let deliveries = format!("{}/crypto/sign/{id}/deliveries", world.url);
+    let frozen = Frozen::new(&world).await;
+    for request in [world.client.get(&deliveries), world.client.post(&deliveries)] {
+        let started = Instant::now();
+        let answered = answer(request.header("X-API-Key", KEY).send().await.unwrap()).await;
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        answered.is_problem(503, "unavailable");
+    }
+    drop(frozen);
+    until("the log is read again", async || world.client.get(&deliveries).header("X-API-Key", KEY).send().await.unwrap().status() == 200)
+        .await;
+}
+
+#[tokio::test]
+async fn until_the_bootstrap_key_is_stored_nobody_is_told_that_it_is_unknown() {
+    let world = World::new().await;
+    let mut holder = sqlx::PgConnection::connect(&world.database).await.unwrap();
+    let mut held = holder.begin().await.unwrap();
+    // Keys can be read, and none can be stored.
+    sqlx::raw_sql("lock table api_keys in exclusive mode").execute(&mut *held).await.unwrap();
+    let new_key = env(&[("BOOTSTRAP_API_KEY", "another-key-of-the-tests")]);
+    let (starting, url) = world.another_api(&new_key).await;
+    let post = async || {
+        let body = json!({ "message": "m" });
+        answer(
+            world
+                .client
+                .post(format!("{url}/crypto/sign"))
+                .header("X-API-Key", "another-key-of-the-tests")
+                .header("Content-Type", "application/json")
+                .body(body.to_string())
+                .send()
+                .await
+                .unwrap(),
+        )
+        .await
+    };
+    for _ in 0..3 {
+        post().await.is_problem(503, "unavailable");
+    }
+    held.rollback().await.unwrap();
+    until("the key is known", async || match post().await.status.as_u16() {
+        200 => true,
+        503 => false,
+        other => panic!("{other}\n{}", starting.log()),
+    })
+    .await;
 }
 
 #[tokio::test]

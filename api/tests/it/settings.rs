@@ -19,6 +19,8 @@ async fn a_wrong_setting_stops_the_program_with_one_line() {
         (Binary::Api, &api, "MAX_PENDING", "lots", "a whole number from 0"),
         (Binary::Api, &api, "DATABASE_MAX_CONNECTIONS", "1", "from 2 to 1000"),
         (Binary::Api, &api, "OTEL_TRACES_SAMPLER_ARG", "NaN", "from 0 to 1"),
+        (Binary::Api, &api, "OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4317", "http"),
+        (Binary::Api, &api, "SYNC_WAIT", "18446744073709551615s", "up to 3650d"),
         (Binary::Api, &api, "LOG_FORMAT", "xml", "pretty, json"),
         (Binary::Api, &api, "DATABASE_URL", "mysql://localhost", "postgres://"),
         (Binary::Api, &api, "RUST_LOG", "a=b=c", "level"),
@@ -57,6 +59,9 @@ async fn a_setting_that_is_missing_or_holds_a_secret_is_named_without_its_value(
         assert!(code == 2 && lines.len() == 1 && lines[0].starts_with("DATABASE_URL: not understood; accepted: postgres://"), "{log}");
         assert!(!log.contains("hunter2"));
     }
+    let no_key = [("DATABASE_URL", "postgres://localhost/x"), ("UPSTREAM_URL", "http://u"), ("UPSTREAM_API_KEY", "")];
+    let (code, log) = run(Binary::Worker, &[], &env(&no_key)).await;
+    assert!(code == 2 && log.contains("UPSTREAM_API_KEY: not set") && log.trim_end().lines().count() == 1, "{log}");
     let (code, log) = run(Binary::Worker, &[], &env(&[("DATABASE_URL", "postgres://localhost/x")])).await;
     assert!(code == 2 && log.contains("UPSTREAM_URL") && log.trim_end().lines().count() == 1, "{log}");
     let (code, log) = run(Binary::Api, &[], &Env::new()).await;

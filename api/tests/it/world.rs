@@ -168,6 +168,17 @@ impl World {
         spawn(Binary::Worker, &[], &[self.worker_env.clone(), listen].concat()).await
     }
 
+    /// One more api with these settings, which may not be ready yet, and its address.
+    pub(crate) async fn another_api(&self, settings: &Env) -> (Process, String) {
+        let port = free_port().unwrap();
+        let listen = env(&[("API_LISTEN", &format!("127.0.0.1:{port}"))]);
+        let process = spawn(Binary::Api, &[], &[self.api_env.clone(), listen, settings.clone()].concat()).await;
+        let url = format!("http://127.0.0.1:{port}");
+        let lives = async || self.client.get(format!("{url}/health/live")).send().await.is_ok();
+        until("the api listens", lives).await;
+        (process, url)
+    }
+
     pub(crate) fn post(&self, body: &Value) -> reqwest::RequestBuilder {
         self.client
             .post(format!("{}/crypto/sign", self.url))

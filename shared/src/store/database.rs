@@ -32,6 +32,10 @@ const ALONE_AFTER: Duration = Duration::from_millis(900);
 /// How long the hosts may take to say what they are.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
 
+/// Most pools to one host that were given up and whose connections are still open. With the one in use, a process never has more connections
+/// than three times its setting.
+const MOST_RETIRED: usize = 2;
+
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long a connection that worked is believed to work.
@@ -83,6 +87,8 @@ pub(super) struct Database {
 struct Found {
     /// Connections to the host that was found last.
     pool: PgPool,
+    /// Those before it, while some of their connections are still open.
+    retired: Vec<PgPool>,
     /// What they are good for; nothing: no host was asked yet.
     pooling: Option<Pooling>,
     /// How often hosts were asked with success.
@@ -98,7 +104,7 @@ impl Database {
             .iter()
             .map(|url| Ok(url.parse::<PgConnectOptions>()?.application_name("countersign")))
             .collect::<Result<Arc<[_]>, sqlx::Error>>()?;
-        let found = Found { pool: pool(most, hosts[0].clone()), pooling: None, looks: 0, had: Instant::now() };
+        let found = Found { pool: pool(most, hosts[0].clone()), retired: Vec::new(), pooling: None, looks: 0, had: Instant::now() };
         Ok(Self { hosts, most, found: Arc::new(RwLock::new(found)), looking: Arc::default() })
     }
 
@@ -131,15 +137,19 @@ impl Database {
         }
     }
 
-    /// A connection to the host that takes writes. If none could be had for a while, the hosts are asked, and connections to the one that
+    /// A connection to the host that takes writes. If nobody could get one for a while, the hosts are asked, and connections to the one that
     /// takes writes take the place of those that may be waiting for a host that has vanished without a word.
     async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        self.try_acquire().await.map_err(not_connected)
+    }
+
+    async fn try_acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let found = self.found();
         let patience = if self.hosts.len() == 1 { ALONE_AFTER } else { ELSEWHERE_AFTER };
         let acquired = match tokio::time::timeout(patience, found.pool.acquire()).await {
             Ok(acquired) => acquired,
-            // Everybody else gets connections: there are only too few of them.
-            Err(_) if self.found().had.elapsed() < patience => found.pool.acquire().await,
+            // Others get connections: there are only too few of them.
+            Err(_) if self.found().had.elapsed() < patience => return found.pool.acquire().await,
             Err(_) => Err(sqlx::Error::PoolTimedOut),
         };
         if let Ok(connection) = acquired {
@@ -162,7 +172,7 @@ impl Database {
         let known = self.found.read().unwrap_or_else(PoisonError::into_inner).pooling;
         match known {
             Some(pooling) => Ok(pooling),
-            None => self.look(0).await,
+            None => self.look(0).await.map_err(not_connected),
         }
     }
 
@@ -179,7 +189,18 @@ impl Database {
             Err(_) => return Err(sqlx::Error::PoolTimedOut),
         };
         let (pooling, options) = found;
-        let found = Found { pool: pool(self.most, options), pooling: Some(pooling), looks: looks + 1, had: Instant::now() };
+        let mut retired = before.retired;
+        retired.retain(|pool| pool.size() > 0);
+        let same_host = |pool: &PgPool| {
+            let known = pool.connect_options();
+            (known.get_host(), known.get_port()) == (options.get_host(), options.get_port())
+        };
+        // The host answers, and still connections to it hang: one that lets nobody commit, say. More of them would only fill it up.
+        if retired.iter().filter(|pool| same_host(pool)).count() >= MOST_RETIRED {
+            return Err(sqlx::Error::PoolTimedOut);
+        }
+        retired.push(before.pool.clone());
+        let found = Found { pool: pool(self.most, options), retired, pooling: Some(pooling), looks: looks + 1, had: Instant::now() };
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
         // What is idle is closed; what hangs is left to the system.
         tokio::spawn(async move { tokio::time::timeout(CLOSE_WITHIN, before.pool.close()).await });
@@ -225,6 +246,15 @@ async fn ask(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions), sql
     let pooling = if mark.try_get::<Option<&str>, _>(0)? == Some("kept") { Pooling::Session } else { Pooling::Transaction };
     let _ = connection.close().await;
     Ok((pooling, if pooling == Pooling::Session { options } else { shared }))
+}
+
+/// Why there is no connection. What Postgres says when it refuses one, such as a role that may not log in at present or a database that takes no
+/// connections, is its state, and says nothing about the statement that was to come.
+fn not_connected(error: sqlx::Error) -> sqlx::Error {
+    match error {
+        sqlx::Error::Database(refused) => sqlx::Error::Configuration(refused.to_string().into()),
+        error => error,
+    }
 }
 
 /// An error, if the server behind this connection is only a standby.

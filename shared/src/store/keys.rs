@@ -1,11 +1,13 @@
 //! API keys: 256 random bits, shown once, kept as a digest.
 
+use std::time::{Duration, Instant};
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{hmac, rand::SecureRandom};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Result, Store, StoreError, listen};
+use super::{Result, Store, StoreError, duration, listen};
 use crate::encryption::Place;
 use crate::message::sha256;
 use crate::secret::Secret;
@@ -109,8 +111,8 @@ pub struct Caller {
     pub key: KeyId,
     /// What it may do.
     pub scopes: Vec<Scope>,
-    /// When it ends, if it does.
-    pub expires_at: Option<OffsetDateTime>,
+    /// When it ends, if it does, by the clock of this process.
+    pub expires: Option<Instant>,
 }
 
 /// A key as an operator sees it.
@@ -143,10 +145,11 @@ impl Store {
     /// # Errors
     /// If a statement fails.
     pub async fn callers(&self, digests: &[KeyDigest]) -> Result<Vec<(KeyDigest, Caller)>> {
+        let asked = Instant::now();
         let wanted: Vec<[u8; 32]> = digests.iter().map(|digest| digest.0).collect();
         let rows = sqlx::query!(
             "-- keys.callers
-            select id, digest, scopes, expires_at
+            select id, digest, scopes, extract(epoch from expires_at - now())::float8 as expires_in
             from api_keys
             where digest = any($1) and revoked_at is null and (expires_at is null or expires_at > now())",
             &wanted as _,
@@ -157,7 +160,9 @@ impl Store {
             .filter_map(|row| {
                 let digest = digests.iter().find(|digest| digest.is(&row.digest))?;
                 let scopes: Result<Vec<Scope>, _> = row.scopes.iter().map(|scope| scope.parse()).collect();
-                let caller = scopes.map(|scopes| Caller { key: KeyId(row.id), scopes, expires_at: row.expires_at });
+                // Too far away to be said is never.
+                let expires = row.expires_in.and_then(duration).and_then(|left| asked.checked_add(left));
+                let caller = scopes.map(|scopes| Caller { key: KeyId(row.id), scopes, expires });
                 Some(caller.map(|caller| (*digest, caller)).map_err(|_| StoreError::Corrupt("scope")))
             })
             .collect()
@@ -173,7 +178,7 @@ impl Store {
         key: &ApiKey,
         scopes: &[Scope],
         secret: &WebhookSecret,
-        expires_in: Option<std::time::Duration>,
+        expires_in: Option<Duration>,
     ) -> Result<Created> {
         let scopes: Vec<String> = scopes.iter().map(|scope| scope.name().to_owned()).collect();
         let id = Uuid::now_v7();
@@ -207,7 +212,10 @@ impl Store {
         let id = Uuid::now_v7();
         let first = self.keyring.seal(Place::WebhookSecret(id), secret.unwrap_or(&fallback).expose_bytes());
         let mut transaction = self.database.begin().await?;
-        // Whoever comes second waits here for the first one, and finds its row.
+        // One after the other: who comes second finds the row of the first one.
+        sqlx::query!("-- keys.alone\nselect from pg_advisory_xact_lock(hashtext('countersign.bootstrap'))")
+            .execute(&mut transaction)
+            .await?;
         let made = sqlx::query_scalar!(
             "-- keys.bootstrap
             insert into api_keys (id, name, digest, scopes, webhook_secret, webhook_secret_key_id)

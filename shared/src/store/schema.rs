@@ -57,7 +57,7 @@ impl Store {
             sqlx::raw_sql(FORGET_STATEMENTS).execute(transaction.connection()).await?;
         }
         MIGRATOR.run(transaction.connection()).await.map_err(|error| match error {
-            MigrateError::Execute(error) => error.into(),
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error.into(),
             other => StoreError::Schema(other),
         })?;
         if shared {

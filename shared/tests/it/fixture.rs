@@ -37,7 +37,11 @@ pub(crate) struct Fixture {
 }
 
 pub(crate) fn connect(url: &str) -> Store {
-    let settings = Settings::parse_from(["test", "--database-url", url, "--database-max-connections", "20"]);
+    connect_with(url, 20)
+}
+
+pub(crate) fn connect_with(url: &str, most: u32) -> Store {
+    let settings = Settings::parse_from(["test", "--database-url", url, "--database-max-connections", &most.to_string()]);
     Store::connect_lazily(&settings.database).unwrap()
 }
 
@@ -73,7 +77,7 @@ impl Fixture {
         fixture
     }
 
-    async fn in_database(url: String) -> Self {
+    pub(crate) async fn in_database(url: String) -> Self {
         let store = connect(&url);
         store.migrate().await.unwrap();
         let key = new_key(&store, "test").await;

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
 mod accept;
+mod connections;
 mod encryption;
 mod fixture;
 mod listen;
@@ -13,7 +14,6 @@ mod policy;
 mod retention;
 mod sign;
 mod slots;
-mod transactions;
 mod upgrade;
 mod upstream;
 mod webhook;

@@ -88,7 +88,11 @@ impl Upstream {
             StartError::Settings(format!("{variable}: not set; needed by WORKER_QUEUES=sign; accepted: {example}"))
         };
         let url = settings.upstream_url.as_ref().ok_or_else(|| missing("UPSTREAM_URL", "an http or https address"))?;
-        let key = settings.upstream_api_key.clone().ok_or_else(|| missing("UPSTREAM_API_KEY", "visible ASCII characters"))?;
+        let key = settings
+            .upstream_api_key
+            .clone()
+            .filter(|key| !key.expose().is_empty())
+            .ok_or_else(|| missing("UPSTREAM_API_KEY", "visible ASCII characters"))?;
         let client = reqwest::Client::builder()
             .http1_only()
             .no_proxy()

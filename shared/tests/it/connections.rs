@@ -1,0 +1,95 @@
+//! Connections: what is left in them by who went away, how many there are, and what it means when there is none.
+
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use devkit::postgres::{Cluster, ClusterOptions};
+use shared::store::StoreError;
+use sqlx::Connection;
+use uuid::Uuid;
+
+use crate::fixture::{Fixture, connect_with};
+
+/// Sooner than Postgres itself ends a session that is idle in a transaction.
+const SOON: Duration = Duration::from_secs(3);
+
+const OPEN: &str = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'";
+
+#[tokio::test]
+async fn a_transaction_whose_caller_goes_away_at_any_moment_is_not_left_open() {
+    let f = Fixture::new().await;
+    let mut cut = 0;
+    // An answer that is there at once is no moment at which anybody can go away: so each moment is tried more than once.
+    for (_, steps) in (0..40).flat_map(|round| (1..=4).map(move |steps| (round, steps))) {
+        let mut left = steps;
+        let mut replay = Box::pin(f.store.replay(Uuid::now_v7(), None));
+        let done = std::future::poll_fn(|context| {
+            if left == 0 {
+                return Poll::Ready(None);
+            }
+            left -= 1;
+            replay.as_mut().poll(context).map(Some)
+        });
+        cut += u32::from(done.await.is_none());
+        drop(replay);
+        let since = Instant::now();
+        while f.number(OPEN).await > 0 {
+            assert!(since.elapsed() < SOON, "after {steps} steps a session is left in a transaction");
+        }
+    }
+    assert!(cut > 20, "{cut} were cut off");
+}
+
+#[tokio::test]
+async fn a_postgres_that_refuses_connections_is_not_available_and_refused_no_statement() {
+    let f = Fixture::new().await;
+    let database = f.url.rsplit('/').next().unwrap().to_owned();
+    let (name, admin) = (format!("\"{database}\""), f.url.replace(&database, "postgres"));
+    let mut admin = sqlx::PgConnection::connect(&admin).await.unwrap();
+    let mut run = async |sql: String| sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await.unwrap();
+    run(format!("alter database {name} with allow_connections false")).await;
+    run(format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database}'")).await;
+    let request = [f.request("m")];
+    // At first over connections that were ended, and then over none.
+    for _ in 0..5 {
+        let error = f.store.accept_new(&request, u64::MAX).await.unwrap_err();
+        assert!(error.is_transient(), "{error:?}");
+    }
+    run(format!("alter database {name} with allow_connections true")).await;
+    f.store.accept_new(&request, u64::MAX).await.unwrap();
+}
+
+#[tokio::test]
+async fn while_no_commit_ends_a_process_opens_no_more_than_three_times_its_connections_and_then_goes_on() {
+    const MOST: u32 = 2;
+    let postgres = Cluster::start(ClusterOptions::default()).await.unwrap();
+    postgres.create_database("hangs").await.unwrap();
+    let mut admin = postgres.connect("postgres").await.unwrap();
+    let f = Fixture::in_database(postgres.url("hangs")).await;
+    let store = connect_with(&f.url, MOST);
+    let standbys = async |admin: &mut sqlx::PgConnection, names: &str| {
+        for sql in [format!("alter system set synchronous_standby_names = '{names}'"), "select pg_reload_conf()".to_owned()] {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *admin).await.unwrap();
+        }
+    };
+    standbys(&mut admin, "nobody").await;
+    let hang = "select count(*) from pg_stat_activity where datname = 'hangs' and wait_event = 'SyncRep'";
+    let mut hanging = async || sqlx::query_scalar::<_, i64>(hang).fetch_one(&mut admin).await.unwrap();
+    let (mut most, mut refused, mut n) = (0, 0, 0);
+    while refused < 3 {
+        n += 1;
+        assert!(n < 30, "it opens more and more: {most} connections");
+        // A single one would notify in its transaction, and wait for the others that do.
+        let request = [f.request(&format!("one {n}")), f.request(&format!("two {n}"))];
+        match tokio::time::timeout(Duration::from_secs(2), store.accept_new(&request, u64::MAX)).await {
+            Ok(Err(StoreError::Unavailable(_))) => refused += 1,
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => {}
+        }
+        most = hanging().await.max(most);
+    }
+    assert!((i64::from(MOST)..=3 * i64::from(MOST)).contains(&most), "{most} connections");
+    standbys(&mut admin, "").await;
+    let request = [f.request("after")];
+    while store.accept_new(&request, u64::MAX).await.is_err() {}
+}
