@@ -15,11 +15,11 @@ use shared::store::accept::{Accepted, NewRequest};
 use shared::store::keys::KeyId;
 use shared::store::requests::RequestState;
 use shared::store::{Store, StoreError};
-use shared::telemetry::display_chain;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::accept::{NotStored, STORE_WITHIN, store_all, warn};
 use crate::queue::Queue;
 use crate::waiters::{Waiter, Waiters};
 
@@ -34,9 +34,6 @@ const MOST_READS: usize = 65_536;
 
 /// Most POSTs that wait to be stored; more are refused, because they would not be answered in time.
 const MOST_WAITING: usize = 4096;
-
-/// The longest that storing may take, counted from the arrival of the POST: what is left of two seconds is for the answer.
-const STORE_WITHIN: Duration = Duration::from_millis(1700);
 
 /// The longest that reading may go on after the caller's time is up. Beyond, the answer is what is known.
 const READ_AFTERWARDS: Duration = Duration::from_millis(300);
@@ -56,23 +53,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// How soon it looks while none can arrive (Postgres restarts, or is behind a proxy that keeps no sessions), at first and at last.
 const POLL_WITHOUT_NOTIFY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// Why a request was not stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotStored {
-    /// Postgres is not available, or not fast enough.
-    #[error("the request could not be stored")]
-    Unavailable,
-    /// There are as many unfinished requests as there may be.
-    #[error("too many requests are unfinished")]
-    Full,
-    /// The idempotency key was used with another payload.
-    #[error("the idempotency key was used with another payload")]
-    Mismatch,
-    /// Postgres refused this request: a defect of ours.
-    #[error("the request was refused by the store")]
-    Refused,
-}
 
 /// Why a request could not be read: Postgres is not available, or not fast enough.
 pub type ReadError = BatchError<StoreError>;
@@ -151,12 +131,13 @@ impl Answers {
         let waiter = self.waiters.register(request.message.digest());
         let may_wait = self.may_wait();
         let wait = if may_wait { wait } else { Duration::ZERO };
-        let known = Known::of(&request);
+        let receipt = Receipt::of(&request);
         let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
         let (id, created_at, settled, waiting) = match stored {
             Ok(Ok(Ok(Accepted::Stored { id, created_at, settled, waiting }))) => (id, created_at, settled, waiting),
             Ok(Ok(Ok(Accepted::Mismatch))) => return Err(NotStored::Mismatch),
             Ok(Ok(Ok(Accepted::Full))) => return Err(NotStored::Full),
+            Ok(Ok(Ok(Accepted::Collision))) => return Err(NotStored::Refused),
             Ok(Ok(Err(reason))) => return Err(reason),
             Ok(Err(BatchError::Full | BatchError::Stopped | BatchError::Failed(_))) | Err(_) => return Err(NotStored::Unavailable),
         };
@@ -166,11 +147,11 @@ impl Answers {
             && deadline <= Instant::now()
         {
             let place = self.queue.place(waiting, created_at).await;
-            return Ok(Stored { known: known.pending(id, created_at, place), wait: None, may_wait });
+            return Ok(Stored { known: receipt.pending(id, created_at, place), wait: None, may_wait });
         }
         let latest = arrived + ANSWER_WITHIN.max(wait + READ_AFTERWARDS);
         let wait = Wait { id, waiter, deadline, latest, fresh: !settled };
-        Ok(Stored { known: known.pending(id, created_at, None), wait: Some(wait), may_wait })
+        Ok(Stored { known: receipt.pending(id, created_at, None), wait: Some(wait), may_wait })
     }
 
     /// The state of a request once it is final, or when its time is up. `None` if it is gone: it is a repetition of one that was old enough to be
@@ -256,62 +237,6 @@ impl Answers {
     }
 }
 
-/// Stores `requests` together, within [`STORE_WITHIN`]: the new messages in one statement, then what is left. Should Postgres refuse a
-/// group, or somebody hold one of its messages, each is stored alone, so that one spoils no other.
-async fn store_all(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
-    let deadline = Instant::now() + STORE_WITHIN;
-    let new = until(deadline, store.accept_new(&requests, most_pending)).await;
-    let mut stored: Vec<Option<Result<Accepted, NotStored>>> = match new {
-        Ok(accepted) => accepted.into_iter().map(|accepted| accepted.map(Ok)).collect(),
-        Err(StoreError::Refused(_) | StoreError::Contended(_)) => requests.iter().map(|_| None).collect(),
-        Err(error) => return Err(error),
-    };
-    let left: Vec<NewRequest> =
-        requests.into_iter().zip(&stored).filter(|(_, stored)| stored.is_none()).map(|(request, _)| request).collect();
-    if !left.is_empty() {
-        let known = store_known(store, &left, most_pending, deadline).await.unwrap_or_else(|error| {
-            warn(&error);
-            left.iter().map(|_| Err(NotStored::Unavailable)).collect()
-        });
-        stored.iter_mut().filter(|stored| stored.is_none()).zip(known).for_each(|(place, result)| *place = Some(result));
-    }
-    Ok(stored.into_iter().map(|stored| stored.unwrap_or(Err(NotStored::Refused))).collect())
-}
-
-/// Until `deadline`, each alone if it comes to that: what takes longer is in doubt by itself, and what was stored by then is known to be.
-async fn store_known(
-    store: &Store,
-    requests: &[NewRequest],
-    most_pending: u64,
-    deadline: Instant,
-) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
-    match until(deadline, store.accept(requests, most_pending)).await {
-        Ok(accepted) => Ok(accepted.into_iter().map(Ok).collect()),
-        Err(StoreError::Refused(_) | StoreError::Contended(_)) => {
-            let alone = requests.iter().map(|request| async move {
-                match until(deadline, store.accept(std::slice::from_ref(request), most_pending)).await {
-                    Ok(mut accepted) => accepted.pop().ok_or(NotStored::Refused),
-                    Err(StoreError::Refused(error)) => {
-                        tracing::error!(%error, "a request was refused");
-                        Err(NotStored::Refused)
-                    }
-                    Err(_) => Err(NotStored::Unavailable),
-                }
-            });
-            Ok(futures_util::future::join_all(alone).await)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-async fn until<T>(deadline: Instant, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(StoreError::TimedOut))
-}
-
-fn warn(error: &StoreError) {
-    tracing::warn!(error = display_chain(error), "can't store requests");
-}
-
 /// Where to ask for the state of a request.
 #[must_use]
 pub fn status_url(id: Uuid) -> String {
@@ -323,13 +248,13 @@ fn unknown(next: time::OffsetDateTime) -> Place {
     Place { position: 1, expected_at: next }
 }
 
-/// What is known of a request without reading it.
-struct Known {
+/// What a receipt says of a request, and is known without reading it.
+struct Receipt {
     message: String,
     client_request_id: Option<String>,
 }
 
-impl Known {
+impl Receipt {
     fn of(request: &NewRequest) -> Self {
         Self { message: request.message.text().to_owned(), client_request_id: request.client_request_id.clone() }
     }

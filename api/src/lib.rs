@@ -7,10 +7,12 @@
 //! | [`keys`] | `api keys …`: what operators do with API keys |
 //! | [`http`] | routes, bodies, headers, problems |
 //! | `server` | accepts connections, and keeps next to nothing of those whose caller waits |
-//! | `answers` | stores a request and waits for its outcome |
+//! | `accept` | stores a group of requests |
+//! | `answers` | has a request stored and waits for its outcome |
 //! | `waiters` | who waits for which message |
 //! | `queue` | the last look at the queue, for places and estimates |
 
+mod accept;
 mod answers;
 pub mod http;
 pub mod keys;

@@ -136,7 +136,7 @@ async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -
     let attempt = async || {
         store.prepare(settings.database.migrate_on_start).await?;
         if let Some(key) = &settings.bootstrap_api_key.0 {
-            let secret = settings.bootstrap_webhook_secret.0.as_ref().map(shared::secret::Secret::expose);
+            let secret = settings.bootstrap_webhook_secret.0.as_ref();
             if !store.bootstrap_key(&ApiKey::presented(key.expose()), secret).await? {
                 tracing::warn!("BOOTSTRAP_API_KEY: this key was revoked, or has another name; it stays as it is");
             }

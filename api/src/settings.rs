@@ -80,7 +80,7 @@ pub struct Settings {
     pub api_listen: SocketAddr,
     /// Where `/metrics` is served, such as `127.0.0.1:9464`; empty: with the service.
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = optional_address)]
-    pub metrics_listen: OptionalAddress,
+    pub metrics_listen: Optional<SocketAddr>,
     /// How long a POST waits for its signature before it answers 202.
     #[arg(long, env, default_value = "1500ms", value_parser = duration)]
     pub sync_wait: Duration,
@@ -98,10 +98,10 @@ pub struct Settings {
     pub message_max_bytes: u32,
     /// An API key with the scopes `sign` and `admin` that exists from the start; empty: none.
     #[arg(long, env, default_value = "", hide_default_value = true, hide_env_values = true, value_parser = bootstrap_key)]
-    pub bootstrap_api_key: Bootstrap<String>,
+    pub bootstrap_api_key: Optional<Secret<String>>,
     /// The webhook secret of that key, `whsec_…`; empty: one is made.
     #[arg(long, env, default_value = "", hide_default_value = true, hide_env_values = true, value_parser = bootstrap_secret)]
-    pub bootstrap_webhook_secret: Bootstrap<WebhookSecret>,
+    pub bootstrap_webhook_secret: Optional<WebhookSecret>,
     /// Where webhooks may go.
     #[command(flatten)]
     pub addresses: AddressSettings,
@@ -113,26 +113,23 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
 }
 
-/// A secret setting that may be unset.
-#[derive(Clone, Debug)]
-pub struct Bootstrap<T>(pub Option<Secret<T>>);
-
-/// An address that may be unset.
+/// A setting that is unset when it is empty.
+// Not a plain `Option`, of which clap would take the inner type from the parser.
 #[derive(Clone, Copy, Debug)]
-pub struct OptionalAddress(pub Option<SocketAddr>);
+pub struct Optional<T>(pub Option<T>);
 
-fn optional_address(text: &str) -> Result<OptionalAddress, String> {
-    non_empty(text, listen_address).map(OptionalAddress)
+fn optional_address(text: &str) -> Result<Optional<SocketAddr>, String> {
+    non_empty(text, listen_address).map(Optional)
 }
 
-fn bootstrap_key(text: &str) -> Result<Bootstrap<String>, String> {
+fn bootstrap_key(text: &str) -> Result<Optional<Secret<String>>, String> {
     let read = |text: &str| {
         let visible = text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic());
         if visible { Ok(Secret::new(text.to_owned())) } else { Err("accepted: up to 256 visible ASCII characters".to_owned()) }
     };
-    non_empty(text, read).map(Bootstrap)
+    non_empty(text, read).map(Optional)
 }
 
-fn bootstrap_secret(text: &str) -> Result<Bootstrap<WebhookSecret>, String> {
-    non_empty(text, |text| text.parse().map(Secret::new)).map(Bootstrap)
+fn bootstrap_secret(text: &str) -> Result<Optional<WebhookSecret>, String> {
+    non_empty(text, str::parse).map(Optional)
 }

@@ -44,6 +44,7 @@ mod stack;
 #[path = "../../shared/src/units.rs"]
 pub mod units;
 pub mod upstream;
+pub mod wait;
 mod wire;
 mod workspace;
 

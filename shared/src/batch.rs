@@ -65,11 +65,11 @@ pub enum Callers {
 #[derive(Default)]
 struct UnderWay {
     one_ended: Notify,
-    known: std::sync::Mutex<Known>,
+    state: std::sync::Mutex<State>,
 }
 
 #[derive(Default)]
-struct Known {
+struct State {
     /// When those that are under way began.
     began: Vec<Instant>,
     last: Option<Ended>,
@@ -95,46 +95,46 @@ struct Ended {
 impl UnderWay {
     fn begin(&self, items: usize) -> Batch<'_> {
         let began = Instant::now();
-        self.known().began.push(began);
+        self.state().began.push(began);
         Batch { all: self, items, began }
     }
 
     /// When all that are under way have been so for long; nothing: none is.
     fn are_long_at(&self) -> Option<Instant> {
-        self.known().began.iter().max().map(|began| *began + LONG)
+        self.state().began.iter().max().map(|began| *began + LONG)
     }
 
     /// For a batch that is about to begin: how many may be expected soon, because they were just answered, and until when; nothing while another
     /// is under way, or if this is one of those that wait for nobody.
     fn coming_back(&self) -> Option<(usize, Instant)> {
-        let mut known = self.known();
-        let last = known.last.filter(|last| last.items >= SEVERAL && known.began.is_empty())?;
+        let mut state = self.state();
+        let last = state.last.filter(|last| last.items >= SEVERAL && state.began.is_empty())?;
         let until = last.at + last.took.min(BACK_WITHIN);
         if until <= Instant::now() {
             return None;
         }
-        let waits = known.in_vain == 0;
-        known.in_vain = known.in_vain.saturating_sub(1);
+        let waits = state.in_vain == 0;
+        state.in_vain = state.in_vain.saturating_sub(1);
         waits.then_some((last.items, until))
     }
 
     fn did_not_come_back(&self) {
-        self.known().in_vain = IN_VAIN;
+        self.state().in_vain = IN_VAIN;
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        let mut known = self.all.known();
-        known.last = Some(Ended { items: self.items, took: self.began.elapsed(), at: Instant::now() });
-        if let Some(place) = known.began.iter().position(|began| *began == self.began) {
-            known.began.swap_remove(place);
+        let mut state = self.all.state();
+        state.last = Some(Ended { items: self.items, took: self.began.elapsed(), at: Instant::now() });
+        if let Some(place) = state.began.iter().position(|began| *began == self.began) {
+            state.began.swap_remove(place);
         }
-        drop(known);
+        drop(state);
         self.all.one_ended.notify_waiters();
     }
 }

@@ -14,7 +14,7 @@ use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 use shared::store::upstream::WorkerId;
 use shared::store::webhook_claim::{Wanted, WebhookJob};
-use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
+use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 use shared::store::{Audience, Claimed, Hint, JobKind, Store, StoreError};
 use shared::units::Rate;
 use tokio::sync::Notify;

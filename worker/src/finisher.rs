@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use shared::backoff::{Jitter, doubling};
 use shared::batch::{Batcher, Batches, Callers};
 use shared::store::sign_finish::SignFinish;
-use shared::store::webhook_jobs::WebhookFinish;
+use shared::store::webhook_finish::WebhookFinish;
 use shared::store::{Finished, Store, StoreError};
 use shared::telemetry::display_chain;
 

@@ -22,9 +22,9 @@ use crate::sign::membership::Membership;
 use crate::sign::outcome::RetryPolicy;
 use crate::sign::queue::{self, SignQueue};
 use crate::sign::upstream::Upstream;
-use crate::webhook::delivery::Sender;
 use crate::webhook::queue::WebhookQueue;
 use crate::webhook::seats::{Limits, Seats};
+use crate::webhook::sender::Sender;
 
 /// More calls of the upstream at the same time than this would say more about the settings than about the upstream.
 const MOST_SIGN_CALLS: u16 = 256;

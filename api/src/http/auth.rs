@@ -79,10 +79,10 @@ impl Keys {
 /// The API key of the caller.
 #[derive(SecurityScheme)]
 #[oai(ty = "api_key", key_name = "X-API-Key", key_in = "header", checker = "check")]
-pub struct Authorized(Known);
+pub struct Authorized(AuthenticatedKey);
 
-/// A caller that is known.
-pub struct Known {
+/// A key that is known, and whose it is.
+pub struct AuthenticatedKey {
     caller: Arc<Caller>,
     took: Duration,
 }
@@ -117,9 +117,9 @@ impl Authorized {
     }
 }
 
-async fn check(request: &Request, presented: PresentedKey) -> poem::Result<Known> {
+async fn check(request: &Request, presented: PresentedKey) -> poem::Result<AuthenticatedKey> {
     let started = Instant::now();
     let parts = request.data::<Arc<Parts>>().ok_or(ApiError::Internal)?;
     let caller = parts.keys.find(&ApiKey::presented(&presented.key)).await?;
-    Ok(Known { caller, took: started.elapsed() })
+    Ok(AuthenticatedKey { caller, took: started.elapsed() })
 }

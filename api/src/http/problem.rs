@@ -8,7 +8,7 @@ use poem_openapi::types::Type;
 use poem_openapi::{ApiResponse, Object};
 use uuid::Uuid;
 
-use crate::answers::NotStored;
+use crate::accept::NotStored;
 
 /// A problem document.
 #[derive(Clone, Debug, Object)]

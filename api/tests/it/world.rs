@@ -8,15 +8,13 @@ use devkit::postgres::{Cluster, ClusterOptions, shared_cluster};
 use devkit::processes::{self, Process};
 use devkit::receiver::{Delivery, Receiver, ReceiverOptions};
 use devkit::upstream::{FaultKind, Faults, Simulator, SimulatorOptions, When};
+pub(crate) use devkit::wait::{PATIENCE, until};
 use futures_util::future::join_all;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
 pub(crate) const KEY: &str = "key-of-the-tests";
 pub(crate) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
-
-/// The longest that anything may take before a test gives up on it; never waited for in full unless something is broken.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) type Env = Vec<(String, String)>;
 
@@ -298,13 +296,4 @@ pub(crate) async fn answer(response: Response) -> Answer {
     let (status, headers) = (response.status(), response.headers().clone());
     let text = response.text().await.unwrap();
     Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::Null) }
-}
-
-/// Looks again and again until `condition` holds; fails after [`PATIENCE`].
-pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let started = std::time::Instant::now();
-    while !condition().await {
-        assert!(started.elapsed() < PATIENCE, "waited in vain until {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

@@ -9,7 +9,7 @@
 //!   connection asks for: it refuses them or forgets them. Then every statement runs in a transaction that brings its settings along,
 //!   and is prepared without a name.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_stream::try_stream;
@@ -17,7 +17,7 @@ use futures_util::future::{BoxFuture, select_ok};
 use futures_util::stream::{BoxStream, TryStreamExt};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{ConnectOptions, Connection, Either, Execute, Executor, PgConnection, Postgres, Row, SqlSafeStr, SqlStr};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Either, Execute, Executor, PgConnection, Postgres, Row, SqlSafeStr, SqlStr};
 use tokio::sync::Mutex;
 
 use crate::settings::each_host;
@@ -56,10 +56,11 @@ const SESSION: [(&str, &str); 8] = [
     ("plan_cache_mode", "force_generic_plan"),
 ];
 
-/// The same for one transaction.
-const BEGIN_WITH_SETTINGS: &str = "begin; set local lock_timeout = '500ms'; set local statement_timeout = '10s'; \
-    set local idle_in_transaction_session_timeout = '5s'; set local synchronous_commit = 'on'; \
-    set local enable_seqscan = 'off'; set local enable_mergejoin = 'off'; set local jit = 'off'";
+/// The same for one transaction, where statements have no names and so no generic plans.
+static BEGIN_WITH_SETTINGS: LazyLock<String> = LazyLock::new(|| {
+    let settings = SESSION.iter().filter(|(name, _)| *name != "plan_cache_mode");
+    settings.fold("begin".to_owned(), |begin, (name, value)| format!("{begin}; set local {name} = '{value}'"))
+});
 
 /// A setting that only we know. Who still has it after connecting has a session of its own.
 const MARK: &str = "countersign.session";
@@ -122,7 +123,7 @@ impl Database {
     pub(super) async fn begin(&self) -> Result<Transaction, sqlx::Error> {
         let pooling = self.pooling().await?;
         let connection = self.acquire().await?;
-        let settings = (pooling == Pooling::Transaction).then(|| BEGIN_WITH_SETTINGS.into_sql_str());
+        let settings = (pooling == Pooling::Transaction).then(|| AssertSqlSafe(BEGIN_WITH_SETTINGS.as_str()).into_sql_str());
         // In a task, because a BEGIN must not be cut off: sqlx 0.9.0 takes a transaction for begun when it has read the answer, and a connection
         // that is given back before would be in a transaction that nobody ends (https://github.com/launchbadge/sqlx/issues/4385).
         let begin = tokio::spawn(sqlx::Transaction::begin(connection, settings));

@@ -45,10 +45,10 @@ impl ClaimSentAt {
 }
 
 impl Lease {
-    /// A lease that was claimed by a statement sent at `asked`, for `length`. Postgres counts from when it ran the statement, which
+    /// A lease that was claimed by a statement sent at `sent_at`, for `length`. Postgres counts from when it ran the statement, which
     /// was later; so this process thinks the lease ends no later than Postgres does, whatever the two clocks show.
-    pub(super) fn new(job: JobId, token: Uuid, asked: ClaimSentAt, length: Duration) -> Self {
-        Self { job, token, slot: None, ends: asked.steady + length, ends_at_wall_clock: asked.wall + length }
+    pub(super) fn new(job: JobId, token: Uuid, sent_at: ClaimSentAt, length: Duration) -> Self {
+        Self { job, token, slot: None, ends: sent_at.steady + length, ends_at_wall_clock: sent_at.wall + length }
     }
 
     /// The same, with a slot of the upstream's budget.

@@ -10,7 +10,7 @@
 //! | `lease` | who has a job, and until when |
 //! | `low_water` | where claims and forecasts begin to look |
 //! | `sign_claim`, `sign_finish` | sign jobs: taken with a slot of the budget, given back with an outcome |
-//! | `webhook_claim`, `webhook_jobs` | webhook jobs: taken receiver by receiver, given back |
+//! | `webhook_claim`, `webhook_finish` | webhook jobs: taken receiver by receiver, given back |
 //! | `webhook_addresses` | where workers may send webhooks |
 //! | `deliveries` | the delivery log, and sending again |
 //! | `encryption` | which encryption keys stored values need |
@@ -42,7 +42,7 @@ pub mod upstream;
 mod upstream_news;
 mod webhook_addresses;
 pub mod webhook_claim;
-pub mod webhook_jobs;
+pub mod webhook_finish;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

@@ -3,8 +3,8 @@
 //! A job may only be worked on with a slot of the budget, and taking the two apart could strand either; so one statement takes both.
 //! It reads like this:
 //!
-//! 1. `gate`, `room`: if the rate is the agreed one, the server the one whose clock the slots know (see `upstream`), and the upstream neither paused nor down, how many slots are free. If the circuit breaker is open and a probe
-//!    is due, one.
+//! 1. `gate`, `room`: how many slots are free; none, unless the rate is the agreed one, the server is the one whose clock the slots know (see
+//!    `upstream`), and the upstream is neither paused nor down. If the circuit breaker is open and a probe is due: one.
 //! 2. `fresh`, `retries`: the first due jobs of either lane, locked. `skip locked` passes over what another worker is taking at
 //!    this moment. The lock is `for no key update`, not the plain `for update`: it is the weakest that keeps two claims apart, and no check of
 //!    a foreign key makes it pass over a job.
@@ -22,6 +22,9 @@
 //! and the slot with it, a window later.
 
 use std::time::Duration;
+
+use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::lease::{ClaimSentAt, Slot};
 use super::low_water::{LATE_BY, LowWater};
@@ -59,8 +62,9 @@ impl Store {
     /// # Errors
     /// If a statement fails; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
     pub async fn claim_sign_jobs(&self, most: usize, lease: Duration, rate: Rate, from: LowWater) -> Result<(Claimed<SignJob>, LowWater)> {
-        let asked = ClaimSentAt::now();
-        let rows = sqlx::query!(
+        let sent_at = ClaimSentAt::now();
+        let rows = sqlx::query_as!(
+            Row,
             r#"-- sign.claim
             with gate as materialized (
                 select window_length, calls, breaker_failures, probe_at is not null as probing
@@ -175,7 +179,9 @@ impl Store {
                 ) end as due_at offset 0) first
             )
             select
-                leased.id as "id?", leased.slot as "slot?", leased.taken_until as "taken_until?", (select nullif(max(free_at), '-infinity') from slots) as free_at, case when leased.lost_since is null then leased.lane end as "lane?",
+                leased.id as "id?", leased.slot as "slot?", leased.taken_until as "taken_until?",
+                (select nullif(max(free_at), '-infinity') from slots) as slots_reached,
+                case when leased.lost_since is null then leased.lane end as "lane?",
                 leased.next_run_at as "next_run_at?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
                 extract(epoch from now() - leased.created_at)::float8 as age,
                 messages.body as "body?",
@@ -211,50 +217,19 @@ impl Store {
         )
         .fetch_all(&self.database)
         .await?;
-        let mut reached = from;
-        for row in &rows {
-            let due = row.next_run_at.map(|due| due - LATE_BY);
-            match row.lane {
-                Some(0) => reached.fresh = reached.fresh.max(due),
-                Some(_) => reached.retries = reached.retries.max(due),
-                // Its lease ran out: it may come from either, and is not where the others are.
-                None => {}
-            }
-            reached.slots = reached.slots.max(row.free_at);
-        }
+        let reached = rows.iter().fold(from, |reached, row| row.advance(reached));
         let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
-        let jobs = rows
-            .into_iter()
-            .filter_map(|row| Some((row.id?, row)))
-            .map(|(id, row)| {
-                let read = || {
-                    Some(SignJob {
-                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease)
-                            .with_slot(Slot { number: row.slot?, taken_until: row.taken_until? }),
-                        message: Message::new(String::from_utf8(row.body?).ok()?),
-                        attempt: count(row.attempt?),
-                        age: row.age.and_then(duration)?,
-                        competing: count(row.competing?),
-                        interval: row.interval.and_then(duration)?,
-                        breaker_failures: count(row.breaker_failures?),
-                        traceparent: row.traceparent,
-                    })
-                };
-                read().ok_or(StoreError::Corrupt("job"))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let jobs = rows.into_iter().filter_map(|row| row.into_job(sent_at, lease)).collect::<Result<Vec<_>>>()?;
         Ok((Claimed { jobs, next_in }, reached))
     }
-}
 
-impl Store {
     /// Claims up to `most` sign jobs that are older than `deadline`, to end them; without a slot, for nothing is called. It finds also
     /// those that no claim reaches, because the upstream has been away for so long.
     ///
     /// # Errors
     /// If a statement fails.
     pub async fn claim_overdue_sign_jobs(&self, deadline: Duration, most: u32, lease: Duration) -> Result<Vec<(Lease, MessageDigest)>> {
-        let asked = ClaimSentAt::now();
+        let sent_at = ClaimSentAt::now();
         let rows = sqlx::query!(
             r#"-- sign.claim_overdue
             with overdue as materialized (
@@ -288,8 +263,61 @@ impl Store {
         rows.into_iter()
             .map(|row| {
                 let digest = row.digest.try_into().map_err(|_| StoreError::Corrupt("digest"))?;
-                Ok((Lease::new(JobId(row.id), row.lease_token, asked, lease), digest))
+                Ok((Lease::new(JobId(row.id), row.lease_token, sent_at, lease), digest))
             })
             .collect()
+    }
+}
+
+/// A job that was claimed, or one row without any: what the statement says of the queue stands in every row.
+struct Row {
+    id: Option<i64>,
+    slot: Option<i32>,
+    taken_until: Option<OffsetDateTime>,
+    slots_reached: Option<OffsetDateTime>,
+    lane: Option<i16>,
+    next_run_at: Option<OffsetDateTime>,
+    lease_token: Option<Uuid>,
+    attempt: Option<i32>,
+    traceparent: Option<String>,
+    age: Option<f64>,
+    body: Option<Vec<u8>>,
+    breaker_failures: Option<i32>,
+    interval: Option<f64>,
+    competing: Option<i64>,
+    next_in: Option<f64>,
+}
+
+impl Row {
+    /// How far the claim came with this job.
+    fn advance(&self, mut reached: LowWater) -> LowWater {
+        let due = self.next_run_at.map(|due| due - LATE_BY);
+        match self.lane {
+            Some(0) => reached.fresh = reached.fresh.max(due),
+            Some(_) => reached.retries = reached.retries.max(due),
+            // Its lease ran out: it may come from either, and is not where the others are.
+            None => {}
+        }
+        reached.slots = reached.slots.max(self.slots_reached);
+        reached
+    }
+
+    /// The job, if there is one.
+    fn into_job(self, sent_at: ClaimSentAt, lease: Duration) -> Option<Result<SignJob>> {
+        let id = JobId(self.id?);
+        let read = || {
+            let slot = Slot { number: self.slot?, taken_until: self.taken_until? };
+            Some(SignJob {
+                lease: Lease::new(id, self.lease_token?, sent_at, lease).with_slot(slot),
+                message: Message::new(String::from_utf8(self.body?).ok()?),
+                attempt: count(self.attempt?),
+                age: self.age.and_then(duration)?,
+                competing: count(self.competing?),
+                interval: self.interval.and_then(duration)?,
+                breaker_failures: count(self.breaker_failures?),
+                traceparent: self.traceparent,
+            })
+        };
+        Some(read().ok_or(StoreError::Corrupt("job")))
     }
 }

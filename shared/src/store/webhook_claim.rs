@@ -7,7 +7,7 @@
 //!    receiver's first job that nobody has, so the step also says whether anything is due. The ten thousand jobs behind it are never looked at. A walk has
 //!    [`STEPS`] steps at most; the caller goes on from where it ended.
 //! 2. `ready`: those with a due job and room for it. A receiver that works has room up to a bound that this process keeps; one that fails,
-//!    or that nobody knows yet, has room for one job, and only when its probe is due (see [`ReceiverNews`](super::webhook_jobs::ReceiverNews));
+//!    or that nobody knows yet, has room for one job, and only when its probe is due (see [`ReceiverNews`](super::webhook_finish::ReceiverNews));
 //!    and a slow one for one of this process.
 //! 3. `chosen`: as many receivers as jobs are wanted, and no more [new and troubled](Standing) ones than the caller has room for: those that
 //!    have been due for longest, so that each has its turn.
@@ -31,6 +31,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::lease::ClaimSentAt;
+use super::requests::RequestState;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
 use crate::encryption::{EncryptionError, Place, Stored};
@@ -136,10 +137,11 @@ impl Store {
     /// # Errors
     /// If a statement fails; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
     pub async fn claim_webhook_jobs(&self, wanted: &Wanted, lease: Duration) -> Result<ClaimedWebhooks> {
-        let asked = ClaimSentAt::now();
+        let sent_at = ClaimSentAt::now();
         let (held_by, held): (Vec<Uuid>, Vec<i32>) =
             wanted.held.iter().map(|(receiver, jobs)| (receiver.0, i32::try_from(*jobs).unwrap_or(i32::MAX))).unzip();
-        let rows = sqlx::query!(
+        let rows = sqlx::query_as!(
+            Row,
             r#"-- webhook.claim
             with recursive walk as (
                 (
@@ -274,38 +276,7 @@ impl Store {
             return Ok(ClaimedWebhooks { claimed: Claimed { jobs: Vec::new(), next_in }, stopped_at });
         }
         let mut states = self.requests(&ids).await?;
-        let jobs = rows
-            .into_iter()
-            .filter_map(|row| Some((row.id?, row)))
-            .map(|(id, row)| {
-                let read = || {
-                    let (request_id, api_key_id) = (row.request_id?, row.api_key_id?);
-                    let retired = row.retired.unwrap_or_default().into_iter().zip(row.retired_key_ids.unwrap_or_default());
-                    let stored = Stored { key_id: row.webhook_secret_key_id, bytes: row.webhook_secret? };
-                    let secrets = std::iter::once(stored).chain(retired.map(|(bytes, key_id)| Stored { key_id, bytes }));
-                    let headers = match (row.sealed_webhook_headers, row.webhook_headers) {
-                        (Some(bytes), _) => Headers::Sealed(Stored { key_id: row.webhook_headers_key_id, bytes }),
-                        (None, plain) => Headers::Plain(plain.map(|headers| headers.0).unwrap_or_default()),
-                    };
-                    Some(WebhookJob {
-                        lease: Lease::new(JobId(id), row.lease_token?, asked, lease),
-                        request: states.remove(&request_id)?.request,
-                        url: row.webhook_url?,
-                        receiver: ReceiverId(row.receiver?),
-                        failures: count(row.failures?),
-                        standing: match row.standing? {
-                            0 => Standing::Good,
-                            1 => Standing::New,
-                            _ => Standing::Troubled,
-                        },
-                        confidential: self.confidential(request_id, api_key_id, secrets, headers),
-                        attempt: count(row.attempt?),
-                        traceparent: row.traceparent,
-                    })
-                };
-                read().ok_or(StoreError::Corrupt("webhook job"))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let jobs = rows.into_iter().filter_map(|row| row.into_job(self, &mut states, sent_at, lease)).collect::<Result<Vec<_>>>()?;
         Ok(ClaimedWebhooks { claimed: Claimed { jobs, next_in }, stopped_at })
     }
 
@@ -329,6 +300,68 @@ impl Store {
             }
         };
         Ok(Confidential { secrets: secrets.collect::<Result<_, _>>()?, headers: Secret::new(headers) })
+    }
+}
+
+/// A job that was claimed, or one row without any: what the statement says of the queue stands in every row.
+struct Row {
+    id: Option<i64>,
+    request_id: Option<Uuid>,
+    lease_token: Option<Uuid>,
+    attempt: Option<i32>,
+    traceparent: Option<String>,
+    receiver: Option<Uuid>,
+    failures: Option<i32>,
+    standing: Option<i32>,
+    webhook_url: Option<String>,
+    webhook_headers: Option<Json<HashMap<String, String>>>,
+    sealed_webhook_headers: Option<Vec<u8>>,
+    webhook_headers_key_id: Option<String>,
+    api_key_id: Option<Uuid>,
+    webhook_secret: Option<Vec<u8>>,
+    webhook_secret_key_id: Option<String>,
+    retired: Option<Vec<Vec<u8>>>,
+    retired_key_ids: Option<Vec<Option<String>>>,
+    next_in: Option<f64>,
+    stopped_at: Option<Uuid>,
+}
+
+impl Row {
+    /// The job, if there is one. Its request is among `states`.
+    fn into_job(
+        self,
+        store: &Store,
+        states: &mut HashMap<Uuid, RequestState>,
+        sent_at: ClaimSentAt,
+        lease: Duration,
+    ) -> Option<Result<WebhookJob>> {
+        let id = JobId(self.id?);
+        let read = || {
+            let (request_id, api_key_id) = (self.request_id?, self.api_key_id?);
+            let retired = self.retired.unwrap_or_default().into_iter().zip(self.retired_key_ids.unwrap_or_default());
+            let stored = Stored { key_id: self.webhook_secret_key_id, bytes: self.webhook_secret? };
+            let secrets = std::iter::once(stored).chain(retired.map(|(bytes, key_id)| Stored { key_id, bytes }));
+            let headers = match (self.sealed_webhook_headers, self.webhook_headers) {
+                (Some(bytes), _) => Headers::Sealed(Stored { key_id: self.webhook_headers_key_id, bytes }),
+                (None, plain) => Headers::Plain(plain.map(|headers| headers.0).unwrap_or_default()),
+            };
+            Some(WebhookJob {
+                lease: Lease::new(id, self.lease_token?, sent_at, lease),
+                request: states.remove(&request_id)?.request,
+                url: self.webhook_url?,
+                receiver: ReceiverId(self.receiver?),
+                failures: count(self.failures?),
+                standing: match self.standing? {
+                    0 => Standing::Good,
+                    1 => Standing::New,
+                    _ => Standing::Troubled,
+                },
+                confidential: store.confidential(request_id, api_key_id, secrets, headers),
+                attempt: count(self.attempt?),
+                traceparent: self.traceparent,
+            })
+        };
+        Some(read().ok_or(StoreError::Corrupt("webhook job")))
     }
 }
 

@@ -26,6 +26,19 @@ async fn requests_for_one_message_share_one_job_in_a_group_and_across_groups() {
 }
 
 #[tokio::test]
+async fn a_message_with_the_digest_of_another_is_not_taken_for_it_and_spoils_no_other() {
+    let f = Fixture::new().await;
+    f.signed("a").await;
+    f.run("update messages set body = 'another one' where body = 'a'").await;
+    let group = [f.request("a"), f.request("b")];
+    let new = f.store.accept_new(&group, u64::MAX).await.unwrap();
+    assert_eq!(new.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true]);
+    let known = f.store.accept(&[f.request("a"), f.request("b")], u64::MAX).await.unwrap();
+    assert_eq!(known[0], Accepted::Collision);
+    id(&known[1]);
+}
+
+#[tokio::test]
 async fn groups_that_race_for_one_message_make_one_job() {
     let f = Fixture::new().await;
     let posts = (0..20).map(|n| {

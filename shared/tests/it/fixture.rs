@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use clap::Parser;
+use devkit::wait::until;
 use shared::address_guard::canonical;
 use shared::message::Message;
 use shared::secret::Secret;
@@ -88,9 +89,7 @@ impl Fixture {
     pub(crate) async fn with_new_sessions(self) -> Self {
         self.store.close().await;
         let left = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'countersign'";
-        while self.number(left).await > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until("the sessions have ended", async || self.number(left).await == 0).await;
         Self { store: connect(&self.url), ..self }
     }
 
@@ -125,13 +124,12 @@ impl Fixture {
         let last = format!("last_{}", Uuid::now_v7().simple());
         let ending =
             "select count(*) from pg_stat_activity where datname = current_database() and application_name = '' and state = 'idle'";
-        let none = async || while self.number(ending).await > 0 {};
+        let none = async || until("nobody is about to end", async || self.number(ending).await == 0).await;
         none().await;
         self.run(&format!("create table {last} (); insert into {last} default values")).await;
         none().await;
-        while self.number(&format!("select coalesce(sum(n_tup_ins), 0)::bigint from pg_stat_user_tables where relname = '{last}'")).await
-            == 0
-        {}
+        let arrived = format!("select coalesce(sum(n_tup_ins), 0)::bigint from pg_stat_user_tables where relname = '{last}'");
+        until("the statistics have arrived", async || self.number(&arrived).await > 0).await;
     }
 
     /// Runs a statement, to move stored times.
@@ -244,6 +242,6 @@ pub(crate) fn webhook_to(url: &str, headers: BTreeMap<String, String>) -> Webhoo
 pub(crate) fn id(accepted: &Accepted) -> Uuid {
     match accepted {
         Accepted::Stored { id, .. } => *id,
-        Accepted::Mismatch | Accepted::Full => panic!("not stored"),
+        Accepted::Mismatch | Accepted::Full | Accepted::Collision => panic!("not stored"),
     }
 }

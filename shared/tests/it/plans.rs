@@ -7,7 +7,7 @@ use shared::store::deliveries::Replay;
 use shared::store::low_water::LowWater;
 use shared::store::sign_finish::{Ending, SignFinish};
 use shared::store::webhook_claim::Wanted;
-use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
+use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 
 use sqlx::Connection;
 

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use shared::store::webhook_claim::{ReceiverId, WebhookJob};
-use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
+use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
 
-use super::delivery::{Answer, Sender, decide, news};
+use super::outcome::{decide, news};
 use super::seats::{Seat, Seats};
+use super::sender::{Answer, Sender};
 use crate::driver::{Ended, Queue};
 use crate::finisher::Shared;
 use crate::settings::Schedule;

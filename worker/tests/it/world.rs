@@ -1,7 +1,6 @@
 //! A database, an upstream, a receiver, and workers.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use clap::Parser;
 use devkit::ports::free_port;
@@ -9,6 +8,7 @@ use devkit::postgres::shared_cluster;
 use devkit::processes::Process;
 use devkit::receiver::{Receiver, ReceiverOptions};
 use devkit::upstream::{FaultKind, Faults, Simulator, SimulatorOptions, When};
+pub(crate) use devkit::wait::{PATIENCE, until};
 use shared::contract::{Deliveries, SigningRequest, Status};
 use shared::message::Message;
 use shared::secret::Secret;
@@ -19,7 +19,6 @@ use shared::store::keys::{ApiKey, KeyId, Scope};
 use uuid::Uuid;
 
 pub(crate) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Parser)]
 struct Settings {
@@ -131,13 +130,4 @@ impl World {
 
 pub(crate) fn numbered(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|n| format!("message {n}"))
-}
-
-/// Looks again and again until `condition` holds; fails after [`PATIENCE`].
-pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let started = std::time::Instant::now();
-    while !condition().await {
-        assert!(started.elapsed() < PATIENCE, "waited in vain until {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

@@ -203,6 +203,7 @@ impl Store {
                             Ok(Accepted::Stored { id, created_at, settled, waiting })
                         }
                         (_, _, Some(false), _) => Ok(Accepted::Mismatch),
+                        (None, ..) => Ok(Accepted::Collision),
                         _ => Err(StoreError::Corrupt("request")),
                     }
                 }

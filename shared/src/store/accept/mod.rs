@@ -43,4 +43,6 @@ pub enum Accepted {
     Mismatch,
     /// There are as many unfinished requests as there may be. Nothing was stored.
     Full,
+    /// The message differs from one that is stored under the same digest. Nothing was stored. Nobody meets that by chance.
+    Collision,
 }

@@ -12,7 +12,7 @@ use shared::contract::{DeliveryOutcome, WebhookStatus};
 use shared::store::Finished;
 use shared::store::deliveries::Replay;
 use shared::store::webhook_claim::{ClaimedWebhooks, ReceiverId, Wanted, WebhookJob};
-use shared::store::webhook_jobs::{Delivery, ReceiverNews, WebhookFinish};
+use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 use uuid::Uuid;
 
 use crate::fixture::{Fixture, LEASE, id, webhook_to};

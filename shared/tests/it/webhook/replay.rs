@@ -1,6 +1,7 @@
 //! Sending again on request.
 
 use super::*;
+use devkit::wait::until;
 
 /// All that is finished was finished two days ago.
 const OLD: &str = "update requests set created_at = now() - interval '2 days';
@@ -95,7 +96,7 @@ async fn a_replay_that_retention_did_not_see_coming_stays() {
     let forgetting = f.store.forget(Duration::from_hours(24), 100);
     let replaying = async {
         sqlx::query("update jobs set state = 'pending', finished_at = null where kind = 'webhook'").execute(&mut *holder).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        until("retention waits for the row", async || f.number("select count(*) from pg_locks where not granted").await > 0).await;
         holder.commit().await.unwrap();
     };
     let (forgotten, ()) = tokio::join!(forgetting, replaying);

@@ -1,0 +1,89 @@
+//! Storing a group of POSTs: together if that works, and each alone where one would spoil the others.
+
+use std::time::Duration;
+
+use shared::store::accept::{Accepted, NewRequest};
+use shared::store::{Store, StoreError};
+use shared::telemetry::display_chain;
+use tokio::time::{Instant, timeout_at};
+
+/// The longest that storing may take, counted from the arrival of the POST: what is left of two seconds is for the answer.
+pub const STORE_WITHIN: Duration = Duration::from_millis(1700);
+
+/// Why a request was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotStored {
+    /// Postgres is not available, or not fast enough.
+    #[error("the request could not be stored")]
+    Unavailable,
+    /// There are as many unfinished requests as there may be.
+    #[error("too many requests are unfinished")]
+    Full,
+    /// The idempotency key was used with another payload.
+    #[error("the idempotency key was used with another payload")]
+    Mismatch,
+    /// Postgres refused this request, which is a defect of ours; or another message has its digest.
+    #[error("the request was refused by the store")]
+    Refused,
+}
+
+/// Stores `requests` together, within [`STORE_WITHIN`]: the new messages in one statement, then what is left. Should Postgres refuse a
+/// group, or somebody hold one of its messages, each is stored alone, so that one spoils no other.
+pub async fn store_all(
+    store: &Store,
+    requests: Vec<NewRequest>,
+    most_pending: u64,
+) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+    let deadline = Instant::now() + STORE_WITHIN;
+    let new = until(deadline, store.accept_new(&requests, most_pending)).await;
+    let mut stored: Vec<Option<Result<Accepted, NotStored>>> = match new {
+        Ok(accepted) => accepted.into_iter().map(|accepted| accepted.map(Ok)).collect(),
+        Err(StoreError::Refused(_) | StoreError::Contended(_) | StoreError::LostRaces) => requests.iter().map(|_| None).collect(),
+        Err(error) => return Err(error),
+    };
+    let left: Vec<NewRequest> =
+        requests.into_iter().zip(&stored).filter(|(_, stored)| stored.is_none()).map(|(request, _)| request).collect();
+    if !left.is_empty() {
+        let known = store_known(store, &left, most_pending, deadline).await.unwrap_or_else(|error| {
+            warn(&error);
+            left.iter().map(|_| Err(NotStored::Unavailable)).collect()
+        });
+        stored.iter_mut().filter(|stored| stored.is_none()).zip(known).for_each(|(place, result)| *place = Some(result));
+    }
+    Ok(stored.into_iter().map(|stored| stored.unwrap_or(Err(NotStored::Refused))).collect())
+}
+
+/// Until `deadline`, each alone if it comes to that: what takes longer is in doubt by itself, and what was stored by then is known to be.
+async fn store_known(
+    store: &Store,
+    requests: &[NewRequest],
+    most_pending: u64,
+    deadline: Instant,
+) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+    match until(deadline, store.accept(requests, most_pending)).await {
+        Ok(accepted) => Ok(accepted.into_iter().map(Ok).collect()),
+        Err(StoreError::Refused(_) | StoreError::Contended(_) | StoreError::LostRaces) => {
+            let alone = requests.iter().map(|request| async move {
+                match until(deadline, store.accept(std::slice::from_ref(request), most_pending)).await {
+                    Ok(mut accepted) => accepted.pop().ok_or(NotStored::Refused),
+                    Err(StoreError::Refused(error)) => {
+                        tracing::error!(%error, "a request was refused");
+                        Err(NotStored::Refused)
+                    }
+                    Err(_) => Err(NotStored::Unavailable),
+                }
+            });
+            Ok(futures_util::future::join_all(alone).await)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn until<T>(deadline: Instant, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(StoreError::TimedOut))
+}
+
+/// Says once for a group that it was not stored.
+pub fn warn(error: &StoreError) {
+    tracing::warn!(error = display_chain(error), "can't store requests");
+}
