@@ -48,6 +48,7 @@ bench: postgres rust ## Measure, beside others, on this machine (ONLY="accept en
 check: postgres rust ## Run what CI runs: format, lints, the committed data of the queries, every test
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --workspace --no-deps
 	@$(MAKE) programs
 	$(DEVKIT) prepare --check
 	@$(MAKE) test

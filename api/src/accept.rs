@@ -1,4 +1,4 @@
-//! Storing a group of POSTs: together if that works, and each alone where one would spoil the others.
+//! Storing a batch of POSTs: together if possible, and one by one where a single request would fail the others.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use shared::store::{Store, StoreError};
 use shared::telemetry::display_chain;
 use tokio::time::{Instant, timeout_at};
 
-/// The longest that storing may take, counted from the arrival of the POST: what is left of two seconds is for the answer.
+/// The longest time for storing, counted from the arrival of the POST. The rest of the promised two seconds is for the answer.
 pub const STORE_WITHIN: Duration = Duration::from_millis(1700);
 
 /// Why a request was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotStored {
-    /// Postgres is not available, or not fast enough.
+    /// Postgres is unavailable or too slow.
     #[error("the request could not be stored")]
     Unavailable,
-    /// There are as many unfinished requests as there may be.
+    /// The limit of unfinished requests is reached.
     #[error("too many requests are unfinished")]
     Full,
     /// The idempotency key was used with another payload.
     #[error("the idempotency key was used with another payload")]
     Mismatch,
-    /// Postgres refused this request, which is a defect of ours; or another message has its digest.
+    /// Postgres refused this request, which is a bug in this service; or another message has the same digest.
     #[error("the request was refused by the store")]
     Refused,
 }
 
-/// Stores `requests` together, within [`STORE_WITHIN`]: the new messages in one statement, then what is left. Should Postgres refuse a
-/// group, or somebody hold one of its messages, each is stored alone, so that one spoils no other.
+/// Stores `requests` within [`STORE_WITHIN`]: first the new messages in one statement, then the others. If Postgres refuses a batch, or
+/// another transaction holds one of its messages, each request is stored on its own, so that one cannot fail the others.
 pub async fn store_all(
     store: &Store,
     requests: Vec<NewRequest>,
@@ -53,7 +53,8 @@ pub async fn store_all(
     Ok(stored.into_iter().map(|stored| stored.unwrap_or(Err(NotStored::Refused))).collect())
 }
 
-/// Until `deadline`, each alone if it comes to that: what takes longer is in doubt by itself, and what was stored by then is known to be.
+/// Stores requests until `deadline`, one by one if the batch fails. Each has its own timeout: the result of a slow request is uncertain,
+/// but those that were stored in time are known to be stored.
 async fn store_known(
     store: &Store,
     requests: &[NewRequest],
@@ -83,7 +84,7 @@ async fn until<T>(deadline: Instant, work: impl Future<Output = Result<T, StoreE
     timeout_at(deadline, work).await.unwrap_or_else(|_| Err(StoreError::TimedOut))
 }
 
-/// Says once for a group that it was not stored.
+/// Logs once per batch that it was not stored.
 pub fn warn(error: &StoreError) {
     tracing::warn!(error = display_chain(error), "can't store requests");
 }

@@ -1,13 +1,13 @@
 //! Stores a request and waits for its outcome, within the time that the caller was promised.
 //!
-//! Only workers call the upstream; this side inserts, waits and reads. A waiter is registered before the insert, and what wakes it is
-//! never believed: the row is read again. Should no notification come, the row is read once more when the time is up, and every
-//! [`LOOK_EVERY`] before that; where none can come at all, more often.
+//! Only workers call the upstream; this side inserts, waits and reads. A waiter is registered before the insert. A wake-up is only a hint:
+//! the row is always read again. In case a notification is lost, the row is also read when the time is up, and every [`LOOK_EVERY`] before
+//! that; more often while notifications cannot arrive at all.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::batch::{BatchError, Batcher, Batches, Callers};
+use shared::batch::{BatchError, Batcher, Batches};
 use shared::contract::{SigningRequest, Status};
 use shared::forecast::Place;
 use shared::message::Message;
@@ -23,71 +23,72 @@ use crate::accept::{NotStored, STORE_WITHIN, store_all, warn};
 use crate::queue::Queue;
 use crate::waiters::{Waiter, Waiters};
 
-/// Most POSTs that are stored in one transaction, and most requests that are read by one statement.
+/// Maximum number of POSTs that one transaction stores, and of requests that one statement reads.
 const LARGEST_GROUP: usize = 256;
 
-/// Groups that are stored, or read, at the same time.
+/// Number of batches that are stored, or read, at the same time.
 const AT_ONCE: usize = 2;
 
-/// Most reads that wait for their turn: one for each caller that may wait, and those that ask.
+/// Maximum number of queued reads: one for each caller that may wait, and those of callers that ask for a state.
 const MOST_READS: usize = 65_536;
 
-/// Most POSTs that wait to be stored; more are refused, because they would not be answered in time.
+/// Maximum number of queued POSTs; more are refused, because they could not be answered in time.
 const MOST_WAITING: usize = 4096;
 
-/// The longest that reading may go on after the caller's time is up. Beyond, the answer is what is known.
+/// The longest that a read may take after the caller's time is up. After that, the answer is what is already known.
 const READ_AFTERWARDS: Duration = Duration::from_millis(300);
 
-/// A POST that asked for no longer wait is answered by then, counted from its arrival: the more time storing took, the less is left for
-/// reading. The rest of two seconds is for a machine that has other things to do as well.
+/// When a POST that asked for no longer wait is answered, counted from its arrival: the longer storing took, the less time is left for
+/// reading. The rest of the two seconds is a reserve for a machine that is busy with other work.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1800);
 
-/// The longest that a read may take when there is time.
+/// The longest that a read may take while there is time.
 const READ_WITHIN: Duration = Duration::from_millis(1500);
 
-/// The pause after a read that failed, while there is time for another.
+/// The pause after a failed read, while there is time for another one.
 const READ_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// How often a waiter looks by itself while notifications arrive.
+/// How often a waiter reads on its own while notifications arrive.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How soon it looks while none can arrive (Postgres restarts, or is behind a proxy that keeps no sessions), at first and at last.
+/// How often it reads while notifications cannot arrive (Postgres restarts, or is behind a proxy that keeps no sessions): the first and the
+/// longest pause.
 const POLL_WITHOUT_NOTIFY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// Why a request could not be read: Postgres is not available, or not fast enough.
+/// Why a request could not be read: Postgres is unavailable or too slow.
 pub type ReadError = BatchError<StoreError>;
 
-/// How much is taken on.
+/// The limits on what is accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Most callers that wait at a time; more are answered at once.
+    /// Maximum number of callers that wait at a time; others are answered at once.
     pub waiters: usize,
-    /// Most unfinished requests; more are refused.
+    /// Maximum number of unfinished requests; more are refused.
     pub pending: u64,
 }
 
-/// A request that is stored, and what is left to do for its answer.
+/// A stored request, and what is left to do for its answer.
 pub struct Stored {
-    /// The answer, unless something is learned while it is waited for.
+    /// The answer, unless waiting brings a newer state.
     known: SigningRequest,
     wait: Option<Wait>,
-    /// Whether a wait that was asked for is granted.
+    /// Whether a requested wait is granted.
     pub may_wait: bool,
 }
 
-/// Waiting for a request that is stored. Small: there are many who wait.
+/// A wait for the outcome of a stored request. Small, because there are many waiters.
 struct Wait {
     id: Uuid,
     waiter: Waiter,
-    /// Waited for until then.
+    /// When the caller's wait ends.
     deadline: Instant,
-    /// Read until then, but at least once.
+    /// When reading ends; at least one read is attempted.
     latest: Instant,
-    /// Nothing can have changed before the first wake-up, so the first read can wait for it.
+    /// Whether the state cannot have changed before the first wake-up, so that the first read can wait for it.
     fresh: bool,
 }
 
-/// Stores, waits, reads.
+/// Stores requests, waits for their outcome, and reads their state.
 pub struct Answers {
     store: Store,
     waiters: Waiters,
@@ -99,15 +100,15 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Starts the task that stores. Once `stop` is cancelled nobody waits any more: who does is answered with the state as it is.
+    /// Starts the tasks that store and read. Once `stop` is cancelled, no caller waits any longer: each is answered with the current state.
     #[must_use]
     pub fn new(store: Store, waiters: Waiters, bounds: Bounds, stop: CancellationToken) -> Self {
-        let posts = Batches { largest: LARGEST_GROUP, waiting: MOST_WAITING, at_once: AT_ONCE, callers: Callers::ComeBack };
-        let looks = Batches { waiting: MOST_READS, callers: Callers::Leave, ..posts };
+        let posts = Batches { largest: LARGEST_GROUP, waiting: MOST_WAITING, at_once: AT_ONCE };
+        let looks = Batches { waiting: MOST_READS, ..posts };
         let accepting = store.clone();
         let accepts = Batcher::spawn(posts, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
-            // A group whose callers have all been told 503 must not go on in the dark, and must not keep the next one waiting.
+            // `store_all` has a deadline: a batch whose callers have all been told 503 must not go on unseen, nor delay the next one.
             async move { store_all(&store, requests, bounds.pending).await.inspect_err(warn) }
         });
         let reading = store.clone();
@@ -123,7 +124,7 @@ impl Answers {
         Self { store, waiters, accepts, reads, queue, bounds, stop }
     }
 
-    /// Stores `request`; its [outcome](Self::outcome) can be waited for until `wait` after `arrived`.
+    /// Stores `request`. Its [outcome](Self::outcome) can be waited for until `wait` after `arrived`.
     ///
     /// # Errors
     /// If it was not stored.
@@ -142,7 +143,7 @@ impl Answers {
             Ok(Err(BatchError::Full | BatchError::Stopped | BatchError::Failed(_))) | Err(_) => return Err(NotStored::Unavailable),
         };
         let deadline = if settled { arrived } else { arrived + wait };
-        // Who does not wait, and is the first to ask for this message, learns nothing more by reading.
+        // A caller that does not wait, and is the first to ask for this message, learns nothing more from a read.
         if let Some(waiting) = waiting
             && deadline <= Instant::now()
         {
@@ -154,15 +155,16 @@ impl Answers {
         Ok(Stored { known: receipt.pending(id, created_at, None), wait: Some(wait), may_wait })
     }
 
-    /// The state of a request once it is final, or when its time is up. `None` if it is gone: it is a repetition of one that was old enough to be
-    /// deleted in this moment.
+    /// The state of a request once it is final, or when its time is up. `None` if the request is gone: it repeated an old one that was
+    /// deleted at this moment.
     pub async fn outcome(&self, stored: Stored) -> Option<SigningRequest> {
         let Some(wait) = stored.wait else { return Some(stored.known) };
-        // It is stored: whatever else happened since, the caller gets a receipt.
+        // The request is stored: whatever has failed since, the caller gets a receipt.
         self.wait(wait).await.map_or(Some(stored.known), |state| state.map(|state| state.request))
     }
 
-    /// A request that `owner` (nothing: everybody) may see, whose [state](Self::state) can be waited for; nothing if there is none.
+    /// Finds a request that `owner` may see (`None`: any request); its [state](Self::state) can be waited for. `None` if there is no such
+    /// request.
     ///
     /// # Errors
     /// If Postgres is not available.
@@ -181,7 +183,7 @@ impl Answers {
         Ok(Some(Stored { known: first.request, wait: Some(wait), may_wait }))
     }
 
-    /// The state of a request once it is final, or when its time is up; nothing if it is gone.
+    /// The state of a request once it is final, or when its time is up. `None` if the request is gone.
     ///
     /// # Errors
     /// If Postgres is not available.
@@ -190,12 +192,12 @@ impl Answers {
         Ok(self.wait(wait).await?.map(|state| state.request))
     }
 
-    /// Whether a caller that is registered may wait: there may be too many.
+    /// Whether a registered caller may wait: there may be too many waiters.
     fn may_wait(&self) -> bool {
         self.waiters.count() <= self.bounds.waiters
     }
 
-    /// Reads until the state is final or the deadline has come.
+    /// Reads until the state is final or the deadline has passed.
     async fn wait(&self, Wait { id, mut waiter, deadline, latest, mut fresh }: Wait) -> Result<Option<RequestState>, ReadError> {
         let mut deaf = POLL_WITHOUT_NOTIFY.0;
         loop {
@@ -220,7 +222,7 @@ impl Answers {
         }
     }
 
-    /// The state of one request, read together with those that others ask for at this moment.
+    /// The state of one request, read together with those that others ask for at the same time.
     async fn read(&self, id: Uuid, within: Duration) -> Result<Option<RequestState>, ReadError> {
         let read = async {
             let Some(mut state) = self.reads.submit(id).await? else { return Ok(None) };
@@ -237,18 +239,18 @@ impl Answers {
     }
 }
 
-/// Where to ask for the state of a request.
+/// The path that returns the state of a request.
 #[must_use]
 pub fn status_url(id: Uuid) -> String {
     format!("/crypto/sign/{id}")
 }
 
-/// What is said of a place in the queue that could not be had in time; `next` is when the job may be tried.
+/// A placeholder for a place that could not be found out in time; `next` is when the job may be tried.
 fn unknown(next: time::OffsetDateTime) -> Place {
     Place { position: 1, expected_at: next }
 }
 
-/// What a receipt says of a request, and is known without reading it.
+/// The part of a receipt that is known without reading the request.
 struct Receipt {
     message: String,
     client_request_id: Option<String>,

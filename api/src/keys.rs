@@ -1,4 +1,4 @@
-//! `api keys …`: what operators do with API keys.
+//! `api keys …`: the commands that manage API keys.
 
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::Store;
@@ -7,10 +7,10 @@ use shared::store::keys::{ApiKey, Created};
 use crate::run::StartError;
 use crate::settings::{KeysCommand, Settings};
 
-/// Runs one command and prints what it did.
+/// Runs one command and prints its result.
 ///
 /// # Errors
-/// In one line: what went wrong and what helps.
+/// One line: what went wrong, and how to fix it.
 pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartError> {
     let store = Store::connect_lazily(&settings.database)?;
     store.prepare(settings.database.migrate_on_start).await?;

@@ -1,16 +1,16 @@
-//! The HTTP service: takes a message, stores it, waits for its signature for as long as the caller was promised, and answers.
+//! The HTTP service: accepts a message, stores it, waits for its signature for up to the promised time, and answers.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`settings`] | what can be set, and the commands |
-//! | [`run`] | builds the service and runs it until it is told to stop |
-//! | [`keys`] | `api keys …`: what operators do with API keys |
+//! | [`settings`] | the settings and the commands |
+//! | [`run`] | builds the service and runs it until it is stopped |
+//! | [`keys`] | `api keys …`: the commands that manage API keys |
 //! | [`http`] | routes, bodies, headers, problems |
-//! | `server` | accepts connections, and keeps next to nothing of those whose caller waits |
-//! | `accept` | stores a group of requests |
-//! | `answers` | has a request stored and waits for its outcome |
-//! | `waiters` | who waits for which message |
-//! | `queue` | the last look at the queue, for places and estimates |
+//! | `server` | accepts connections, and keeps little memory for those whose caller waits |
+//! | `accept` | stores a batch of requests |
+//! | `answers` | stores a request and waits for its outcome |
+//! | `waiters` | registers which callers wait for which message |
+//! | `queue` | a cached snapshot of the queue, for positions and estimates |
 
 mod accept;
 mod answers;

@@ -1,4 +1,4 @@
-//! A snapshot of the queue, shared by all who ask for their place soon after one another.
+//! A snapshot of the queue, shared by all callers that ask for their place within a short time.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,25 +9,26 @@ use shared::store::low_water::Marks;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-/// How long a snapshot is good for. The queue moves as slowly as the upstream signs.
+/// How long a snapshot is valid. The queue moves only as fast as the upstream signs.
 const GOOD_FOR: Duration = Duration::from_millis(250);
 
-/// A snapshot that took longer than this is good for `ONE_IN` times as long, so that taking them costs at most one hundredth of the time (each
-/// process takes its own, so it adds up); and nobody waits for the next one. A short queue is read more often: there, a place is worth more.
+/// A snapshot that took longer than this is valid for `ONE_IN` times as long, at most half of `TOO_OLD`, and no caller waits for the next
+/// one. Unless that limit applies, snapshots take at most one hundredth of the time (each process takes its own, so it adds up). A short
+/// queue is read more often, because a place is worth more there.
 const QUICK: Duration = Duration::from_millis(5);
 const ONE_IN: u32 = 100;
 const ONE_IN_OF_SHORT: u32 = 10;
 
-/// A snapshot that is older is not used, however long the next one takes. That one is begun at half of this age, so that it is there in time.
+/// An older snapshot is not used, however long the next one takes. The next one is started at half of this age, to be ready in time.
 const TOO_OLD: Duration = Duration::from_secs(4);
 
-/// How long somebody waits for a snapshot.
+/// How long a caller waits for a snapshot.
 const WAIT_WITHIN: Duration = Duration::from_millis(200);
 
-/// In a queue of this length, what came since the last snapshot is little beside what it holds.
+/// In a queue of this length, the jobs that arrived since the last snapshot are few compared with all the others.
 const LONG: u32 = 2000;
 
-/// The queue as it was, when, and how long it took to read.
+/// The queue at one moment, and how long it took to read.
 struct Snapshot {
     forecast: Forecast,
     at: Instant,
@@ -35,7 +36,7 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether it says enough about what was stored at `since`.
+    /// Whether the snapshot is good enough for a request that was stored at `since`.
     fn is_good(&self, since: OffsetDateTime) -> bool {
         let (age, is_long) = (self.at.elapsed(), self.forecast.length() >= LONG);
         let one_in = if is_long { ONE_IN } else { ONE_IN_OF_SHORT };
@@ -47,7 +48,7 @@ impl Snapshot {
     }
 }
 
-/// Reads the queue, seldom. Clones share the last snapshot.
+/// Reads the queue, but rarely. Clones share the last snapshot.
 #[derive(Clone)]
 pub struct Queue {
     store: Store,
@@ -57,15 +58,15 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// A queue that was not read yet.
+    /// Creates a queue that has not been read yet.
     #[must_use]
     pub fn new(store: Store) -> Self {
         let marks = Marks::new(store.clone(), Arc::default());
         Self { store, marks, last: Arc::default(), reading: Arc::default() }
     }
 
-    /// The place of what was stored at `since`, by a snapshot that is not much older. Of many who ask at once, one reads and the others wait
-    /// for it. `None` if Postgres is not available or not fast: without a place, an answer is as true as with one.
+    /// The place of a request that was stored at `since`, from a snapshot that is not much older. Of many concurrent callers, one reads and
+    /// the others wait for it. `None` if Postgres is unavailable or slow: an answer without a place is still correct.
     pub async fn place(&self, waiting: Waiting, since: OffsetDateTime) -> Option<Place> {
         if let Some(place) = self.seen(waiting, |snapshot| snapshot.is_good(since)) {
             return Some(place);
@@ -79,7 +80,7 @@ impl Queue {
             });
             return Some(place);
         }
-        // It goes on when nobody waits for it any more: somebody will ask soon, and then it is there.
+        // The task continues when its caller gives up: another caller will soon need the snapshot.
         let queue = self.clone();
         let read = tokio::spawn(async move {
             let _alone = queue.reading.lock().await;
@@ -91,7 +92,7 @@ impl Queue {
         self.seen(waiting, |snapshot| snapshot.at.elapsed() < GOOD_FOR)
     }
 
-    /// The place by the last snapshot, if that is `good`.
+    /// The place in the last snapshot. `None` if there is no snapshot or it is not `good`.
     fn seen(&self, waiting: Waiting, good: impl FnOnce(&Snapshot) -> bool) -> Option<Place> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.as_ref().filter(|snapshot| good(snapshot)).map(|snapshot| snapshot.forecast.place(waiting))

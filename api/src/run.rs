@@ -1,4 +1,4 @@
-//! Builds the service and runs it until it is told to stop.
+//! Builds the service and runs it until it is stopped.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -18,31 +18,31 @@ use crate::server::serve;
 use crate::settings::Settings;
 use crate::waiters::Waiters;
 
-/// Files that are open beside the connections of callers who wait: other callers, Postgres, the log.
+/// Open files besides the connections of waiting callers: other callers, Postgres, the log.
 const OTHER_FILES: u64 = 512;
 
-/// Why the service, or a command, could not do its work. One line each.
+/// Why the service or a command failed. Each error is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The log or the exporter.
+    /// The log or the exporter can't be started.
     #[error(transparent)]
     Telemetry(#[from] telemetry::TelemetryError),
-    /// Postgres, or its address.
+    /// Postgres failed, or its address is wrong.
     #[error("{}: {}", .0.variable(), display_chain(.0))]
     Store(#[from] StoreError),
-    /// The address is taken.
+    /// The address can't be bound.
     #[error("{0}={1}: {2}")]
     Listen(&'static str, SocketAddr, #[source] std::io::Error),
-    /// No signal handlers.
+    /// The signal handlers can't be installed.
     #[error("can't listen to signals: {0}")]
     Signals(#[source] std::io::Error),
-    /// A command was given something that it can't work with.
+    /// A command was given a value that it can't use.
     #[error("{0}")]
     Command(String),
 }
 
 impl StartError {
-    /// What the process answers to who started it: 2 for a wrong setting, else 1.
+    /// The exit code of the process: 2 for a wrong setting, otherwise 1.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -56,7 +56,7 @@ impl StartError {
 /// Serves until SIGTERM or SIGINT, then finishes the requests in flight.
 ///
 /// # Errors
-/// If it can't start. Once it serves, nothing ends it but a signal: while Postgres is away it answers 503.
+/// If it can't start, or can't prepare the database. After that, only a signal ends it: while Postgres is unavailable it answers 503.
 pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-api")?;
@@ -123,7 +123,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     Ok(())
 }
 
-/// A listener, and the address that it has.
+/// Binds `address`, and returns the listener with the address that it got.
 async fn bind(variable: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let fails = |error| StartError::Listen(variable, address, error);
     let listener = TcpListener::bind(address).await.map_err(fails)?;
@@ -131,7 +131,7 @@ async fn bind(variable: &'static str, address: SocketAddr) -> Result<(TcpListene
     Ok((listener, address))
 }
 
-/// Brings the schema up to date and makes the bootstrap key exist; waits for Postgres as long as it takes.
+/// Brings the schema up to date and ensures that the bootstrap key exists; waits for Postgres as long as it takes.
 async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<(), StartError> {
     let attempt = async || {
         store.prepare(settings.database.migrate_on_start).await?;

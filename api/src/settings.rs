@@ -1,4 +1,4 @@
-//! What can be set, each an environment variable and a flag; and the commands.
+//! The settings, each an environment variable and a flag; and the commands.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use shared::units::duration;
 #[derive(Parser, Clone, Debug)]
 #[command(name = "api", version)]
 pub struct Cli {
-    /// What to do; nothing: serve.
+    /// What to do. `None` to serve.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Settings.
@@ -114,7 +114,7 @@ pub struct Settings {
 }
 
 /// A setting that is unset when it is empty.
-// Not a plain `Option`, of which clap would take the inner type from the parser.
+// Not a plain `Option`: for that, clap expects a parser of the inner type.
 #[derive(Clone, Copy, Debug)]
 pub struct Optional<T>(pub Option<T>);
 

@@ -1,4 +1,4 @@
-//! Who waits for which message. A waiter registers before its request is stored, so that no result can come between.
+//! Which callers wait for which message. A waiter registers before its request is stored, so that it cannot miss a result.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ struct Entry {
 }
 
 impl Waiters {
-    /// Registers a waiter for the message; it is registered until the value is dropped.
+    /// Registers a waiter for the message, until the returned value is dropped.
     #[must_use]
     pub fn register(&self, digest: MessageDigest) -> Waiter {
         let hint = digest.hint();
@@ -34,19 +34,19 @@ impl Waiters {
         Waiter { hint, bell: Arc::clone(&entry.bell), rung, waiters: self.clone() }
     }
 
-    /// Wakes who waits for one of these messages.
+    /// Wakes the waiters for these messages.
     pub fn wake(&self, hints: &[u64]) {
         let register = self.register.lock().unwrap_or_else(PoisonError::into_inner);
         hints.iter().filter_map(|hint| register.get(hint)).for_each(|entry| entry.bell.notify_waiters());
     }
 
-    /// Wakes everybody: notifications may have been lost.
+    /// Wakes all waiters: notifications may have been lost.
     pub fn wake_all(&self) {
         let register = self.register.lock().unwrap_or_else(PoisonError::into_inner);
         register.values().for_each(|entry| entry.bell.notify_waiters());
     }
 
-    /// How many callers wait.
+    /// The number of waiting callers.
     #[must_use]
     pub fn count(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
@@ -63,7 +63,7 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// Waits until there may be a result that came after the registration, or after the last return of this function.
+    /// Waits until there may be a result that is newer than the registration, or than the last return of this function.
     pub async fn woken(&mut self) {
         self.rung.as_mut().await;
         self.rung.set(Arc::clone(&self.bell).notified_owned());

@@ -1,4 +1,4 @@
-//! The commands: what each is called, what it takes, and how it fails (one line on standard error, exit code 1).
+//! The command line: the commands, their arguments, and how failures are reported (one line on standard error, exit code 1).
 
 use std::process::ExitCode;
 
@@ -53,7 +53,7 @@ enum Command {
     Postgres,
 }
 
-/// Runs the command that the process was started with.
+/// Runs the command given in the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -69,7 +69,7 @@ fn fail(line: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// What is wrong with the arguments, without the usage below it.
+/// The error line of a clap error, without the usage text below it.
 fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let line = text.lines().find(|line| line.starts_with("error: ")).unwrap_or("error: a command is needed");

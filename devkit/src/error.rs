@@ -1,6 +1,6 @@
-//! The error of everything in devkit: a sentence for whoever ran the command, and what caused it.
+//! The error type of devkit: a sentence for the user of a command, and its cause.
 //!
-//! Nothing here is answered to by kind: a developer reads it, or a test fails with it. So there is one type, which keeps its
+//! No code branches on the kind of an error: a developer reads it, or a test fails with it. So there is a single type, which keeps its
 //! sources and prints them on one line, instead of an enum per module.
 
 use std::error::Error as StdError;
@@ -12,11 +12,11 @@ pub struct Error {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
-/// A result whose error is [`Error`] unless said otherwise.
+/// A result with the error type [`Error`], unless another one is given.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error with no cause below it.
+    /// Creates an error without a cause.
     pub fn new(what: impl Into<String>) -> Self {
         Self { what: what.into(), source: None }
     }
@@ -44,7 +44,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Prints the whole line, because `unwrap` in a test prints this.
+/// Prints the whole line, because `unwrap` in a test prints the debug form.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.line())
@@ -57,12 +57,12 @@ impl StdError for Error {
     }
 }
 
-/// Adds to an error what was being done.
+/// Adds context to an error: what was being done.
 pub(crate) trait Context<T> {
-    /// Says what was being done, in words that make sense before a colon.
+    /// Adds what was being done, in words that make sense before a colon.
     ///
     /// # Errors
-    /// The same ones, with the sentence above them.
+    /// The original error, wrapped in one with this sentence.
     fn context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
 }
 

@@ -1,8 +1,8 @@
-//! Digests as text.
+//! Hexadecimal encoding.
 
 use std::fmt::Write;
 
-/// Bytes in hexadecimal.
+/// Encodes bytes in lowercase hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

@@ -7,19 +7,19 @@ use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
 
-/// The client; `timeout` is for a whole request.
+/// Builds a client; `timeout` is for a whole request.
 pub(crate) fn client(timeout: Duration) -> Result<Client> {
     client_that(timeout, |builder| builder)
 }
 
-/// The client, with more said about it.
+/// Builds a client with further settings.
 pub(crate) fn client_that(timeout: Duration, more: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Result<Client> {
-    // reqwest wants a provider even where no request is encrypted; it fails only when there is one already.
+    // reqwest needs a crypto provider even if no request is encrypted. Installing one fails only if one is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     more(Client::builder().timeout(timeout).no_proxy()).build().context(|| "making an HTTP client")
 }
 
-/// Sends a request and reads the answer as JSON; null when it is none.
+/// Sends a request and reads the response body as JSON; null if it is not JSON.
 pub(crate) async fn json(request: RequestBuilder) -> Result<(StatusCode, Value)> {
     let response = request.send().await.context(|| "no answer")?;
     let status = response.status();
@@ -27,7 +27,7 @@ pub(crate) async fn json(request: RequestBuilder) -> Result<(StatusCode, Value)>
     Ok((status, serde_json::from_slice(&body).unwrap_or_default()))
 }
 
-/// Reads a JSON document of a known form.
+/// Fetches a JSON document of a known type.
 pub(crate) async fn document<T: serde::de::DeserializeOwned>(client: &Client, url: &str) -> Result<T> {
     let (status, value) = json(client.get(url)).await.context(|| url.to_owned())?;
     if !status.is_success() {
@@ -36,7 +36,7 @@ pub(crate) async fn document<T: serde::de::DeserializeOwned>(client: &Client, ur
     serde_json::from_value(value).context(|| format!("what {url} answered"))
 }
 
-/// Does the address answer with success?
+/// Returns whether a GET of the URL is answered with a success status.
 pub(crate) async fn is_ready(client: &Client, url: &str) -> bool {
     client.get(url).send().await.is_ok_and(|response| response.status().is_success())
 }

@@ -1,16 +1,16 @@
-//! What developers need and users never run in production. Everything here is the real thing, only close at hand.
+//! Tools for development and tests, never run in production. They use real servers, sockets and processes.
 //!
 //! - [`postgres`]: a private Postgres server, for tests and for the local stack;
 //! - [`upstream`]: the unreliable signing API, simulated over real HTTP, with an audit of every call;
-//! - [`receiver`]: a receiver of webhooks that verifies with an independent library;
-//! - [`ports`]: ports for servers to come; [`relay`]: a connection that falls silent;
+//! - [`receiver`]: a webhook receiver that verifies signatures with an independent library;
+//! - [`ports`]: reserved ports for servers that start later; [`relay`]: a TCP relay that can go silent;
 //! - [`processes`]: the real `api` and `worker` as child processes of a test;
-//! - [`chaos`]: several of them under load, while whatever can break does;
-//! - `stack`, `demo`, `bench`, `prepare`, `simulate`: behind the commands of the same names, see [`cli`].
+//! - [`chaos`]: several of them under load, while faults are injected;
+//! - `stack` (`up` and `down`), `demo`, `bench`, `prepare`, `simulate`: the commands of the same names, see [`cli`].
 //!
-//! Devkit depends on no other crate of the workspace: `devkit prepare` makes the data without which `shared` does not compile.
+//! Devkit depends on no other crate of the workspace, because `devkit prepare` generates the data that `shared` needs to compile.
 
-/// Prints a line. Whoever reads it may be gone (`devkit up | head`), which is no reason to fail.
+/// Prints a line. Write errors are ignored, because the reader may be gone (`devkit up | head`).
 macro_rules! say {
     ($($line:tt)*) => {{
         use std::io::Write as _;
@@ -18,7 +18,7 @@ macro_rules! say {
     }};
 }
 
-/// Delays between tries, by the same source as in `shared`, so that the simulation runs what production runs.
+// The retry delays, compiled from the same source as in `shared`, so that the simulation runs the production code.
 #[path = "../../shared/src/backoff.rs"]
 pub mod backoff;
 mod bench;
@@ -28,7 +28,7 @@ mod demo;
 mod error;
 mod hex;
 mod http;
-/// What to try next, by the same source as in `shared`, so that the simulation runs what production runs.
+// The scheduling policy, compiled from the same source as in `shared`, so that the simulation runs the production code.
 #[path = "../../shared/src/policy.rs"]
 pub mod policy;
 pub mod ports;
@@ -40,7 +40,7 @@ pub mod relay;
 mod signals;
 mod simulate;
 mod stack;
-/// Durations and rates, by the same source as in `shared`, so that one variable means one thing everywhere.
+// Durations and rates, compiled from the same source as in `shared`, so that a variable means the same everywhere.
 #[path = "../../shared/src/units.rs"]
 pub mod units;
 pub mod upstream;

@@ -1,7 +1,7 @@
-//! Ports for servers that start later, or stop and start again on the same one.
+//! Ports for servers that start later, or that stop and start again on the same port.
 //!
-//! Asking the system for any port and letting go of it is a race: until the server listens, the port can become the near end of any
-//! outgoing connection, or another test's. So ports are taken from below the range of those near ends, and each is kept reserved.
+//! Asking the system for any port and releasing it is a race: until the server listens, the port can become the local port of an outgoing
+//! connection, or another test can take it. So ports are taken from below the ephemeral range, and each one stays reserved.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::{Mutex, PoisonError};
@@ -10,19 +10,19 @@ use rand::seq::SliceRandom;
 
 use crate::error::{Error, Result};
 
-/// Below 32768, where Linux begins with the near ends of outgoing connections (`net.ipv4.ip_local_port_range`), and above what is
-/// commonly given to services.
+/// Below 32768, where the ephemeral ports of Linux begin (`net.ipv4.ip_local_port_range`), and above the ports that services commonly use.
 const PORTS: std::ops::Range<u16> = 20_000..32_768;
 
-/// The UDP sockets that reserve ports. The number is the same, the port another, so the server can have its own; the system gives it to
-/// one process only, and takes it back from one that is killed.
+/// UDP sockets that reserve the TCP ports of the same numbers. The server can still bind its TCP port. The system gives a UDP port to one
+/// process only, and releases it when that process ends, even if it is killed.
 static RESERVED: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
 
-/// A port of the loopback address that nobody listens on, and that no other call gets, here or in another process, as long as this
-/// process lives.
+/// Returns a free port of the loopback address.
+///
+/// No other call returns the same port, in this process or in another one, as long as this process lives.
 ///
 /// # Errors
-/// When all are taken.
+/// If all ports are taken.
 pub fn free_port() -> Result<u16> {
     let mut candidates: Vec<u16> = PORTS.collect();
     candidates.shuffle(&mut rand::rng());

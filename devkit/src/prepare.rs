@@ -1,8 +1,8 @@
-//! `devkit prepare`: the data in `.sqlx` from which the queries are checked where there is no database.
+//! `devkit prepare`: generates `.sqlx`, the data that queries are checked against when there is no database.
 //!
-//! sqlx's own tool would have to be installed and be given a server. This starts one, applies the migrations, and lets the macros
-//! describe every query again: `SQLX_OFFLINE_DIR` tells them where to write. They run only when their crate is compiled, so that crate
-//! is checked in a variant that no build has made yet, beside the ordinary ones: everything it depends on is used as it is.
+//! sqlx's own tool would have to be installed and given a server. This command starts a server, applies the migrations, and lets the macros
+//! describe every query again; `SQLX_OFFLINE_DIR` tells them where to write. The macros run only when their crate is compiled. So the crate
+//! is checked in a variant that no build has made yet, next to the ordinary builds; its dependencies are reused as they are.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,10 +28,10 @@ pub(crate) struct PrepareArgs {
     check: bool,
 }
 
-/// Query files by name.
+/// The query files, by name.
 type Queries = BTreeMap<String, Vec<u8>>;
 
-/// Makes the data, and writes it or compares it.
+/// Generates the data, and writes it or compares it with the committed data.
 pub(crate) async fn run(args: PrepareArgs) -> Result<()> {
     let root = workspace::root()?;
     let cluster = Cluster::start(ClusterOptions::default()).await?;
@@ -63,11 +63,11 @@ async fn migrate(cluster: &Cluster, folder: &Path) -> Result<()> {
     connection.close().await.context(|| "applying the migrations")
 }
 
-/// Compiles the queries against the database; what sqlx wrote.
+/// Compiles the queries against the database, and returns the files that sqlx wrote.
 fn describe(root: &Path, url: &str) -> Result<Queries> {
     let output = tempfile::tempdir().context(|| "making a temporary folder")?;
     let profile = Profile::of_this_process()?;
-    // A check generates no code, so the number of units changes nothing but the name under which Cargo keeps the result.
+    // `cargo check` generates no code, so the number of codegen units changes only the name under which Cargo caches the result.
     let variant = format!("profile.dev.package.{PACKAGE}.codegen-units={}", rand::random_range(1_000..1_000_000));
     say!("describing the queries of `{PACKAGE}`");
     let check = Command::new(workspace::cargo())
@@ -85,23 +85,23 @@ fn describe(root: &Path, url: &str) -> Result<Queries> {
         return Err(Error::new(first_error(&String::from_utf8_lossy(&check.stderr))));
     }
     let made = read(output.path())?;
-    // None at all means that the macros did not run.
+    // If there are no files, the macros did not run.
     if made.is_empty() { Err(Error::new(format!("sqlx wrote nothing: was `{PACKAGE}` compiled?"))) } else { Ok(made) }
 }
 
-/// Removes what the variant left, as far as Cargo says where it is; nobody will ask for it again.
+/// Removes the artifacts of the variant that Cargo reports: no other build uses them.
 fn remove_artifacts(messages: &str) {
     for message in messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()) {
         let ours = message["manifest_path"].as_str().is_some_and(|path| Path::new(path).ends_with(Path::new(PACKAGE).join("Cargo.toml")));
         let files = message["filenames"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
         for file in files.filter(|_| ours && message["fresh"] == false) {
-            // A file that is gone already is as well.
+            // It does not matter if the file is already gone.
             let _ = std::fs::remove_file(file);
         }
     }
 }
 
-/// The compiler's first error and where it is.
+/// The compiler's first error and its location.
 fn first_error(text: &str) -> String {
     let mut lines = text.lines().skip_while(|line| !line.starts_with("error"));
     let error = lines.next().unwrap_or("cargo failed and said nothing").trim();
@@ -109,7 +109,7 @@ fn first_error(text: &str) -> String {
     format!("`{PACKAGE}` does not compile: {error} {}", place.unwrap_or_default())
 }
 
-/// All query files of a folder; none when there is no folder.
+/// All query files of a folder; empty if the folder does not exist.
 fn read(folder: &Path) -> Result<Queries> {
     if !folder.is_dir() {
         return Ok(Queries::new());
@@ -124,7 +124,7 @@ fn read(folder: &Path) -> Result<Queries> {
     queries.collect()
 }
 
-/// One sentence for each file that is missing, stale or other than it should be.
+/// One sentence for each file that is missing, stale or different.
 fn differences(committed: &Queries, made: &Queries) -> Vec<String> {
     let name = |bytes: &[u8]| {
         let query: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A connection that falls silent, for tests.
+//! A TCP relay that can go silent, for tests.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,11 +8,12 @@ use tokio::sync::watch;
 
 use crate::error::{Context, Result};
 
-/// Passes connections on to a port, until it is told to fall silent: then what is open stays open and says nothing any more, as if the
-/// host had vanished, and new connections are passed on.
+/// Relays connections to a port until it is told to go silent.
+///
+/// Then open connections stay open but carry no more data, as if the host had vanished. New connections are relayed.
 #[derive(Debug)]
 pub struct Relay {
-    /// Where it listens.
+    /// The port that it listens on.
     pub port: u16,
     state: Arc<State>,
 }
@@ -24,10 +25,10 @@ struct State {
 }
 
 impl Relay {
-    /// Begins to pass connections on to `port`.
+    /// Starts a relay to `port`.
     ///
     /// # Errors
-    /// When it can't listen.
+    /// If it cannot listen.
     pub async fn to(port: u16) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context(|| "listening")?;
         let own = listener.local_addr().context(|| "listening")?.port();
@@ -41,12 +42,12 @@ impl Relay {
         Ok(Self { port: own, state })
     }
 
-    /// What is open says nothing any more.
+    /// Silences all open connections.
     pub fn fall_silent(&self) {
         self.state.fall_silent();
     }
 
-    /// The same, as soon as a client sends these bytes, which do not arrive.
+    /// Silences all open connections as soon as a client sends these bytes, which are not passed on.
     pub fn fall_silent_at(&self, bytes: &[u8]) {
         *self.state.silenced_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes.to_owned());
     }
@@ -57,7 +58,7 @@ impl State {
         self.silenced.send_modify(|times| *times += 1);
     }
 
-    /// Whether it falls silent at these bytes; once.
+    /// Returns whether the bytes contain those of [`Relay::fall_silent_at`], and forgets those if so.
     fn is_silenced_by(&self, sent: &[u8]) -> bool {
         let mut by = self.silenced_by.lock().unwrap_or_else(PoisonError::into_inner);
         by.take_if(|bytes| sent.windows(bytes.len()).any(|window| window == bytes)).is_some()

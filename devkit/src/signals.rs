@@ -1,4 +1,4 @@
-//! When a command that runs until it is told to stop is told to stop.
+//! Termination signals, for commands that run until they are stopped.
 
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -1,8 +1,8 @@
-//! Waiting for what must happen, for tests.
+//! Waiting for conditions, for tests.
 
 use std::time::{Duration, Instant};
 
-/// The longest that anything may take before a test gives up on it; never waited for in full unless something is broken.
+/// How long a test waits for a condition before it fails. The full time passes only if something is broken.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -10,7 +10,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Waits until `condition` holds.
 ///
 /// # Panics
-/// If it does not in [`PATIENCE`]; `what` says for what it was waited.
+/// If the condition does not hold within [`PATIENCE`]; `what` describes the condition in the message.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !condition().await {

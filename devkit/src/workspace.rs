@@ -1,10 +1,12 @@
-//! Where the repository is, and where Cargo puts what it builds from it.
+//! The paths of the repository and of Cargo's build output.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
 
-/// The root of the workspace: the nearest folder upwards with a `Cargo.lock`, from the package Cargo runs us for, or from here.
+/// The root of the workspace: the nearest ancestor folder with a `Cargo.lock` and a `devkit` folder.
+///
+/// The search starts at the package that Cargo runs this process for, or else at the current folder, and then at this executable.
 pub(crate) fn root() -> Result<PathBuf> {
     let start = match std::env::var_os("CARGO_MANIFEST_DIR") {
         Some(package) => PathBuf::from(package),
@@ -19,12 +21,12 @@ fn root_above(start: &Path) -> Option<PathBuf> {
     start.ancestors().find(|folder| folder.join("Cargo.lock").is_file() && folder.join("devkit").is_dir()).map(Path::to_owned)
 }
 
-/// The Cargo that runs us, or the one in `PATH`.
+/// The Cargo that runs this process, or the one in `PATH`.
 pub(crate) fn cargo() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 
-/// Where this executable was built: its profile's folder.
+/// A Cargo profile, identified by its output folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Profile {
     /// Such as `target/debug`.
@@ -32,13 +34,13 @@ pub(crate) struct Profile {
 }
 
 impl Profile {
-    /// That of this process.
+    /// The profile of this process.
     pub(crate) fn of_this_process() -> Result<Self> {
         let executable = std::env::current_exe().context(|| "the path of this program")?;
         Self::of(&executable).ok_or_else(|| Error::new(format!("{} is not in a folder that Cargo built", executable.display())))
     }
 
-    /// A program is in the folder itself, a test in `deps` below it.
+    /// The profile of an executable: a program is in the profile's folder, a test in `deps` below it.
     fn of(executable: &Path) -> Option<Self> {
         let folder = executable.parent()?;
         let folder = if folder.ends_with("deps") || folder.ends_with("examples") { folder.parent()? } else { folder };
@@ -56,7 +58,7 @@ impl Profile {
         arguments
     }
 
-    /// The target folder that the profile's folder is in.
+    /// The target folder above the profile's folder; `otherwise` if there is none.
     pub(crate) fn target<'a>(&'a self, otherwise: &'a Path) -> &'a Path {
         self.folder.parent().unwrap_or(otherwise)
     }

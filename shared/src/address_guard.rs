@@ -1,9 +1,9 @@
-//! Which addresses a webhook may be sent to.
+//! Decides which addresses a webhook may be sent to.
 //!
-//! A tenant chooses the address, so it could name a host that only our machines can reach. This module judges: a parsed URL, which has one
-//! spelling only, whatever the tenant wrote, and every address that a name resolves to. The `api` asks it when a request is posted, so that
-//! a literal address is refused at once; the `worker` asks it again at each connection, and that one counts (see `worker/src/webhook`). What
-//! the operator allows the `worker`, the `api` learns from Postgres (see `store::webhook_addresses`).
+//! A tenant chooses the URL, so it could name a host that only our machines can reach. This module checks the parsed URL, which has only
+//! one spelling whatever the tenant wrote, and every address that a name resolves to. The `api` runs the check when a request is posted, to
+//! refuse a literal address at once. The `worker` runs it again for each connection, and that check is the one that counts (see
+//! `worker/src/webhook`). The `api` learns from Postgres what the operator allows the `worker` (see `store::webhook_addresses`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
@@ -15,7 +15,8 @@ use clap::Args;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::ifaddrs::getifaddrs;
 
-/// What is not the public internet, version 4: the special-purpose registry of IANA (RFC 6890 and its updates), and multicast.
+/// IPv4 networks that are not the public internet: IANA's special-purpose registry (RFC 6890 and its updates), multicast, and the metadata
+/// service of Azure.
 pub const SPECIAL_V4: [(Ipv4Addr, u8); 18] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),        // this network
     (Ipv4Addr::new(10, 0, 0, 0), 8),       // private
@@ -37,7 +38,7 @@ pub const SPECIAL_V4: [(Ipv4Addr, u8); 18] = [
     (Ipv4Addr::new(224, 0, 0, 0), 3),      // multicast, reserved, broadcast
 ];
 
-/// What of version 6 is not the public internet, inside `2000::/3`; everything outside of it is refused anyway.
+/// IPv6 networks inside `2000::/3` that are not the public internet. Everything outside `2000::/3` is refused anyway.
 pub const SPECIAL_V6: [(Ipv6Addr, u8); 5] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocol assignments: Teredo, benchmarks, ORCHID
     (Ipv6Addr::new(0x2001, 0x0db8, 0, 0, 0, 0, 0, 0), 32), // documentation
@@ -46,7 +47,7 @@ pub const SPECIAL_V6: [(Ipv6Addr, u8); 5] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
 ];
 
-/// Global unicast, the only part of version 6 that IANA has given out.
+/// The only block of IPv6 from which IANA allocates global unicast addresses.
 const GLOBAL_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
 static REFUSED_V4: LazyLock<Vec<Ipv4Net>> =
@@ -67,7 +68,7 @@ pub struct AddressSettings {
 }
 
 impl AddressSettings {
-    /// All addresses and ports.
+    /// Allows all addresses and ports.
     #[must_use]
     pub fn everything() -> Self {
         Self {
@@ -76,7 +77,7 @@ impl AddressSettings {
         }
     }
 
-    /// What these let through, and those.
+    /// Allows whatever either of the two allows.
     #[must_use]
     pub fn with(&self, others: &Self) -> Self {
         let networks = self.webhook_allow_networks.0.iter().chain(&others.webhook_allow_networks.0).copied().collect();
@@ -115,24 +116,24 @@ fn items(text: &str) -> impl Iterator<Item = &str> {
     (!text.trim().is_empty()).then(|| text.split(',').map(str::trim)).into_iter().flatten()
 }
 
-/// Why a webhook may not be sent somewhere. Says nothing about the network behind the address.
+/// Why a webhook may not be sent to a URL. It reveals nothing about the network behind the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Forbidden {
-    /// It is neither http nor https.
+    /// The scheme is neither `http` nor `https`.
     #[error("the scheme is not http or https")]
     Scheme,
-    /// It holds a user name or a password.
+    /// The URL contains a user name or a password.
     #[error("credentials in an address are not allowed")]
     Credentials,
-    /// It is a port of another service.
+    /// The port belongs to another service.
     #[error("the port is not allowed")]
     Port,
-    /// It is not the public internet.
+    /// The address is not on the public internet.
     #[error("the address is not allowed")]
     Address,
 }
 
-/// Lets public addresses through, and what the operator allows.
+/// Allows public addresses, and whatever else the operator allows.
 #[derive(Clone, Debug)]
 pub struct Guard {
     allowed: Arc<[IpNet]>,
@@ -141,13 +142,13 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard by the settings, for this machine.
+    /// Creates a guard from the settings, for this machine.
     #[must_use]
     pub fn new(settings: &AddressSettings) -> Self {
         Self::for_machine(settings, Own::Interfaces(Arc::default()))
     }
 
-    /// A guard for a machine with these addresses.
+    /// Creates a guard for a machine with the addresses `own`.
     #[must_use]
     pub fn with_own(settings: &AddressSettings, own: &[IpAddr]) -> Self {
         Self::for_machine(settings, Own::Given(own.into()))
@@ -167,11 +168,11 @@ impl Guard {
         self.allowed.iter().any(|network| network.contains(&address))
     }
 
-    /// Judges all of a URL that can be judged without a look-up: scheme, credentials, port, and a literal address. A name passes, for the
-    /// resolver to judge.
+    /// Checks everything in a URL that needs no DNS look-up: scheme, credentials, port, and a literal address. A name passes; the resolver
+    /// checks its addresses.
     ///
     /// # Errors
-    /// If no webhook may be sent there.
+    /// If no webhook may be sent to `url`.
     pub fn check(&self, url: &url::Url) -> Result<(), Forbidden> {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(Forbidden::Scheme);
@@ -194,13 +195,13 @@ impl Guard {
     }
 }
 
-/// The one spelling of an address. A parser has dealt with case, slashes, escapes and the usual port; what is left is the dot that ends an
-/// absolute name. Judge what comes out, not what went in: without its dots, a name can be a literal address.
+/// Returns the canonical spelling of a URL. The parser has already normalized case, slashes, escapes and the default port. This function
+/// removes the dots that end an absolute name. Check its result, not the input: without these dots, a name can be a literal address.
 #[must_use]
 pub fn canonical(mut url: url::Url) -> url::Url {
     let shorter = url.domain().map(|name| name.trim_end_matches('.')).filter(|shorter| Some(*shorter) != url.domain());
     if let Some(shorter) = shorter.map(ToOwned::to_owned) {
-        // A name of nothing but dots stays as it is: it has no address.
+        // A name that consists only of dots is left unchanged: it has no address.
         let _ = url.set_host(Some(&shorter));
     }
     url
@@ -209,15 +210,15 @@ pub fn canonical(mut url: url::Url) -> url::Url {
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => REFUSED_V4.iter().all(|network| !network.contains(&address)),
-        // An address that carries another one inside (mapped, NAT64, 6to4, Teredo) is refused whole: it lies outside of 2000::/3 or in
-        // one of the special ranges.
+        // An address that embeds another one (mapped, NAT64, 6to4, Teredo) is always refused: it lies outside `2000::/3` or in a special
+        // network.
         IpAddr::V6(address) => {
             Ipv6Net::new_assert(GLOBAL_V6.0, GLOBAL_V6.1).contains(&address) && REFUSED_V6.iter().all(|network| !network.contains(&address))
         }
     }
 }
 
-/// The machine's own addresses: a public one leads to ourselves all the same, and past every firewall in front.
+/// The machine's own addresses. Even a public one leads back to this machine, past every firewall in front of it.
 #[derive(Clone, Debug)]
 enum Own {
     Given(Arc<[IpAddr]>),
@@ -231,7 +232,7 @@ struct Interfaces {
     addresses: Vec<IpAddr>,
 }
 
-/// Addresses come and go; what was read is believed for so long.
+/// How long the addresses of the interfaces are used before they are read again. Addresses come and go.
 const BELIEVED_FOR: Duration = Duration::from_secs(5);
 
 impl Own {
@@ -249,19 +250,19 @@ impl Own {
     }
 }
 
-/// Replaces what is known by what was read now; if nothing could be read, the last that could stays.
+/// Replaces the known addresses with those just read. If they could not be read, the last known ones stay.
 fn believe(known: &mut Option<Interfaces>, addresses: Option<Vec<IpAddr>>) {
     if let Some(addresses) = addresses {
         *known = Some(Interfaces { read_at: Instant::now(), addresses });
     }
 }
 
-/// As long as nothing could be read, any address may be one of ours.
+/// Until the addresses have been read once, any address may be one of ours.
 fn may_be_own(known: Option<&Interfaces>, address: IpAddr) -> bool {
     known.is_none_or(|known| known.addresses.contains(&address))
 }
 
-/// The addresses of this machine; nothing if the system does not say.
+/// The addresses of this machine. `None` if the system does not report them.
 fn interfaces() -> Option<Vec<IpAddr>> {
     let all = getifaddrs().ok()?;
     let addresses = all

@@ -1,22 +1,23 @@
-//! How long to wait before the next try. Pure: the random generator is an argument, and every delay comes from a value whose
-//! constructor refused what makes no sense.
+//! How long to wait before the next attempt.
+//!
+//! Pure: the random generator is an argument, and delays are computed from values that their constructors have validated.
 
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-/// A fraction from 0 to 1 by which a delay may differ, either way.
+/// The fraction, from 0 to 1, by which a delay may be shorter or longer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Jitter(f64);
 
 impl Jitter {
-    /// Exactly the nominal delay.
+    /// No jitter: exactly the nominal delay.
     pub const NONE: Self = Self(0.0);
 
-    /// A fifth more or less, so that many processes do not act in step.
+    /// Up to a fifth shorter or longer, so that many processes do not act in lockstep.
     pub const FIFTH: Self = Self(0.2);
 
-    /// A jitter of `fraction`.
+    /// Creates a jitter of `fraction`.
     ///
     /// # Errors
     /// A sentence that says what is accepted.
@@ -24,7 +25,7 @@ impl Jitter {
         if (0.0..=1.0).contains(&fraction) { Ok(Self(fraction)) } else { Err("accepted: a number from 0 to 1".to_owned()) }
     }
 
-    /// `delay` times a factor drawn evenly from `1 - jitter` to `1 + jitter`.
+    /// Multiplies `delay` by a factor drawn uniformly from `1 - jitter` to `1 + jitter`.
     pub fn apply(self, delay: Duration, rng: &mut impl Rng) -> Duration {
         if self.0 == 0.0 {
             return delay;
@@ -47,13 +48,13 @@ impl std::fmt::Display for Jitter {
     }
 }
 
-/// The delay after the `attempt`-th failure in a row, counted from 1: `base`, and twice as long each time, up to `max`.
+/// The delay after the `attempt`-th failure in a row, counted from 1: `base`, doubled with each further failure, up to `max`.
 #[must_use]
 pub fn doubling(base: Duration, max: Duration, attempt: u32) -> Duration {
     base.saturating_mul(1 << attempt.saturating_sub(1).min(31)).min(max)
 }
 
-/// Which delay follows a failed try.
+/// How the delay after a failed attempt is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Strategy {
     /// Grows with the number of messages that compete for the upstream's budget.
@@ -64,7 +65,7 @@ pub enum Strategy {
     Fixed,
 }
 
-/// Retry delays: a strategy between a smallest and a largest delay.
+/// A retry strategy with a smallest and a largest delay.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
     strategy: Strategy,
@@ -76,9 +77,9 @@ pub struct Backoff {
 /// What a delay is computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailedAttempt {
-    /// Which try failed, counted from 1.
+    /// The number of the failed attempt, counted from 1.
     pub attempt: u32,
-    /// How many messages are waiting for a signature, this one included.
+    /// The number of messages that wait for a signature, this one included.
     pub competing: u32,
     /// The mean time between two calls when the whole budget is spent.
     pub interval: Duration,
@@ -86,17 +87,17 @@ pub struct FailedAttempt {
     pub age: Duration,
 }
 
-/// `adaptive` waits at least this share of a message's age: what has failed for hours can wait for minutes.
+/// `adaptive` waits for at least a message's age divided by this: a message that has failed for hours can wait for minutes.
 const SHARE_OF_AGE: u32 = 50;
 
-/// `adaptive` lets at least so many calls pass after a message's first failure. While a burst is still arriving few messages compete, and
-/// a turn among the few would spend calls on what failed a moment ago that the next arrivals need. The simulation (`make simulate`) puts
-/// 60 messages over a minute at 1.135 of the earliest possible end with this, at 1.156 without; anything from 2 to 30 does about as
-/// well, and less keeps a lone message waiting less.
+/// After a message's first failure, `adaptive` lets at least this many calls pass. While a burst is still arriving, few messages compete. A
+/// turn among these few would spend calls on a message that has just failed, although the next arrivals need them. In the simulation (`make
+/// simulate`), 60 messages over a minute end at 1.135 times the earliest possible end with this minimum, and at 1.156 without it. Any value
+/// from 2 to 30 works about as well; a smaller one delays a lone message less.
 const FEWEST_TURNS_AT_FIRST: u32 = 5;
 
 impl Backoff {
-    /// Delays of `strategy` between `base` and `max`.
+    /// Creates a backoff of `strategy` with delays between `base` and `max`.
     ///
     /// # Errors
     /// A sentence that says what is accepted.
@@ -107,13 +108,13 @@ impl Backoff {
         Ok(Self { strategy, base, max, jitter })
     }
 
-    /// The delay after `failure`: between the base and the maximum, then jittered.
+    /// Returns the delay after `failure`: between the base and the maximum, then jittered.
     ///
-    /// `adaptive` waits one fair turn: when `competing` messages share the budget, each comes round every `competing × interval`.
-    /// Asking sooner would take a call from somebody else to ask about a message that failed a moment ago; asking later would leave
-    /// calls unused. With few messages left the turn is short, and spare calls are spent as they come; only a message that has been
-    /// failing for long is asked for less and less often, so that an outage of hours neither burns its attempts nor hides its end.
-    /// After a first failure the turn is one among at least five.
+    /// `adaptive` waits one fair turn: when `competing` messages share the budget, each gets a call every `competing × interval`. A shorter
+    /// delay would take a call from another message to retry one that failed a moment ago; a longer one would leave calls unused. With few
+    /// messages left, the turn is short and spare calls are spent as they come. Only a message that has been failing for long is retried
+    /// less and less often, so that an outage of hours neither uses up its attempts nor goes unnoticed when it ends. After a first failure,
+    /// the turn is one among at least five messages.
     pub fn delay(&self, failure: FailedAttempt, rng: &mut impl Rng) -> Duration {
         let nominal = match self.strategy {
             Strategy::Fixed => self.base,

@@ -1,12 +1,9 @@
-//! Group commit: work that arrives while a batch is under way goes together into the next one.
+//! Group commit: items that arrive while a batch is running go together into the next one.
 //!
-//! Nothing waits when there is nothing to wait for: an idle batcher runs a single item at once. Under load the batch grows to what
-//! arrived during the last commit, so the cost of a commit is shared. A batch costs the same whatever is in it, and only then a little for
-//! each item, so two things keep batches from becoming small:
-//!
-//! - One is under way at a time. While Postgres works on it, those who were in the one before come with their next items. Another one begins
-//!   beside it if it is full, or if the one that is under way takes long: whoever holds up one batch must not hold up the others.
-//! - Few items wait a moment for those who were just answered, if those mostly come back at once.
+//! An idle batcher runs a single item at once, without waiting. Under load, a batch grows to the items that arrived during the last commit,
+//! so they share the cost of a commit. A batch has a fixed cost, and each item adds only a little. So one batch runs at a time: while Postgres
+//! works on it, the callers of the previous batch submit their next items. Another batch starts beside it only if the new one is full, or if
+//! the running one takes long: a batch that is held up must not hold up the others.
 
 use std::future::Future;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -15,13 +12,13 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-/// Why an item was not done.
+/// Why an item was not processed.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError<E> {
     /// The queue in front of the batch is full.
     #[error("too much work is waiting")]
     Full,
-    /// The batcher is gone; the process is stopping.
+    /// The batcher is gone: the process is stopping.
     #[error("stopping")]
     Stopped,
     /// The whole batch failed.
@@ -29,119 +26,65 @@ pub enum BatchError<E> {
     Failed(Arc<E>),
 }
 
-/// A batch that is under way for longer has no other one wait for it.
+/// A batch that has been running for longer than this no longer makes the next one wait.
 const LONG: Duration = Duration::from_millis(5);
 
-/// So many items are worth a batch. Fewer wait for those who were in the last one, if those were several: no longer than that one took, and no
-/// longer than this. If they did not come, so many further batches wait for nobody.
-const WORTH_A_BATCH: usize = 16;
-const SEVERAL: usize = 4;
-const BACK_WITHIN: Duration = Duration::from_millis(3);
-const IN_VAIN: u32 = 16;
-
-/// How the items of a [`Batcher`] become batches.
+/// How a [`Batcher`] forms batches.
 #[derive(Clone, Copy, Debug)]
 pub struct Batches {
-    /// Most items in one.
+    /// Maximum number of items in a batch.
     pub largest: usize,
-    /// Most items that queue in front of them.
+    /// Maximum number of items that wait for a batch.
     pub waiting: usize,
-    /// Most that are under way at the same time.
+    /// Maximum number of batches that run at the same time.
     pub at_once: usize,
-    /// What those do who submitted an item, once they have their result.
-    pub callers: Callers,
 }
 
-/// What callers do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Callers {
-    /// They may come with another item at once, and a few items may wait for them.
-    ComeBack,
-    /// Nobody waits for them.
-    Leave,
-}
-
-/// The batches that are under way, and the last one that ended.
+/// The running batches.
 #[derive(Default)]
 struct UnderWay {
     one_ended: Notify,
-    state: std::sync::Mutex<State>,
+    /// When each of them began.
+    began: std::sync::Mutex<Vec<Instant>>,
 }
 
-#[derive(Default)]
-struct State {
-    /// When those that are under way began.
-    began: Vec<Instant>,
-    last: Option<Ended>,
-    /// Batches that will wait for nobody.
-    in_vain: u32,
-}
-
-/// A batch that is under way, until it is dropped.
+/// A running batch. It ends when it is dropped.
 struct Batch<'a> {
     all: &'a UnderWay,
-    items: usize,
     began: Instant,
 }
 
-/// A batch that ended.
-#[derive(Clone, Copy)]
-struct Ended {
-    items: usize,
-    took: Duration,
-    at: Instant,
-}
-
 impl UnderWay {
-    fn begin(&self, items: usize) -> Batch<'_> {
+    fn begin(&self) -> Batch<'_> {
         let began = Instant::now();
-        self.state().began.push(began);
-        Batch { all: self, items, began }
+        self.began().push(began);
+        Batch { all: self, began }
     }
 
-    /// When all that are under way have been so for long; nothing: none is.
+    /// When all running batches will have been running for `LONG`. `None` if none is running.
     fn are_long_at(&self) -> Option<Instant> {
-        self.state().began.iter().max().map(|began| *began + LONG)
+        self.began().iter().max().map(|began| *began + LONG)
     }
 
-    /// For a batch that is about to begin: how many may be expected soon, because they were just answered, and until when; nothing while another
-    /// is under way, or if this is one of those that wait for nobody.
-    fn coming_back(&self) -> Option<(usize, Instant)> {
-        let mut state = self.state();
-        let last = state.last.filter(|last| last.items >= SEVERAL && state.began.is_empty())?;
-        let until = last.at + last.took.min(BACK_WITHIN);
-        if until <= Instant::now() {
-            return None;
-        }
-        let waits = state.in_vain == 0;
-        state.in_vain = state.in_vain.saturating_sub(1);
-        waits.then_some((last.items, until))
-    }
-
-    fn did_not_come_back(&self) {
-        self.state().in_vain = IN_VAIN;
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn began(&self) -> MutexGuard<'_, Vec<Instant>> {
+        self.began.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        let mut state = self.all.state();
-        state.last = Some(Ended { items: self.items, took: self.began.elapsed(), at: Instant::now() });
-        if let Some(place) = state.began.iter().position(|began| *began == self.began) {
-            state.began.swap_remove(place);
+        let mut all = self.all.began();
+        if let Some(index) = all.iter().position(|began| *began == self.began) {
+            all.swap_remove(index);
         }
-        drop(state);
+        drop(all);
         self.all.one_ended.notify_waiters();
     }
 }
 
 type Ticket<I, O, E> = (I, oneshot::Sender<Result<O, BatchError<E>>>);
 
-/// A queue in front of a function that does many items at once. Clones share the queue.
+/// A queue in front of a function that processes many items at once. Clones share the queue.
 pub struct Batcher<I, O, E> {
     queue: mpsc::Sender<Ticket<I, O, E>>,
 }
@@ -158,8 +101,9 @@ where
     O: Send + 'static,
     E: Send + Sync + 'static,
 {
-    /// Starts the tasks that call `run` with `batches` of what is submitted; they end when the last clone is dropped. `run` returns one result
-    /// per item, in order.
+    /// Starts the tasks that call `run` with batches of the submitted items.
+    ///
+    /// `run` returns one result per item, in order. The tasks end when the last clone is dropped.
     pub fn spawn<F, Fut>(batches: Batches, run: F) -> Self
     where
         F: Fn(Vec<I>) -> Fut + Clone + Send + Sync + 'static,
@@ -179,14 +123,15 @@ where
         Fut: Future<Output = Result<Vec<O>, E>>,
     {
         let mut tickets = Vec::with_capacity(batches.largest);
-        // Whoever holds the lock waits for arrivals, and takes all that are there; the others are at work, or next.
-        while Self::gather(&mut *arrivals.lock().await, &mut tickets, batches, &under_way).await {
-            // A caller that has given up is answered already: its item must not be done behind its back.
+        // The task that holds the lock waits for arrivals and takes all of them. The other tasks are running a batch, or take the lock
+        // next.
+        while Self::gather(&mut *arrivals.lock().await, &mut tickets, batches.largest, &under_way).await {
+            // A caller that has given up treats its item as not processed, so the item must not run behind its back.
             let (items, answers): (Vec<I>, Vec<_>) = tickets.drain(..).filter(|(_, answer)| !answer.is_closed()).unzip();
             if items.is_empty() {
                 continue;
             }
-            let batch = under_way.begin(items.len());
+            let batch = under_way.begin();
             let ran = run(items).await;
             drop(batch);
             match ran {
@@ -205,18 +150,17 @@ where
         }
     }
 
-    /// Takes what is there, once something is; false: nothing will come any more.
+    /// Waits for an item, then takes all that have arrived. Returns false if no more will arrive.
     async fn gather(
         arrivals: &mut mpsc::Receiver<Ticket<I, O, E>>,
         tickets: &mut Vec<Ticket<I, O, E>>,
-        batches: Batches,
+        largest: usize,
         under_way: &UnderWay,
     ) -> bool {
-        let largest = batches.largest;
         if arrivals.recv_many(tickets, largest).await == 0 {
             return false;
         }
-        // Whoever was about to submit at this moment does it now, in the same batch; this takes no time where nobody was.
+        // Callers that are about to submit do so now, in the same batch. This takes no time if there are none.
         let mut before = 0;
         while tickets.len() > before && tickets.len() < largest {
             before = tickets.len();
@@ -234,24 +178,13 @@ where
             }
         }
         take_what_is_there(arrivals, tickets, largest);
-        if batches.callers == Callers::ComeBack
-            && tickets.len() < WORTH_A_BATCH.min(largest)
-            && let Some((coming, until)) = under_way.coming_back()
-        {
-            let enough = (tickets.len() + coming).min(WORTH_A_BATCH).min(largest);
-            tokio::select! {
-                () = fill(arrivals, tickets, enough) => {}
-                () = sleep_until(until) => under_way.did_not_come_back(),
-            }
-            take_what_is_there(arrivals, tickets, largest);
-        }
         true
     }
 
-    /// Queues one item and waits for its result. An item whose caller stops waiting before its batch begins is not done.
+    /// Queues one item and waits for its result. If the caller stops waiting before the batch starts, the item is not processed.
     ///
     /// # Errors
-    /// [`BatchError::Full`] at once when too many items wait; [`BatchError::Failed`] when its batch failed as a whole.
+    /// [`BatchError::Full`] at once if too many items wait; [`BatchError::Failed`] if the whole batch failed.
     pub async fn submit(&self, item: I) -> Result<O, BatchError<E>> {
         let (answer, result) = oneshot::channel();
         self.queue.try_send((item, answer)).map_err(|refused| match refused {
@@ -262,7 +195,7 @@ where
     }
 }
 
-/// Waits until there are `enough`, or nothing comes any more. What was taken is kept if nobody waits for it to the end.
+/// Waits until there are `enough` items, or no more will arrive. Cancel-safe: the items taken so far are kept.
 async fn fill<T>(arrivals: &mut mpsc::Receiver<T>, tickets: &mut Vec<T>, enough: usize) {
     while tickets.len() < enough && arrivals.recv_many(tickets, enough - tickets.len()).await > 0 {}
 }

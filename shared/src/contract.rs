@@ -1,16 +1,17 @@
-//! What callers and receivers see of a request: the bodies of the API's answers and of the webhook, in one place because they are the same.
+//! What callers and receivers see of a request: the bodies of the API's answers and of the webhook. They share one module because they are
+//! the same.
 
 use poem_openapi::{Enum, Object};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// Where a request stands.
+/// The state of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[oai(rename_all = "lowercase")]
 pub enum Status {
     /// Waiting for a signature.
     Pending,
-    /// The signature is there.
+    /// The message is signed.
     Signed,
     /// There will be no signature; `lastError` says why.
     Failed,
@@ -22,42 +23,42 @@ pub enum Status {
 pub struct SigningRequest {
     /// Identifies the request.
     pub id: Uuid,
-    /// Where the request stands.
+    /// The state of the request.
     pub status: Status,
-    /// The message exactly as it was posted.
+    /// The message, exactly as it was posted.
     pub message: String,
     /// The upstream's signature, byte for byte. Present once signed.
     pub signature: Option<String>,
     /// The caller's idempotency key, if one was given.
     pub client_request_id: Option<String>,
-    /// Calls of the upstream that were made for this message and count.
+    /// The number of calls to the upstream that were made for this message and count as attempts.
     pub attempts: u32,
     /// When the request was stored.
     pub created_at: OffsetDateTime,
-    /// When the message was signed; earlier than `createdAt` if it had been signed for somebody before.
+    /// When the message was signed. Earlier than `createdAt` if the message had already been signed for another request.
     pub signed_at: Option<OffsetDateTime>,
-    /// When the request failed for good.
+    /// When the request failed permanently.
     pub failed_at: Option<OffsetDateTime>,
-    /// When the next call of the upstream may be made. Present while pending.
+    /// When the next call to the upstream may be made. Present while pending.
     pub next_attempt_at: Option<OffsetDateTime>,
-    /// Messages that go first, this one included. Present while pending.
+    /// The number of messages that go first, this one included. Present while pending.
     pub queue_position: Option<u32>,
-    /// When the signature is expected, by the budget and the messages that go first. Present while pending.
+    /// When the signature is expected, given the budget and the messages that go first. Present while pending.
     pub estimated_completion_at: Option<OffsetDateTime>,
-    /// Where to ask for the state. Present while pending.
+    /// The URL to poll for the state. Present while pending.
     pub status_url: Option<String>,
-    /// The last thing that went wrong, once something did.
+    /// The last error, if there was one.
     pub last_error: Option<LastError>,
-    /// The delivery of the webhook, where a URL was given.
+    /// The delivery of the webhook, if a URL was given.
     pub webhook: Option<WebhookState>,
 }
 
-/// What went wrong last.
+/// The last error of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Object)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 pub struct LastError {
-    /// Stable class: `status`, `timeout`, `connection`, `reset`, `body`; `outcome-unknown`: the call was cut by a crash of ours;
-    /// `upstream-unavailable`: the upstream works for nobody at present; and for a request that failed `upstream-refused`,
+    /// Stable error code: `status`, `timeout`, `connection`, `reset`, `body`; `outcome-unknown`: a crash on our side cut the call;
+    /// `upstream-unavailable`: the upstream does not work for any caller at present; and for a request that failed: `upstream-refused`,
     /// `attempts-exhausted` or `deadline-exceeded`.
     pub code: String,
     /// The HTTP status that the upstream answered, if it answered.
@@ -66,15 +67,15 @@ pub struct LastError {
     pub at: OffsetDateTime,
 }
 
-/// Where the delivery of a webhook stands.
+/// The state of a webhook's delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[oai(rename_all = "lowercase")]
 pub enum WebhookStatus {
-    /// Not delivered yet; it will be tried (again).
+    /// Not delivered yet. Delivery will be attempted, or attempted again.
     Pending,
     /// The receiver answered 2xx.
     Delivered,
-    /// Every try failed; kept for replay.
+    /// Every attempt failed. The webhook is kept for replay.
     Exhausted,
 }
 
@@ -82,29 +83,29 @@ pub enum WebhookStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Object)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 pub struct WebhookState {
-    /// Where the delivery stands.
+    /// The state of the delivery.
     pub status: WebhookStatus,
-    /// Deliveries tried, since it was last asked to be sent again.
+    /// The number of delivery attempts, since the last replay if there was one.
     pub attempts: u32,
     /// The HTTP status of the receiver's last answer.
     pub last_status: Option<u16>,
-    /// When the last try began.
+    /// When the last attempt began.
     pub last_attempt_at: Option<OffsetDateTime>,
-    /// When the next try is due. Present while pending and the outcome is known.
+    /// When the next attempt is due. Present while the delivery is pending and the request's outcome is known.
     pub next_attempt_at: Option<OffsetDateTime>,
 }
 
-/// How one delivery went.
+/// The outcome of one delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 #[oai(rename_all = "lowercase")]
 pub enum DeliveryOutcome {
-    /// It is under way.
+    /// The delivery is in progress.
     Sending,
     /// The receiver answered 2xx.
     Delivered,
-    /// It did not; `status` or `error` says more.
+    /// The receiver did not answer 2xx; `status` or `error` says more.
     Failed,
-    /// The worker that sent it died before it could say; it was sent, or not.
+    /// The worker died before it could record the outcome. The webhook may or may not have been sent.
     Unknown,
 }
 
@@ -112,20 +113,20 @@ pub enum DeliveryOutcome {
 #[derive(Clone, Debug, PartialEq, Eq, Object)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 pub struct DeliveryAttempt {
-    /// Counted from 1 for each request; numbers can be missing.
+    /// The number of the delivery, counted from 1 for each request. Numbers can be missing.
     pub number: u32,
-    /// When it began.
+    /// When the delivery began.
     pub started_at: OffsetDateTime,
-    /// How long it took, in milliseconds.
+    /// How long the delivery took, in milliseconds.
     pub duration_ms: Option<u32>,
-    /// How it went.
+    /// The outcome of the delivery.
     pub outcome: DeliveryOutcome,
     /// The HTTP status of the receiver's answer, if it answered.
     pub status: Option<u16>,
-    /// Stable class of what went wrong: `status`, `timeout`, `connection`, `reset`, `body`, `address` (no address that a webhook may go to),
-    /// `unreadable` (a defect on our side).
+    /// Stable error code: `status`, `timeout`, `connection`, `reset`, `body`, `address` (no address that a webhook may go to), `unreadable`
+    /// (a defect on our side).
     pub error: Option<String>,
-    /// The first 2 KiB of the receiver's answer; what is not UTF-8 is replaced.
+    /// The first 2 KiB of the receiver's answer. Bytes that are not UTF-8 are replaced.
     pub response: Option<String>,
 }
 
@@ -135,13 +136,13 @@ pub struct DeliveryAttempt {
 pub struct Deliveries {
     /// The `webhook-id` of every delivery.
     pub webhook_id: String,
-    /// Where the delivery stands; missing if the request asked for no webhook.
+    /// The state of the delivery. Absent if the request asked for no webhook.
     pub webhook: Option<WebhookState>,
-    /// What was sent, oldest first; the last 100.
+    /// The last 100 deliveries, oldest first.
     pub deliveries: Vec<DeliveryAttempt>,
 }
 
-/// What a webhook tells.
+/// The type of a webhook event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
 pub enum EventType {
     /// `data` holds the signature.
@@ -158,14 +159,14 @@ pub struct WebhookEvent {
     /// What happened.
     #[oai(rename = "type")]
     pub event_type: EventType,
-    /// When it happened; the same in every try.
+    /// When it happened. The same in every attempt.
     pub timestamp: OffsetDateTime,
-    /// The request as `GET /crypto/sign/{id}` answers it, without `webhook`.
+    /// The request as `GET /crypto/sign/{id}` returns it, without `webhook`.
     pub data: SigningRequest,
 }
 
 impl WebhookEvent {
-    /// The event of a request that is final; nothing for one that is pending.
+    /// The event of a request that is final. `None` if the request is pending.
     #[must_use]
     pub fn of(request: SigningRequest) -> Option<Self> {
         let (event_type, timestamp) = match request.status {

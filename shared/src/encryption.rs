@@ -1,9 +1,9 @@
-//! Encryption at rest: AES-256-GCM by ring, with keys that can be rotated.
+//! Encryption at rest: AES-256-GCM with ring, with keys that can be rotated.
 //!
-//! What is encrypted is bound to its place: a ciphertext that somebody copies into another row does not open there. Two keys are derived
-//! from each given one (HKDF-SHA256), one for encryption and one for digests, so that neither use can weaken the other.
+//! A ciphertext is bound to its place: if somebody copies it into another row, it does not open there. Two keys are derived from each given
+//! key (HKDF-SHA256), one for encryption and one for digests, so that neither use can weaken the other.
 //!
-//! Not protected: the messages and signatures themselves, and anything from somebody who can run code in our processes.
+//! Not protected: the messages and signatures themselves, and anything against an attacker who can run code in our processes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,14 +17,14 @@ use uuid::Uuid;
 
 use crate::secret::Secret;
 
-/// Where an encrypted value is kept. It opens nowhere else.
+/// Where an encrypted value is stored. It can be decrypted only for this place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place<'a> {
     /// The webhook secret of an API key, in use or retired.
     WebhookSecret(Uuid),
     /// The headers of a request's webhook.
     WebhookHeaders(Uuid),
-    /// The proof that a key is the one that goes by this name.
+    /// The proof that a key is the one registered under this name.
     Proof(&'a str),
 }
 
@@ -38,12 +38,12 @@ impl Place<'_> {
     }
 }
 
-/// A value as it is stored: encrypted if it names a key, and plain otherwise.
+/// A value as it is stored: encrypted if it names a key, plain otherwise.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Which key opens it; nothing: it is plain.
+    /// The key that decrypts the value. `None` if the value is plain.
     pub key_id: Option<String>,
-    /// The value; if encrypted, the nonce, the ciphertext and the tag.
+    /// The value. If encrypted: the nonce, the ciphertext and the tag.
     pub bytes: Vec<u8>,
 }
 
@@ -53,19 +53,19 @@ impl fmt::Debug for Stored {
     }
 }
 
-/// Why a stored value can't be read. In one line, with what helps.
+/// Why a stored value can't be read. Each error is one line that says what helps.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncryptionError {
-    /// The key is not among those that were given.
+    /// The key is not among the given ones.
     #[error("the key `{0}` is missing, and stored secrets need it; add it after the first one, as `{0}:BASE64`")]
     MissingKey(String),
-    /// Another key goes by this name now.
+    /// Another key has this name now.
     #[error("the key `{0}` is not the one that stored secrets were encrypted with; give that one, and a new one under a new name")]
     OtherKey(String),
-    /// It was changed, or is in the wrong place.
+    /// The value was changed, or is in the wrong place.
     #[error("a stored secret does not open with the key `{0}`: it was changed, or moved from another row")]
     Forged(String),
-    /// It opens, and is not what was written.
+    /// The value can be decrypted, but is not what was written.
     #[error("a stored secret opens, but is not what was written: somebody changed it by hand")]
     Malformed,
 }
@@ -76,7 +76,8 @@ struct Key {
     digests: hmac::Key,
 }
 
-/// The keys of `ENCRYPTION_KEY`: the first one encrypts, all of them decrypt. Without any, values are stored plain. Clones share them.
+/// The keys of `ENCRYPTION_KEY`. The first one encrypts, all of them decrypt. Without a key, values are stored plain. Clones share the
+/// keys.
 #[derive(Clone, Default)]
 pub struct Keyring(Arc<[Key]>);
 
@@ -119,18 +120,18 @@ fn hmac_key(material: hkdf::Okm<'_, hkdf::Algorithm>) -> Option<hmac::Key> {
 }
 
 impl Keyring {
-    /// The name of the key that encrypts; nothing: nothing is encrypted.
+    /// The name of the key that encrypts. `None` if values are stored plain.
     #[must_use]
     pub fn first(&self) -> Option<&str> {
         self.0.first().map(|key| key.id.as_str())
     }
 
-    /// Encrypts `plain` for `place` with the first key, or leaves it as it is if there is none.
+    /// Encrypts `plain` for `place` with the first key, or returns it unencrypted if there is no key.
     ///
     /// The nonce is random, so one key should not encrypt more than 2³² values.
     ///
     /// # Panics
-    /// If the operating system has no randomness to give.
+    /// If the operating system can't provide random bytes.
     #[must_use]
     pub fn seal(&self, place: Place<'_>, plain: &[u8]) -> Stored {
         let Some(key) = self.0.first() else { return Stored { key_id: None, bytes: plain.to_vec() } };
@@ -142,7 +143,7 @@ impl Keyring {
         Stored { key_id: Some(key.id.clone()), bytes: [nonce.as_slice(), &ciphertext].concat() }
     }
 
-    /// The value that was stored at `place`.
+    /// Decrypts the value that was stored at `place`.
     ///
     /// # Errors
     /// If the key is missing, or the value is not what was stored there.
@@ -158,8 +159,10 @@ impl Keyring {
         opened.ok_or(EncryptionError::Forged(id))
     }
 
-    /// Digests of `secret` that may have been stored for it: the first is the one to store, the others are of older keys, and the last is
-    /// that of a time without one. With a key it tells nothing to somebody who has only the database and tries out what it may be of.
+    /// The digests that may have been stored for `secret`.
+    ///
+    /// The first is the one to store, the others are from older keys, and the last is from before there was a key. A keyed digest is of no
+    /// use to an attacker who has only the database and tries out candidates for the secret.
     #[must_use]
     pub fn digests(&self, secret: &[u8; 32]) -> Vec<[u8; 32]> {
         let keyed = self.0.iter().map(|key| {

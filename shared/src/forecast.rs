@@ -1,10 +1,10 @@
-//! When a waiting message will be signed, as far as the queue, the slots and the policy tell. Pure.
+//! Estimates when a waiting message will be signed, from the queue, the slots and the policy. Pure.
 //!
-//! A [`Forecast`] is a look at the whole queue at one moment. It is read once and answers for every request that is asked about soon
-//! after, so that a thousand callers who want to know their place cost one statement.
+//! A [`Forecast`] is a snapshot of the whole queue. It is read once and answers all questions that come soon after, so that a thousand
+//! callers who ask for their place cost one statement.
 //!
-//! What it knows: how many go first, when each slot is free, and when a retry is due. What nobody knows is whether the next call of a
-//! message will be the one that succeeds; the forecast is the time of that call.
+//! It knows how many messages go first, when each slot is free, and when a retry is due. Whether the next call for a message succeeds is
+//! unknown; the forecast is the time of that call.
 
 use std::time::Duration;
 
@@ -12,24 +12,24 @@ use time::OffsetDateTime;
 
 use crate::policy;
 
-/// What orders the jobs of a lane: when a job is due, and its number.
+/// The sort key of a lane's jobs: when a job is due, and its number.
 pub type Turn = (OffsetDateTime, i64);
 
 /// The pending jobs of one lane, in the order in which they are tried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lane {
-    /// Some of the jobs, each with its place, counted from 1; all of the first ones.
+    /// Some of the jobs, each with its place, counted from 1. The first jobs are all included.
     pub marks: Vec<(Turn, u32)>,
 }
 
 impl Lane {
-    /// The place of a job with this turn among those of the lane: right for the first ones, and near enough between two marks.
+    /// The place of a job with this turn in the lane: exact for the first jobs, approximate between two marks.
     fn place(&self, turn: Turn) -> u32 {
         let before = self.marks.partition_point(|(mark, _)| *mark < turn);
         self.marks.get(before).map_or_else(|| self.length() + 1, |(_, place)| *place)
     }
 
-    /// When the first one is due.
+    /// When the first job is due. `None` if the lane is empty.
     #[must_use]
     pub fn first(&self) -> Option<OffsetDateTime> {
         self.marks.first().map(|((due, _), _)| *due)
@@ -40,33 +40,33 @@ impl Lane {
     }
 }
 
-/// The queue of sign jobs at one moment.
+/// A snapshot of the queue of sign jobs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Forecast {
-    /// That moment.
+    /// When the snapshot was taken.
     pub at: OffsetDateTime,
-    /// What was never tried.
+    /// Jobs that were never tried.
     pub fresh: Lane,
-    /// What failed at least once.
+    /// Jobs that failed at least once.
     pub retries: Lane,
-    /// When the first slots are free, the first one first; of many, not all.
+    /// When the first slots are free, in ascending order. If there are many slots, not all of them are included.
     pub first_slots: Vec<OffsetDateTime>,
-    /// How many slots there are. 0: no worker has started yet.
+    /// The number of slots. 0 if no worker has started yet.
     pub slots: u32,
     /// How long after its use a slot is free again.
     pub window: Duration,
-    /// No call before this time: the upstream asked for a pause, or is down.
+    /// No call is made before this time: the upstream asked for a pause, or is down.
     pub closed_until: OffsetDateTime,
 }
 
-/// A job that waits.
+/// A waiting job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// Whether it was never tried.
+    /// Whether the job was never tried.
     pub fresh: bool,
-    /// Its turn.
+    /// The turn of the job.
     pub turn: Turn,
-    /// Whether it is being tried at this moment.
+    /// Whether the job is being tried at this moment.
     pub in_flight: bool,
 }
 
@@ -91,7 +91,7 @@ impl Forecast {
         } else {
             let rank = self.retries.place(job.turn);
             let behind_all_fresh = self.fresh.length().saturating_add(rank);
-            // A retry that has been due for long has a share of the slots to itself.
+            // Retries that have been due for long have a share of the slots to themselves.
             let share = self
                 .calls_until(job.turn.0 + self.window * u32::from(policy::RETRY_OVERDUE_WINDOWS))
                 .saturating_add(rank.saturating_mul(policy::RETRY_EVERY.into()));
@@ -100,22 +100,22 @@ impl Forecast {
         Place { position, expected_at: self.call(position).max(job.turn.0) }
     }
 
-    /// How many wait, as far as was looked.
+    /// The number of waiting jobs, as far as the snapshot reaches.
     #[must_use]
     pub fn length(&self) -> u32 {
         self.fresh.length().saturating_add(self.retries.length())
     }
 
-    /// When the call of this number, counted from 1, is made, if every call before it is made as soon as a slot is free.
+    /// When the call with this number, counted from 1, is made, if every earlier call is made as soon as a slot is free.
     fn call(&self, number: u32) -> OffsetDateTime {
         let opens = self.closed_until.max(self.at);
         let Some(before) = number.checked_sub(1).filter(|_| self.slots > 0) else { return opens };
-        // Of those that were not looked at, the last that was says what is known: they are free no sooner.
+        // Slots that were not read are free no sooner than the last one that was.
         let free = self.first_slots.get((before % self.slots) as usize).or(self.first_slots.last());
         free.map_or(opens, |free| opens.max(*free)) + self.window.saturating_mul(before / self.slots)
     }
 
-    /// How many calls are made until `time`.
+    /// The number of calls made until `time`.
     fn calls_until(&self, time: OffsetDateTime) -> u32 {
         let seconds = (time - self.at).as_seconds_f64().max(0.0);
         let windows = seconds / self.window.as_secs_f64();

@@ -1,10 +1,10 @@
-//! What `api` and `worker` have in common.
+//! Code that `api` and `worker` share.
 //!
-//! - what is said: [`contract`] (bodies of answers and webhooks), [`message`], [`standard_webhooks`];
-//! - what is kept: [`store`] (every statement of SQL, and the only place that names sqlx), [`encryption`] (of what is secret in it);
-//! - what is decided: [`backoff`] (when a message is tried again), [`policy`] (which message is tried next), [`address_guard`] (where
-//!   webhooks may go);
-//! - how a process runs: [`settings`], [`units`], [`secret`], [`telemetry`], [`operations`] (health and metrics), [`tls`], [`process`],
+//! - formats: [`contract`] (bodies of answers and webhooks), [`message`], [`standard_webhooks`];
+//! - storage: [`store`] (all SQL statements, and the only module that uses sqlx), [`encryption`] (of the secrets in it);
+//! - decisions: [`backoff`] (when a message is tried again), [`policy`] (which message is tried next), [`forecast`] (when a message will be
+//!   signed), [`address_guard`] (where webhooks may go);
+//! - running a process: [`settings`], [`units`], [`secret`], [`telemetry`], [`operations`] (health and metrics), [`tls`], [`process`],
 //!   [`batch`] (group commit).
 
 pub mod address_guard;

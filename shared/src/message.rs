@@ -1,4 +1,4 @@
-//! What is signed: the text exactly as the caller sent it, and the digest that identifies it.
+//! The message to sign: its text, exactly as the caller sent it, and the digest that identifies it.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::secret::Secret;
 
-/// A message of at least one byte, kept byte for byte. It never prints: a message is the caller's business.
+/// A message, kept byte for byte. `Debug` does not print it: its content is the caller's business.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     text: Secret<String>,
@@ -15,7 +15,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// Takes `text` as it is: no trimming, no normalisation.
+    /// Creates a message from `text`, without trimming or normalisation.
     #[must_use]
     pub fn new(text: String) -> Self {
         let digest = MessageDigest::of(text.as_bytes());
@@ -35,7 +35,7 @@ impl Message {
     }
 }
 
-/// SHA-256 of a message: what it is known by.
+/// The SHA-256 of a message, which identifies it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageDigest([u8; 32]);
 
@@ -50,13 +50,14 @@ impl MessageDigest {
         &self.0
     }
 
-    /// The first 128 bits, by which the store finds a message: its index is half as large as with all of them. Two messages that agree in
-    /// these are told apart by their text.
+    /// The first 128 bits, by which the store finds a message. An index on them is half as large as one on the whole digest. Two messages
+    /// that agree in these bits are told apart by their text.
     pub(crate) fn short(self) -> Uuid {
         Uuid::from_slice(&self.0[..16]).expect("a digest has 32 bytes")
     }
 
-    /// The first 64 bits: enough to tell waiters apart in a notification, whose payload is short. A collision only wakes one waiter in vain.
+    /// The first 64 bits. They are enough to tell waiters apart in a notification, whose payload is short. A collision only wakes a waiter
+    /// in vain.
     #[must_use]
     pub fn hint(self) -> u64 {
         u64::from_be_bytes(self.0[..8].try_into().expect("a digest has 32 bytes"))
@@ -77,7 +78,7 @@ impl fmt::Debug for MessageDigest {
     }
 }
 
-/// SHA-256 over `parts`, each preceded by its length, so that no two lists of parts read the same.
+/// SHA-256 over `parts`, each preceded by its length, so that different lists of parts never give the same input.
 #[must_use]
 pub fn digest_of_parts(parts: &[&[u8]]) -> [u8; 32] {
     let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_be_bytes()).collect();

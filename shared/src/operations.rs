@@ -1,4 +1,4 @@
-//! What operators ask a process: is it alive, is it ready, and its figures. The same for `api` and `worker`.
+//! The endpoints for operators: liveness, readiness and metrics. They are the same for `api` and `worker`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,35 +14,35 @@ use tokio::sync::Mutex;
 use crate::store::upstream::UpstreamState;
 use crate::store::{Store, StoreError};
 
-/// How long readiness waits for Postgres before it says no.
+/// How long the readiness check waits for Postgres before it fails.
 const READY_WITHIN: Duration = Duration::from_secs(1);
 
-/// The figures from Postgres are read at most this often.
+/// The gauges are read from Postgres at most this often.
 const READ_GAUGES_EVERY: Duration = Duration::from_secs(1);
 
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// Bounds of the histograms, in seconds: from a fast statement to a webhook's time limit.
+/// Bounds of the histograms, in seconds: from a fast statement to the default timeout of a call to the upstream.
 const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
 
-/// Whether a process has done what it does before it serves: the schema, the bootstrap key, the agreed rate. Clones share the answer.
+/// Whether a process has completed its start-up: the schema, the bootstrap key, the agreed rate. Clones share the flag.
 #[derive(Clone, Debug, Default)]
 pub struct Prepared(Arc<AtomicBool>);
 
 impl Prepared {
-    /// It has.
+    /// Marks the start-up as completed.
     pub fn done(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether it has.
+    /// Whether the start-up is completed.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// Installs the recorder of metrics, once per process, and gives the handle that prints it.
+/// Installs the metrics recorder, once per process, and returns the handle that renders the metrics.
 fn recorder() -> PrometheusHandle {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
     RECORDER
@@ -52,7 +52,7 @@ fn recorder() -> PrometheusHandle {
                 .expect("the list of bounds is not empty")
                 .install_recorder()
                 .expect("no other recorder is installed in this process");
-            // Samples pile up until somebody sorts them into their buckets, and nobody may ever ask for them.
+            // Samples accumulate until they are sorted into their buckets, and `/metrics` may never be requested.
             let upkeep = recorder.clone();
             tokio::spawn(async move {
                 loop {
@@ -104,7 +104,8 @@ async fn ready(Data(store): Data<&Store>, Data(prepared): Data<&Prepared>) -> Re
     Json(body).with_status(status).into_response()
 }
 
-/// The upstream, for operators. A process whose upstream is down is ready all the same: what it accepts is signed later.
+/// The state of the upstream, for operators. A process whose upstream is down is ready all the same: the messages it accepts are signed
+/// later.
 fn upstream_json(upstream: &UpstreamState) -> serde_json::Value {
     json!({
         "rate": upstream.rate.to_string(),
@@ -121,7 +122,8 @@ fn upstream_json(upstream: &UpstreamState) -> serde_json::Value {
     })
 }
 
-/// What is read from Postgres when the figures are asked for, and when it was read last: whoever asks must not be able to load it.
+/// The gauges that are read from Postgres when metrics are requested, and when they were last read: clients of `/metrics` must not be able
+/// to put load on Postgres.
 struct Gauges {
     store: Store,
     read: Mutex<Option<Instant>>,

@@ -1,63 +1,64 @@
-//! What to try next: which of the due jobs take which of the free slots of the budget.
+//! Decides what to try next: which due jobs take which free slots of the budget.
 //!
-//! Failures belong to one message and last for minutes. So a message never tried is worth more than a retry: it succeeds with a fair
-//! chance, and otherwise its call starts the clock of its outage. First tries go first, in the order of arrival, then retries by how long they
-//! have been due. So that retries do not starve while first tries keep coming, every [`RETRY_EVERY`]th use of a slot prefers a retry
-//! that has been due for [`RETRY_OVERDUE_WINDOWS`]; the count is kept in the slot, so it holds for any number of workers, and for a
-//! single slot too.
+//! Failures belong to one message and last for minutes. So a message that was never tried is worth more than a retry: it has a fair chance
+//! to succeed, and if it does not, its call starts the clock of its outage. First attempts go first, in the order of arrival, then retries
+//! by how long they have been due. Retries must not starve while first attempts keep coming. So every [`RETRY_EVERY`]th use of a slot
+//! prefers a retry that has been due for [`RETRY_OVERDUE_WINDOWS`] windows. The count is kept in the slot, so this holds for any number of
+//! workers, and for a single slot too.
 //!
-//! The claim (`store::sign_claim`) does this in SQL, with these constants; a test holds it to [`pick`]. The simulation that the constants
-//! were chosen by runs [`pick`] itself. Nothing here depends on the rest of the crate, so that it can be included there.
+//! The claim (`store::sign_claim`) does this in SQL, with these constants; a test compares it with [`pick`]. The simulation that the
+//! constants were chosen with runs [`pick`] itself. This module does not depend on the rest of the crate, so that the simulation can
+//! include it.
 
 use std::time::Duration;
 
-/// Every so many uses, a slot prefers a retry that is overdue: the share of retries under overload is one in so many. A larger share makes
-/// first tries wait for what has failed; with a smaller one the longest wait for a retry grows: at 150 % of capacity for four hours from
-/// 2.1 h (of five) to 2.8 h (of eight).
+/// One in this many uses of a slot prefers an overdue retry, so under overload this is the share of retries. With a larger share, first
+/// attempts wait for messages that have failed. With a smaller one, the longest wait for a retry grows: at 150 % of capacity for four
+/// hours, from 2.1 h (one in five) to 2.8 h (one in eight).
 pub const RETRY_EVERY: u16 = 5;
 
-/// A retry is overdue when it has been due for so many windows. Sooner, it would spend calls on messages that failed a moment ago
-/// while first tries are waiting: 60 messages over a minute end at 1.21 of the earliest possible end with none, 1.16 with four, 1.135 with
-/// five or more.
+/// A retry is overdue when it has been due for this many windows. A smaller number would spend calls on messages that failed a moment ago
+/// while first attempts wait: 60 messages over a minute end at 1.21 times the earliest possible end with none, at 1.16 with four, and at
+/// 1.135 with five or more.
 pub const RETRY_OVERDUE_WINDOWS: u16 = 5;
 
-/// A job that is due and that nobody works on.
+/// A due job that is not being worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Due {
-    /// When it became due. All times are since one moment that the caller chose.
+    /// When the job became due. All times are relative to one moment that the caller chooses.
     pub at: Duration,
-    /// Which job; the lower one goes first of two that became due together.
+    /// The number of the job. If two jobs became due together, the lower number goes first.
     pub job: i64,
 }
 
-/// A slot that is free.
+/// A free slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Which slot.
+    /// The number of the slot.
     pub number: u32,
-    /// Since when it is free.
+    /// When the slot became free.
     pub free_at: Duration,
-    /// How often it was used.
+    /// How often the slot was used.
     pub uses: u64,
 }
 
 impl Slot {
-    /// Does its next use prefer an overdue retry? The number staggers the slots: not all of them prefer retries at once.
+    /// Whether its next use prefers an overdue retry. The slot's number staggers this: not all slots prefer retries at once.
     fn prefers_retry(&self) -> bool {
         (u64::from(self.number) + self.uses).is_multiple_of(u64::from(RETRY_EVERY))
     }
 }
 
-/// Which job takes which slot `now`: at most `most` pairs of a job and a slot's number.
+/// Decides which job takes which slot `now`. Returns at most `most` pairs of a job and a slot's number.
 ///
-/// `fresh` are the due jobs that were never tried, `retries` those that were, both in order; of either no more than `most` matter.
-/// `slots` are all that are free. `window` is the length of the budget's window.
+/// `fresh` are the due jobs that were never tried, `retries` those that were. Both are in order, and no more than `most` of each matter.
+/// `slots` are all free slots. `window` is the length of the budget's window.
 #[must_use]
 pub fn pick(now: Duration, window: Duration, most: usize, fresh: &[Due], retries: &[Due], slots: &[Slot]) -> Vec<(i64, u32)> {
     let room = most.min(slots.len());
     let fresh = &fresh[..fresh.len().min(room)];
     let retries = &retries[..retries.len().min(room)];
-    // Longest free first, so that all slots are used alike.
+    // Slots that have been free longest go first, so that all slots are used equally.
     let mut slots = slots.to_vec();
     slots.sort_unstable_by_key(|slot| (slot.free_at, slot.number));
     slots.truncate(room.min(fresh.len() + retries.len()));
@@ -80,7 +81,7 @@ mod tests {
         jobs.map(|job| Due { at: NOW.saturating_sub(since), job }).collect()
     }
 
-    /// Free slots, none of which prefers a retry but those given.
+    /// `count` free slots, of which only the first `preferring` prefer a retry.
     fn slots(count: u32, preferring: u32) -> Vec<Slot> {
         let slot = |n: u32| Slot { number: n, free_at: Duration::ZERO, uses: u64::from(n > preferring) + 5 * 7 - u64::from(n % 5) };
         (1..=count).map(slot).collect()

@@ -1,4 +1,4 @@
-//! The process: how it runs, how many files it may open, and how it is told to stop.
+//! The process: its runtime, its limit of open files, and its stop signals.
 
 use std::process::ExitCode;
 
@@ -7,10 +7,11 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Runs `program` to its end. What still runs then is left behind: nobody can cut short the look-up of a name, which may take a minute.
+/// Runs `program` to its end. Blocking work that is still running then is abandoned: a DNS look-up can't be cancelled, and may take a
+/// minute.
 ///
 /// # Panics
-/// If the operating system gives no threads.
+/// If the operating system can't create threads.
 pub fn run(program: impl Future<Output = ExitCode>) -> ExitCode {
     let runtime = Runtime::new().expect("the operating system gives threads");
     let code = runtime.block_on(program);
@@ -18,8 +19,8 @@ pub fn run(program: impl Future<Output = ExitCode>) -> ExitCode {
     code
 }
 
-/// Raises the number of files that this process may have open as far as it is allowed to, and says what it is then. Each connection is one, and
-/// by default many systems allow 1,024.
+/// Raises the limit of open files as far as this process is allowed to, and returns the limit. Each connection needs one file, and many
+/// systems allow 1,024 by default.
 #[must_use]
 pub fn raise_open_files() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return u64::MAX };
@@ -29,7 +30,8 @@ pub fn raise_open_files() -> u64 {
 /// Exit code of a process that was told twice to stop.
 const IMPATIENT: i32 = 130;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT; the second ends the process at once. The task that listens lives as long as the process.
+/// Returns a token that the first SIGTERM or SIGINT cancels. The second one ends the process at once. The task that listens lives as long
+/// as the process.
 ///
 /// # Errors
 /// If the signal handlers can't be installed.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Wraps something that must not reach a log, a span or an error text. Reading it takes a call that can be searched for.
+/// Wraps a value that must not reach a log, a span or an error message. Reading it takes an explicit call, which is easy to search for.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret<T>(T);
 

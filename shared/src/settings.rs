@@ -60,7 +60,7 @@ fn presentable(variable: &str, value: String) -> String {
     if variable.ends_with("KEY") || variable.ends_with("SECRET") {
         return "[secret]".to_owned();
     }
-    // Anything in an address but a scheme, a host and a path may be a credential, or next to one.
+    // In an address, anything except a scheme, a host and a path may be a credential, or be next to one.
     let (scheme, rest) = value.split_once("://").unwrap_or(("", &value));
     let harmless = rest.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/'));
     match (variable.ends_with("_URL"), harmless, scheme) {
@@ -76,7 +76,7 @@ fn variable_of(flag: &str) -> String {
     name.trim_start_matches('-').replace('-', "_").to_uppercase()
 }
 
-/// A setting that is unset when it is empty, as compose files make them.
+/// Parses a setting that counts as unset when it is empty, as compose files pass it.
 ///
 /// # Errors
 /// Those of `parse`.

@@ -1,4 +1,4 @@
-//! Signing of outgoing webhooks by the Standard Webhooks specification 1.0.0
+//! Signs outgoing webhooks according to the Standard Webhooks specification 1.0.0
 //! (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
 
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use crate::secret::Secret;
 
 const PREFIX: &str = "whsec_";
 
-/// A receiver's secret: 24 to 64 bytes, written `whsec_` and their base64.
+/// A receiver's secret: 24 to 64 bytes, written as `whsec_` followed by their base64.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebhookSecret(Secret<Vec<u8>>);
 
@@ -29,7 +29,7 @@ impl WebhookSecret {
     /// A new secret of 32 random bytes.
     ///
     /// # Panics
-    /// If the operating system has no randomness to give.
+    /// If the operating system can't provide random bytes.
     #[must_use]
     pub fn generate() -> Self {
         let mut bytes = vec![0; 32];

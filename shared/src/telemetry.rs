@@ -1,7 +1,7 @@
-//! The log on standard error, and spans over OTLP where an endpoint is set.
+//! The log on standard error, and spans over OTLP if an endpoint is set.
 //!
-//! A line of the log holds all that it has to say; spans are for traces alone. So where nothing is traced, no span is made: those of a POST
-//! were a tenth of what it cost the api.
+//! A log line contains everything it has to say; spans serve traces only. So if traces are not exported, no spans are created: those of a
+//! POST were a tenth of its cost in the `api`.
 //!
 //! Without an endpoint there is no exporter, no background task and no warning. The trace context of a request is stored with its job
 //! as a W3C `traceparent`, so that an attempt made hours later, by another process, continues the caller's trace.
@@ -30,7 +30,7 @@ use crate::settings::{LogFormat, TelemetrySettings};
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// `RUST_LOG` is not a filter.
+    /// `RUST_LOG` is not a valid filter.
     #[error("RUST_LOG={0}: accepted: a level (error, warn, info, debug, trace) or levels per module, such as info,worker=debug")]
     Filter(String),
     /// The exporter could not be built.
@@ -38,12 +38,12 @@ pub enum TelemetryError {
     Exporter(String, #[source] opentelemetry_otlp::ExporterBuildError),
 }
 
-/// Flushes the spans that are still buffered when it is told to.
+/// Flushes the buffered spans when [`Telemetry::finish`] is called.
 #[must_use = "spans that are still buffered are lost without `finish`"]
 pub struct Telemetry(Option<SdkTracerProvider>);
 
 impl Telemetry {
-    /// Sends what is buffered, for at most a few seconds.
+    /// Sends the buffered spans. Takes at most a few seconds.
     pub async fn finish(self) {
         if let Some(provider) = self.0 {
             let flushed = tokio::task::spawn_blocking(move || provider.shutdown()).await;
@@ -54,10 +54,10 @@ impl Telemetry {
     }
 }
 
-/// Starts the log and, where an endpoint is set, the exporter. `service` names the process in traces unless the settings do.
+/// Starts the log and, if an endpoint is set, the exporter. `service` names the process in traces unless the settings do.
 ///
 /// # Errors
-/// For a filter that can't be read, and an endpoint that is none.
+/// If the filter can't be parsed, or the endpoint is not valid.
 pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, TelemetryError> {
     let levels: Targets = settings.rust_log.parse().map_err(|_| TelemetryError::Filter(settings.rust_log.clone()))?;
     let provider = match settings.otel_exporter_otlp_endpoint.trim() {
@@ -74,12 +74,13 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let registry = tracing_subscriber::registry();
-    // Not an `Option` of a layer for spans: one that is not there is interested in everything.
+    // Not an `Option` of a span layer: a `None` layer is interested in everything.
     let Some(provider) = provider else {
         return registry.with(levels).with(filter_fn(is_line)).with(log(format, writer)).into();
     };
-    // Asked anew for each line. The filter of a layer remembers what it was asked last, and where nobody asks for the next line, because the answer
-    // is known, it drops that one instead: sqlx asks whether a statement would be logged, and then does not log it.
+    // A dynamic filter, which is asked for every line. The filter of a layer remembers its last answer. sqlx asks whether a statement would
+    // be logged, and then does not log it. If the answer for the next line is cached, the filter is not asked again, and drops that line
+    // instead.
     let lines = dynamic_filter_fn(move |metadata, _| is_line(metadata) && levels.would_enable(metadata.target(), metadata.level()));
     let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer("countersign"));
     registry.with(log(format, writer).with_filter(lines)).with(spans.with_filter(own())).into()
@@ -97,12 +98,12 @@ where
     }
 }
 
-/// Whether the log is asked for a line, and not for a span.
+/// Whether this is a log line, and not a span.
 fn is_line(metadata: &Metadata<'_>) -> bool {
     metadata.is_event()
 }
 
-/// What this workspace traces, never the spans of the exporter's own HTTP client, which would export themselves.
+/// The spans of this workspace, but never those of the exporter's own HTTP client, which would export themselves.
 fn own() -> Targets {
     Targets::new().with_targets(["api", "worker", "shared"].map(|program| (program, Level::INFO)))
 }
@@ -113,7 +114,7 @@ fn exporting_to(endpoint: &str, settings: &TelemetrySettings, service: &str) -> 
         if endpoint.starts_with("http://") {
             exporter.build()
         } else {
-            // Without being told to, it would trust nobody.
+            // Without this, it would trust no certificate.
             exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build()
         }
     } else {
@@ -133,7 +134,7 @@ fn exporting_to(endpoint: &str, settings: &TelemetrySettings, service: &str) -> 
         .build())
 }
 
-/// The sampler of the specification's name (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>).
+/// The sampler with this name in the specification (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>).
 fn sampler(name: &str, ratio: f64) -> Sampler {
     let root = match name.trim_start_matches("parentbased_") {
         "always_off" => Sampler::AlwaysOff,
@@ -143,7 +144,7 @@ fn sampler(name: &str, ratio: f64) -> Sampler {
     if name.starts_with("parentbased_") { Sampler::ParentBased(Box::new(root)) } else { root }
 }
 
-/// The current span's context as a `traceparent`; nothing when spans are not recorded.
+/// The current span's context as a `traceparent`. `None` if spans are not recorded.
 #[must_use]
 pub fn traceparent() -> Option<String> {
     let context = tracing::Span::current().context();
@@ -159,7 +160,7 @@ pub fn traceparent() -> Option<String> {
 pub fn continue_trace(span: &tracing::Span, traceparent: Option<&str>) {
     let Some(traceparent) = traceparent else { return };
     let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
-    // Refused only where no exporter runs, and then there is nothing to continue.
+    // This fails only if no exporter runs; then there is no trace to continue.
     let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
 }
 
@@ -173,7 +174,7 @@ pub fn is_traceparent(text: &str) -> bool {
         if hex(version, 2) && *version != "ff" && hex(trace, 32) && nonzero(trace) && hex(span, 16) && nonzero(span) && hex(flags, 2))
 }
 
-/// An error with its causes in one line.
+/// Formats an error with its causes in one line.
 #[must_use]
 pub fn display_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -1,13 +1,13 @@
-//! Values that settings are made of, parsed once at the edge: durations with a unit, and call rates.
+//! Types for values in settings, parsed once at the edge: durations with a unit, and call rates.
 //!
-//! Each parser's error says what is accepted, so that the line a wrong setting prints is enough to mend it.
+//! Each parser's error says what is accepted, so that the error line is enough to fix a wrong setting.
 
 use std::fmt;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest duration that can be set: ten years. Sums of these, and points in time, never overflow.
+/// The longest duration that can be set: ten years. With this limit, sums of durations and points in time never overflow.
 const LONGEST: Duration = Duration::from_hours(3650 * 24);
 
 /// Parses a duration with a unit, such as `1500ms`, `30s`, `5m`, `24h`, `30d`. A bare `0` is zero.

@@ -1,8 +1,8 @@
-//! The engine without the calls: the worker's own loop, claim and finisher around a job that does nothing.
+//! The engine without the calls: runs the worker's own loop, claim and finisher with a job that does nothing.
 //!
-//! For the benchmarks: the queues it is compared with run jobs that do nothing, so this is the row that compares like with like. It
-//! prints `ready`, begins when a line comes on standard input, and ends when standard input does. All but the HTTP call is what
-//! `worker` runs, with its settings: the same statements, the same groups, the slots of the budget taken and given back.
+//! Used by the benchmarks: the queues it is compared with run jobs that do nothing, so this row compares like with like. It prints `ready`,
+//! starts when a line arrives on standard input, and ends when standard input does. Except for the HTTP call, it does all that `worker`
+//! does, with the same settings: the same statements, the same batches, and the slots of the budget taken and given back.
 
 use std::io::BufRead;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ struct Settings {
     database: DatabaseSettings,
 }
 
-/// As long as that of a worker with the default timeouts.
+/// The length of a worker's lease with the default timeouts.
 const LEASE: std::time::Duration = std::time::Duration::from_secs(40);
 const POLL: std::time::Duration = std::time::Duration::from_secs(1);
 

@@ -1,4 +1,4 @@
-//! Claim, work, finish: the loop, for any kind of job. Knows nothing of Postgres; tested without it.
+//! The loop for any kind of job: claim, work, finish. It knows nothing about Postgres, and is tested without it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,71 +20,71 @@ pub trait Queue: Send + Sync + 'static {
     /// The queue's name in logs and metrics.
     const NAME: &'static str;
 
-    /// Most jobs that this process should have at a time, as things are: at least one. Asked before each claim.
+    /// Maximum number of jobs that this process should hold at present; at least one. Called before each claim.
     fn most_leased(&self) -> usize;
 
     /// Claims up to `most` jobs.
     fn claim(&self, most: usize) -> impl Future<Output = Result<Claimed<Self::Job>, StoreError>> + Send;
 
-    /// Works on a job and writes its outcome. When `give_up` is cancelled, it gives the job back instead.
+    /// Works on a job and writes its outcome. If `give_up` is cancelled, gives the job back instead.
     fn work(&self, job: Self::Job, give_up: CancellationToken) -> impl Future<Output = Ended> + Send;
 }
 
-/// What the end of a job changes for the next claim.
+/// What the end of a job means for the next claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Nothing for a queue in which nothing else waits.
+    /// Nothing, unless other jobs wait.
     ForGood,
-    /// Something can be claimed that no claim knew of: the job is tried again, or its place is free.
+    /// There is something to claim that no claim knew of: the job is tried again, or its place is free.
     GivenBack,
 }
 
-/// How a driver runs.
+/// The timing of a driver.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// How often the queue is looked at when no hint comes.
+    /// How often the queue is polled if no hint comes.
     pub poll: Duration,
-    /// How long work in flight may take once the driver is told to stop.
+    /// How long jobs in flight may take once the driver is told to stop.
     pub grace: Duration,
 }
 
-/// The longest a claim may take; beyond, the connection is taken for dead.
+/// The longest that a claim may take. After that, the connection is taken for dead.
 const CLAIM_WITHIN: Duration = Duration::from_secs(15);
-/// The same for the one that is under way when the driver is told to stop.
+/// The same for a claim that is in flight when the driver is told to stop.
 const LAST_CLAIM_WITHIN: Duration = Duration::from_secs(3);
 
-/// How long giving jobs back may take. It is one statement; a Postgres that is away must not keep the process.
+/// How long giving jobs back may take. It is one statement, and an unavailable Postgres must not keep the process alive.
 const GIVE_BACK_WITHIN: Duration = Duration::from_secs(3);
 
-/// Hints are looked into at once; but a queue whose due jobs others are just taking is not asked again sooner than this.
+/// Hints are followed at once. But if other workers are just taking the due jobs, the driver does not claim again sooner than this.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
 
-/// While more is due than may be leased, claims are for half of that at least, unless that many do not end so soon: a claim for each job
-/// that ends would be a commit for each job.
+/// While more jobs are due than may be leased, the driver waits up to this long for half of the permits before it claims: a claim for each
+/// job that ends would mean a commit for each job.
 const GATHER_FOR: Duration = Duration::from_millis(5);
 
-/// Runs `queue` until `stop`, then for up to the grace until what is in flight has ended.
+/// Runs `queue` until `stop`, then waits up to the grace period for the jobs in flight.
 ///
-/// `wake` is a hint that there may be something to claim. The driver registers for it before it claims, so that a hint that comes
-/// while it looks is not lost; and polls as well, so that a hint that never comes costs at most one interval.
+/// `wake` is a hint that there may be something to claim. The driver registers for it before it claims, so that a hint during a claim is
+/// not lost. It also polls, so that a lost hint costs at most one interval.
 ///
-/// A claim that took less than it might have says when there will be more: there is no other until then, unless something changes. The end of
-/// a job in flight is such a change if anything waits for what it held; who waits is known from the last claim, or seen by the one that is
-/// under way.
+/// A claim that got fewer jobs than it asked for says when there will be more. The driver does not claim again before then, unless
+/// something changes. The end of a job in flight is such a change if another job waits for what it held. Whether one waits is known from
+/// the last claim, or is seen by the claim in flight.
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
     let mut driver = Driver::new(queue, wake);
     driver.claim_until(&stop, pace.poll).await;
     driver.drain(pace.grace).await;
 }
 
-/// The jobs in flight. Each has a permit, and so has each that may still be claimed.
+/// The state of a driver. Each job in flight has a permit, and there is one for each job that may still be claimed.
 struct Driver<Q> {
     queue: Arc<Q>,
     wake: Arc<Notify>,
     permits: Arc<Semaphore>,
-    /// How many permits there are: as many as jobs may be leased, or, after that was lowered, as many as are still in flight.
+    /// The number of permits: as many as jobs may be leased or, after that was lowered, as many as are still in flight.
     in_all: usize,
-    /// Whether the end of a job is a reason to claim: something waits for its place, or may.
+    /// Whether the end of a job is a reason to claim: another job waits for its place, or may wait.
     others_wait: Arc<AtomicBool>,
     /// Whether the last claim failed.
     failing: bool,
@@ -115,7 +115,7 @@ impl<Q: Queue> Driver<Q> {
             let hint = wake.notified();
             tokio::pin!(hint);
             hint.as_mut().enable();
-            // Only this loop takes permits: what is free now stays free.
+            // Only this loop takes permits, so those that are free now stay free.
             let most = 1 + self.permits.available_permits();
             let Some(claimed) = self.claim(most, stop).await else { return };
             let poll = Jitter::FIFTH.apply(poll, &mut rand::rng());
@@ -140,10 +140,11 @@ impl<Q: Queue> Driver<Q> {
         }
     }
 
-    /// The permit of the next job. While more is due than may be leased, some are waited for, so that a claim is not for one job.
+    /// Waits for the permit of the next job. While more jobs are due than may be leased, first waits for several permits, so that the claim
+    /// is for more than one job.
     async fn permit(&mut self, more_is_due: bool) -> OwnedSemaphorePermit {
         if more_is_due {
-            // They are given back at once, and taken one by one: only the loop takes permits.
+            // These are given back at once and then taken one by one, which is safe because only the loop takes permits.
             let half = u32::try_from(self.in_all / 2).unwrap_or(u32::MAX);
             let _ = tokio::time::timeout(GATHER_FOR, self.permits.acquire_many(half)).await;
         }
@@ -159,9 +160,10 @@ impl<Q: Queue> Driver<Q> {
         }
     }
 
-    /// Claims up to `most` jobs. A claim that is under way at `stop` is waited for, so that no lease is taken in vain; but not for ever: `None`.
+    /// Claims up to `most` jobs. At `stop`, a claim in flight is still awaited, so that no lease is taken in vain, but not forever: `None`
+    /// if it takes too long.
     async fn claim(&mut self, most: usize, stop: &CancellationToken) -> Option<Result<Claimed<Q::Job>, StoreError>> {
-        // What ends from here on may be what this claim does not see.
+        // This claim may not see what is given back by jobs that end from here on.
         self.others_wait.store(true, Ordering::SeqCst);
         let claim = tokio::time::timeout(CLAIM_WITHIN, self.queue.claim(most));
         let claimed = tokio::select! {
@@ -177,7 +179,7 @@ impl<Q: Queue> Driver<Q> {
             }
             Err(error) => {
                 metrics::counter!("countersign_claim_errors_total", "queue" => Q::NAME).increment(1);
-                // Once per outage, not once per poll.
+                // Log once per outage, not once per poll.
                 if !std::mem::replace(&mut self.failing, true) {
                     tracing::warn!(queue = Q::NAME, error = display_chain(error), "can't claim jobs; polling on");
                 }
@@ -186,7 +188,7 @@ impl<Q: Queue> Driver<Q> {
         Some(claimed)
     }
 
-    /// Starts what was claimed for `permit` and those that are free.
+    /// Starts the claimed jobs, with `permit` and the free permits.
     fn start(&self, jobs: Vec<Q::Job>, permit: OwnedSemaphorePermit) {
         let mut first = Some(permit);
         for job in jobs {
@@ -203,7 +205,7 @@ impl<Q: Queue> Driver<Q> {
         }
     }
 
-    /// Waits for up to `grace` until the jobs in flight have ended, and has the others given back.
+    /// Waits up to `grace` for the jobs in flight, then has the remaining ones given back.
     async fn drain(self, grace: Duration) {
         self.tasks.close();
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
@@ -214,7 +216,7 @@ impl<Q: Queue> Driver<Q> {
     }
 }
 
-/// Changes how many permits there are from `from` towards `to`, by taking away free ones or adding some; says how many there are now.
+/// Changes the number of permits from `from` towards `to`, by forgetting free permits or adding new ones. Returns the new number.
 fn resize(permits: &Semaphore, from: usize, to: usize) -> usize {
     if from < to {
         permits.add_permits(to - from);

@@ -1,4 +1,4 @@
-//! Why the worker could not start, or go on: one line each.
+//! Why the worker could not start or continue, in one line each.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -6,31 +6,31 @@ use std::process::ExitCode;
 use shared::store::StoreError;
 use shared::telemetry::{self, display_chain};
 
-/// Why the worker could not start, or go on.
+/// Why the worker could not start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Settings that do not fit together, or not to those of the other workers.
+    /// The settings do not fit together, or not with those of other workers.
     #[error("{0}")]
     Settings(String),
-    /// The log or the exporter.
+    /// The log or the exporter could not start.
     #[error(transparent)]
     Telemetry(#[from] telemetry::TelemetryError),
-    /// An address that is no address, a schema that does not fit, or an encryption key that is missing.
+    /// An invalid database address, a schema that does not fit, or a missing encryption key.
     #[error("{}: {}", .0.variable(), display_chain(.0))]
     Store(#[from] StoreError),
-    /// No client for HTTP.
+    /// The HTTP client could not be created.
     #[error("can't set up an HTTP client: {0}")]
     Client(#[from] reqwest::Error),
-    /// The address is taken.
+    /// The listen address can't be bound.
     #[error("WORKER_LISTEN={0}: {1}")]
     Listen(SocketAddr, #[source] std::io::Error),
-    /// No signal handlers.
+    /// The signal handlers can't be installed.
     #[error("can't listen to signals: {0}")]
     Signals(#[source] std::io::Error),
 }
 
 impl StartError {
-    /// What the process answers to who started it: 2 for a wrong setting, else 1.
+    /// The exit code of the process: 2 for a wrong setting, 1 otherwise.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {

@@ -1,18 +1,18 @@
-//! Writes outcomes in groups, and keeps trying while Postgres is away: a signature that was obtained is worth more than the lease it
-//! was obtained under. Should the lease have run out meanwhile and somebody else have the job, the fence refuses the write.
+//! Writes outcomes in batches, and keeps trying while Postgres is unavailable: a signature is worth more than the lease under which it was
+//! obtained. If the lease has expired meanwhile and another worker has the job, the fencing token rejects the write.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use shared::backoff::{Jitter, doubling};
-use shared::batch::{Batcher, Batches, Callers};
+use shared::batch::{Batcher, Batches};
 use shared::store::sign_finish::SignFinish;
 use shared::store::webhook_finish::WebhookFinish;
 use shared::store::{Finished, Store, StoreError};
 use shared::telemetry::display_chain;
 
-/// What a finisher writes.
+/// An outcome that a finisher writes.
 pub trait Outcome: Send + Sync + Sized + 'static {
     /// The queue's name in logs and metrics.
     const QUEUE: &'static str;
@@ -37,32 +37,32 @@ impl Outcome for WebhookFinish {
     }
 }
 
-/// A queue in front of the writes.
+/// Queues outcomes and writes them in batches.
 pub struct Finisher<O: Outcome> {
     batches: Batcher<O, Option<Finished>, StoreError>,
 }
 
-/// Most outcomes in one transaction, transactions at a time, and most outcomes that wait for one: more are never in flight, with the largest
-/// settings.
+/// Maximum number of outcomes in one transaction, of concurrent transactions, and of waiting outcomes. Even with the largest settings, no
+/// more outcomes are in flight than may wait.
 ///
-/// Two at a time where one is full or takes long, so that one is being worked on by Postgres while the other is being forced to the disk. They
-/// are about different jobs, so that they wait for each other only where both tell of the same receiver, or of the upstream.
+/// Two transactions run at a time if one is full or takes long, so that Postgres works on one while it flushes the other to disk. They
+/// concern different jobs, so they wait for each other only if both report on the same receiver, or on the upstream.
 const LARGEST: usize = 2048;
 const AT_ONCE: usize = 2;
 const WAITING: usize = 65_536;
 
-/// The longest a write may take; beyond, the connection is taken for dead.
+/// The longest that a write may take. After that, the connection is taken for dead.
 const WRITE_WITHIN: Duration = Duration::from_secs(15);
 
-/// Pauses between tries to write while Postgres is away.
+/// Pauses between attempts to write while Postgres is unavailable.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl<O: Outcome> Finisher<O> {
-    /// Starts the task that writes.
+    /// Starts the tasks that write.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        let batches = Batches { largest: LARGEST, waiting: WAITING, at_once: AT_ONCE, callers: Callers::Leave };
+        let batches = Batches { largest: LARGEST, waiting: WAITING, at_once: AT_ONCE };
         let batches = Batcher::spawn(batches, move |outcomes: Vec<O>| {
             let store = store.clone();
             async move { Ok(write_all(&store, outcomes).await) }
@@ -70,7 +70,7 @@ impl<O: Outcome> Finisher<O> {
         Self { batches }
     }
 
-    /// Writes one outcome, as soon as it can be.
+    /// Writes one outcome as soon as possible.
     pub async fn finish(&self, outcome: O) {
         if let Ok(Some(Finished::LeaseLost)) = self.batches.submit(outcome).await {
             metrics::counter!("countersign_leases_lost_total", "queue" => O::QUEUE).increment(1);
@@ -79,8 +79,9 @@ impl<O: Outcome> Finisher<O> {
     }
 }
 
-/// Writes `outcomes` together, again and again while Postgres is away. What Postgres refuses is written one by one, so that one bad
-/// outcome spoils no other; its job is due again when the lease runs out. So is what somebody holds a row of.
+/// Writes `outcomes` together, and retries while Postgres is unavailable. If Postgres refuses them, or somebody holds a lock on one of the
+/// rows, each one is written alone, so that one bad outcome spoils no other. The job of a refused outcome is due again when its lease
+/// expires.
 async fn write_all<O: Outcome>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Finished>> {
     match write_patiently(store, &outcomes).await {
         Ok(written) => written.into_iter().map(Some).collect(),
@@ -96,7 +97,7 @@ async fn write_all<O: Outcome>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Fi
                 }
                 written.ok().and_then(|written| written.first().copied())
             });
-            // Those that are held up must not hold up the others.
+            // Writes that are held up must not hold up the others.
             join_all(alone).await
         }
     }

@@ -1,14 +1,14 @@
-//! The worker: claims jobs from Postgres, calls the upstream and the receivers, and writes what came of it.
+//! The worker: claims jobs from Postgres, calls the upstream and the receivers, and writes the outcomes.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`settings`] | what can be set |
+//! | [`settings`] | the settings |
 //! | [`run`] | builds everything and runs it until it is told to stop |
-//! | [`driver`] | claim, work, finish: the loop, for any kind of job |
-//! | [`finisher`] | writes outcomes in groups, and keeps trying while Postgres is away |
-//! | [`maintenance`] | ends what waited too long, deletes what is old |
-//! | [`error`], [`retry_after`] | why it could not start; a header that both sides send |
-//! | [`sign`] | sign jobs: the upstream's client, the table of outcomes, the decision what is next |
+//! | [`driver`] | the loop for any kind of job: claim, work, finish |
+//! | [`finisher`] | writes outcomes in batches, and keeps trying while Postgres is unavailable |
+//! | [`maintenance`] | ends what has waited for too long, deletes what is old |
+//! | [`error`], [`retry_after`] | why the worker could not start; a header that both sides send |
+//! | [`sign`] | sign jobs: the upstream's client, the table of outcomes, the decision about what happens next |
 //! | [`webhook`] | webhook jobs: the address guard, the delivery, the schedule |
 
 pub mod driver;

@@ -1,5 +1,5 @@
-//! What nobody waits for: requests that waited too long are ended, and what ended long ago is deleted. A little at a time, by every
-//! worker; two at once skip each other's requests.
+//! Background maintenance: ends requests that waited for too long, and deletes what ended long ago. Every worker does a little at a time;
+//! two that run at once skip each other's requests.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,24 +12,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::finisher::Shared;
 
-/// Jobs and requests are handled in groups of this size, so that each transaction is short.
+/// Jobs and requests are handled in groups of this size, to keep each transaction short.
 const AT_ONCE: u32 = 500;
 
-/// The pause between two groups, and the one after the last.
+/// The pause between two groups, and the pause after the last one.
 const NEXT_GROUP: Duration = Duration::from_millis(50);
 const NEXT_ROUND: Duration = Duration::from_mins(1);
 
 /// How long ending a group of overdue jobs may take.
 const LEASE: Duration = Duration::from_mins(1);
 
-/// What is too old.
+/// The age limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Ages {
-    /// For a request to be still waiting; nothing where this process does not sign.
+    /// How long a request may wait for its signature. `None` if this process does not sign.
     pub deadline: Option<Duration>,
-    /// For a webhook to be still waiting for a receiver that is down; nothing where this process does not deliver.
+    /// How long a webhook may wait for a receiver that is down. `None` if this process does not deliver.
     pub webhooks: Option<Duration>,
-    /// For a finished request to be kept.
+    /// How long a finished request is kept.
     pub retention: Duration,
 }
 
@@ -51,7 +51,7 @@ pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: C
     }
 }
 
-/// One group of everything. True if one of the groups was full, so that there may be more.
+/// Handles one group of everything. Returns true if a group was full, so that there may be more.
 async fn round(store: &Store, ages: Ages, finisher: &Shared<SignFinish>) -> bool {
     let mut full = false;
     if let Some(deadline) = ages.deadline {
@@ -66,7 +66,7 @@ async fn round(store: &Store, ages: Ages, finisher: &Shared<SignFinish>) -> bool
     full || deleted == AT_ONCE
 }
 
-/// How many a step handled: none if it failed or took too long. That is no reason not to take the next step.
+/// The number of items a step handled: 0 if it failed or took too long. The next step runs in any case.
 async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -> u32 {
     let done = tokio::time::timeout(STEP_WITHIN, work).await.unwrap_or_else(|_| Err(StoreError::TimedOut));
     done.unwrap_or_else(|error| {

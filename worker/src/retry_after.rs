@@ -1,12 +1,12 @@
-//! The header `Retry-After`, which upstreams and receivers send alike.
+//! The `Retry-After` header, which both upstreams and receivers send.
 
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use http::header::{DATE, RETRY_AFTER};
 
-/// Reads `Retry-After`, which is seconds or a date (RFC 9110, section 10.2.3). A date is taken by the clock that made it, which `Date` tells;
-/// `now` is for an answer without.
+/// Reads `Retry-After`, which is a number of seconds or a date (RFC 9110, section 10.2.3). A date is compared with the clock that made it,
+/// as told by `Date`; `now` is used for an answer without `Date`.
 #[must_use]
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name| headers.get(name)?.to_str().ok().map(str::trim);

@@ -26,20 +26,20 @@ use crate::webhook::queue::WebhookQueue;
 use crate::webhook::seats::{Limits, Seats};
 use crate::webhook::sender::Sender;
 
-/// More calls of the upstream at the same time than this would say more about the settings than about the upstream.
+/// Maximum number of concurrent calls to the upstream. A need for more would say more about the settings than about the upstream.
 const MOST_SIGN_CALLS: u16 = 256;
 
-/// How long a connection of an operator, or of what collects metrics, may do nothing.
+/// How long a connection of an operator, or of a metrics collector, may be idle.
 const IDLE: Duration = Duration::from_mins(2);
 
-/// A receiver that is down for less than this has not failed for as long as its webhooks are tried, however short their schedule is.
+/// A receiver is not given up before it has been down for this long, however short the retry schedule is.
 const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
 
 /// Runs until SIGTERM or SIGINT, then finishes what is in flight.
 ///
 /// # Errors
-/// If it can't start. Once it runs, nothing ends it but a signal, or workers with another rate that took its place while it was taken
-/// for dead; while Postgres is away, it waits.
+/// If it can't start. Once it runs, only a signal ends it, or workers with another rate that took its place while it was taken for dead.
+/// While Postgres is unavailable, it waits.
 pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-worker")?;
@@ -66,7 +66,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     if settings.worker_queues.webhook {
         store.when_available(&stop, async || store.allow_webhook_addresses(&settings.webhook.addresses).await).await?;
     }
-    // Who does not call the upstream has no say in the rate.
+    // A worker that does not call the upstream has no say in the rate.
     let rate = settings.upstream.upstream_rate;
     let membership = if settings.worker_queues.sign { Membership::join(&store, rate, &stop).await? } else { None };
     start_queues(&settings, &store, upstream, policy, &tasks, &stop)?;

@@ -1,4 +1,4 @@
-//! What can be set: each an environment variable and a flag.
+//! The settings: each one is an environment variable and a flag.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -97,10 +97,10 @@ pub struct SignSettings {
 }
 
 impl SignSettings {
-    /// The delays as a value.
+    /// Creates the backoff from the settings.
     ///
     /// # Errors
-    /// One line that names the variables, when the smallest delay is above the largest.
+    /// One line that names the variables, if the smallest delay is above the largest.
     pub fn backoff(&self) -> Result<Backoff, String> {
         Backoff::new(self.sign_retry_strategy, self.sign_retry_base, self.sign_retry_max, self.sign_retry_jitter)
             .map_err(|accepted| format!("SIGN_RETRY_BASE={:?}, SIGN_RETRY_MAX={:?}: {accepted}", self.sign_retry_base, self.sign_retry_max))
@@ -141,7 +141,7 @@ fn header_value(text: &str) -> Result<Secret<http::HeaderValue>, String> {
     Ok(Secret::new(value))
 }
 
-/// A list with commas between, each item read by `read`.
+/// Parses a comma-separated list, each item with `read`.
 fn list<T>(text: &str, read: impl Fn(&str) -> Option<T>, accepted: &str) -> Result<Vec<T>, String> {
     text.split(',').map(|item| read(item.trim()).ok_or_else(|| format!("accepted: {accepted}"))).collect()
 }
@@ -170,7 +170,7 @@ impl FromStr for Queues {
 pub struct Statuses(BTreeSet<u16>);
 
 impl Statuses {
-    /// Whether `status` is one of them.
+    /// Whether `status` is in the set.
     #[must_use]
     pub fn contains(&self, status: u16) -> bool {
         self.0.contains(&status)
@@ -190,24 +190,24 @@ impl FromStr for Statuses {
     }
 }
 
-/// Delays between the tries of a delivery.
+/// The delays between the attempts of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule(Vec<Duration>);
 
 impl Schedule {
-    /// The delay after the try of this number, counted from 1; nothing after the last one.
+    /// The delay after this attempt, counted from 1. `None` after the last one.
     #[must_use]
     pub fn after(&self, attempt: u32) -> Option<Duration> {
         self.0.get(usize::try_from(attempt.checked_sub(1)?).ok()?).copied()
     }
 
-    /// The longest delay; nothing if nothing is tried again.
+    /// The longest delay. `None` if nothing is tried again.
     #[must_use]
     pub fn longest(&self) -> Option<Duration> {
         self.0.iter().max().copied()
     }
 
-    /// All delays together: how long a delivery is tried for.
+    /// The sum of all delays: how long a delivery is tried for.
     #[must_use]
     pub fn whole(&self) -> Duration {
         self.0.iter().sum()

@@ -16,14 +16,14 @@ use tokio::time::Instant;
 use super::Parts;
 use super::problem::ApiError;
 
-/// How long a key is believed without asking the store. Revocation is told to every process at once; where notifications do not pass,
-/// a revoked key works for so long.
+/// How long a cached key is trusted without asking the store. Every process is notified of a revocation at once; where notifications do not
+/// arrive, a revoked key still works for this long.
 const BELIEVED_FOR: Duration = Duration::from_secs(5);
 
-/// Most keys in the cache.
+/// Maximum number of keys in the cache.
 const MOST_CACHED: u64 = 10_000;
 
-/// How long the look-up of a key may take: it is the first part of the two seconds that a caller is promised.
+/// How long the look-up of a key may take: it counts against the two seconds that a caller is promised.
 const KNOWN_WITHIN: Duration = Duration::from_millis(800);
 
 /// Looks up API keys. Clones share the cache.
@@ -40,13 +40,14 @@ enum Failed {
 }
 
 impl Keys {
-    /// Keys of this store. Until the process is `prepared`, nobody can say that a key is unknown: the bootstrap key may not be there yet.
+    /// Creates a look-up in this store. Until the process is `prepared`, no key is reported as unknown: the bootstrap key may not exist
+    /// yet.
     #[must_use]
     pub fn new(store: Store, prepared: Prepared) -> Self {
         Self { store, prepared, cache: Cache::builder().max_capacity(MOST_CACHED).time_to_live(BELIEVED_FOR).build() }
     }
 
-    /// Forgets what is cached: a key was revoked, or may have been.
+    /// Clears the cache: a key was revoked, or may have been.
     pub fn forget(&self) {
         self.cache.invalidate_all();
     }
@@ -56,7 +57,7 @@ impl Keys {
             return Err(ApiError::Unavailable);
         }
         let digest = key.digest();
-        // Callers that ask for the same key at the same time share one look-up. Only keys that exist are cached.
+        // Concurrent look-ups of the same key share one query. Only keys that exist are cached.
         let found = self.cache.try_get_with(digest, async {
             let found = self.store.callers(&[digest]).await.map_err(Failed::Store)?;
             found.into_iter().next().map(|(_, caller)| Arc::new(caller)).ok_or(Failed::Unknown)
@@ -81,7 +82,7 @@ impl Keys {
 #[oai(ty = "api_key", key_name = "X-API-Key", key_in = "header", checker = "check")]
 pub struct Authorized(AuthenticatedKey);
 
-/// A key that is known, and whose it is.
+/// A known key, and its caller.
 pub struct AuthenticatedKey {
     caller: Arc<Caller>,
     took: Duration,
@@ -91,7 +92,7 @@ impl Authorized {
     /// The caller, if its key has `scope`.
     ///
     /// # Errors
-    /// If it does not.
+    /// If the key does not have it.
     pub fn with(&self, scope: Scope) -> Result<&Caller, ApiError> {
         if self.has(scope) { Ok(&self.0.caller) } else { Err(ApiError::Forbidden(scope.name())) }
     }
@@ -102,7 +103,7 @@ impl Authorized {
         self.0.caller.scopes.contains(&scope)
     }
 
-    /// Whose requests the caller may see; `None`: everybody's.
+    /// The key whose requests the caller may see. `None` if it may see all requests.
     ///
     /// # Errors
     /// If the key may not read requests.
@@ -110,7 +111,7 @@ impl Authorized {
         if self.has(Scope::Admin) { Ok(None) } else { Ok(Some(self.with(Scope::Sign)?.key)) }
     }
 
-    /// How long it took to find out. It counts against the time in which the caller is answered.
+    /// How long the look-up took. It counts against the time within which the caller is answered.
     #[must_use]
     pub fn took(&self) -> Duration {
         self.0.took

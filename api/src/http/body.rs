@@ -1,4 +1,4 @@
-//! The body of a POST: read up to a bound, parsed once, every flaw named with its place.
+//! The body of a POST: read up to a limit, parsed once, every flaw reported with its place.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,16 +24,16 @@ use super::Parts;
 use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
 use super::problem::{ApiError, Flaw};
 
-/// What is posted.
-// This type is the documentation, made exact in `document`; `Posted` is what it is parsed into.
+/// The body of a POST.
+// This type only documents the body, and `document` makes it exact; the body is parsed into `Posted`.
 #[derive(Object)]
 #[oai(rename_all = "camelCase")]
 pub struct SignRequest {
-    /// The text to sign, taken exactly as it is: 1 to `MESSAGE_MAX_BYTES` bytes of UTF-8.
+    /// The text to sign, used exactly as it is: 1 to `MESSAGE_MAX_BYTES` bytes of UTF-8.
     #[oai(validator(min_length = 1))]
     message: String,
-    /// Where the outcome is posted by the Standard Webhooks specification: http or https, without credentials, on the ports 80, 443, or
-    /// 1024 and above; a name or a public address. (More addresses are accepted than those that the pattern matches.)
+    /// Where the outcome is posted, following the Standard Webhooks specification: http or https, without credentials, on the ports 80,
+    /// 443, or 1024 and above; a name or a public address. (More addresses are accepted than the pattern matches.)
     #[oai(validator(max_length = 2048))]
     webhook_url: Option<String>,
     /// Headers that are sent along with the webhook. `host`, `content-*`, `webhook-*`, `traceparent` and hop-by-hop headers are left out.
@@ -43,37 +43,37 @@ pub struct SignRequest {
     client_request_id: Option<String>,
 }
 
-/// A body that is valid.
+/// A valid body.
 #[derive(Debug)]
 pub struct Posted {
-    /// What is to be signed.
+    /// The message to sign.
     pub message: Message,
     /// Where the outcome is sent.
     pub webhook: Option<WebhookTarget>,
     /// The caller's idempotency key.
     pub client_request_id: Option<String>,
-    /// When the last byte of the body was there.
+    /// When the last byte of the body arrived.
     pub received_at: Instant,
 }
 
-/// A body may be trickled in for this long.
+/// How long a body may take to arrive.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
-/// Most bytes of a body that are read only for the sake of the answer.
+/// Maximum number of bytes of a too large body that are read and discarded, so that the client sees the answer.
 const THROWN_AWAY: u64 = 8 * 1024 * 1024;
 
 const LONGEST_URL: usize = 2048;
-/// Most headers that are sent along.
+/// Maximum number of headers that are sent along.
 pub const MOST_HEADERS: usize = 32;
-/// Most characters of the name of one.
+/// Maximum length of the name of one, in characters.
 pub const LONGEST_HEADER_NAME: usize = 256;
-/// Most characters of its value.
+/// Maximum length of its value, in characters.
 pub const LONGEST_HEADER_VALUE: usize = 1024;
 
-/// Bytes of a body beside its message: the headers, and the address, the names of fields, white space.
+/// Maximum number of bytes of a body besides its message: the headers, the address, the names of fields, white space.
 const BESIDES: usize = MOST_HEADERS * (LONGEST_HEADER_NAME + 2 * JSON_ESCAPE * LONGEST_HEADER_VALUE) + 64 * 1024;
 
-/// A byte of a message takes up to six in JSON: `\u0000`. A character that is not among the first 65,536 takes twice as many.
+/// A byte of a message takes up to six bytes in JSON: `\u0000`. A character that is not among the first 65,536 takes twice as many.
 const JSON_ESCAPE: usize = 6;
 
 impl<'a> ApiExtractor<'a> for Posted {
@@ -113,8 +113,8 @@ impl<'a> ApiExtractor<'a> for Posted {
     }
 }
 
-/// Reads a body of up to `most` bytes; nothing if it has more. Some of what is too much is read and thrown away: a client that is still
-/// sending when the connection closes never sees the answer.
+/// Reads a body of up to `most` bytes. `None` if it is longer; some of the excess is then read and discarded, because a client that is
+/// still sending when the connection closes never sees the answer.
 async fn read(body: Body, most: usize) -> std::io::Result<Option<Vec<u8>>> {
     let (mut reader, mut bytes) = (body.into_async_read(), Vec::new());
     (&mut reader).take(most as u64 + 1).read_to_end(&mut bytes).await?;
@@ -129,11 +129,11 @@ fn flaw(pointer: &str, detail: impl Into<String>) -> Flaw {
     Flaw { pointer: pointer.to_owned(), detail: detail.into() }
 }
 
-/// The fields of a body, as far as they are valid, and what is wrong with the others.
+/// The valid fields of a body, and the flaws of the others.
 #[derive(Debug)]
 struct Parsed {
     message: Option<String>,
-    /// The address as it was posted, and parsed.
+    /// The address as posted, and parsed.
     webhook: Option<(String, Url)>,
     webhook_headers: BTreeMap<String, String>,
     client_request_id: Option<String>,
@@ -141,10 +141,10 @@ struct Parsed {
 }
 
 impl Parsed {
-    /// Parses a body. Whether a webhook may be sent to its address is not judged here.
+    /// Parses a body. Does not check whether a webhook may be sent to its address.
     ///
     /// # Errors
-    /// `Invalid` for what is not a JSON object.
+    /// `Invalid` if it is not a JSON object.
     fn of(bytes: &[u8]) -> Result<Self, ApiError> {
         let value: Value = serde_json::from_slice(bytes)
             .map_err(|error| ApiError::Invalid(vec![flaw("#", format!("not JSON: line {}, column {}", error.line(), error.column()))]))?;
@@ -179,10 +179,10 @@ impl Parsed {
         Ok(Self { message, webhook: posted_url.zip(url), webhook_headers, client_request_id, flaws })
     }
 
-    /// What is posted.
+    /// Returns the request, if it has no flaws.
     ///
     /// # Errors
-    /// `Invalid` with all flaws; `TooLarge` for a message of more than `most` bytes without any.
+    /// `Invalid` with all flaws; `TooLarge` if there are none but the message has more than `most` bytes.
     fn posted(self, most: usize, received_at: Instant) -> Result<Posted, ApiError> {
         let Some(message) = self.message.filter(|_| self.flaws.is_empty()) else {
             return Err(ApiError::Invalid(self.flaws));
@@ -196,7 +196,7 @@ impl Parsed {
     }
 }
 
-/// Takes a field that is text. Missing is fine; of another type, or refused by `check`, is a flaw.
+/// Takes a text field. It may be missing; another type, or a value that `check` refuses, is a flaw.
 fn text(
     fields: &mut Map<String, Value>,
     name: &str,
@@ -218,14 +218,14 @@ const ACCEPTED_URL: &str = "accepted: an http or https address of up to 2048 cha
 
 /// Parses the address of a receiver.
 pub(super) fn parse_url(text: &str) -> Result<Url, &'static str> {
-    // A URL parser drops them in silence: the address would not be the one that its author sees.
+    // A URL parser silently removes control characters and white space: the address would not be the one that its author sees.
     if text.len() > LONGEST_URL || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(ACCEPTED_URL);
     }
     Ok(canonical(Url::parse(text).map_err(|_| ACCEPTED_URL)?))
 }
 
-/// What is accepted in place of an address that is forbidden.
+/// What is accepted instead of a forbidden address.
 const fn accepted(forbidden: Forbidden) -> &'static str {
     match forbidden {
         Forbidden::Scheme | Forbidden::Credentials => ACCEPTED_URL,
@@ -246,7 +246,7 @@ fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, Stri
     };
     for (name, value) in given {
         if let Some((name, value)) = value.as_str().and_then(|value| check_header(&name, value)) {
-            // Names that differ in nothing but case are one header.
+            // Names that differ only in case are one header.
             headers.insert(name, value);
         } else {
             let accepted =
@@ -257,14 +257,14 @@ fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, Stri
     headers
 }
 
-/// A header as it is sent, if it can be.
+/// A header as it is sent. `None` if it is not valid.
 pub(super) fn check_header(name: &str, value: &str) -> Option<(String, String)> {
     let (header, _) = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value).ok())?;
     (name.len() <= LONGEST_HEADER_NAME && value.chars().count() <= LONGEST_HEADER_VALUE)
         .then(|| (header.as_str().to_owned(), value.to_owned()))
 }
 
-/// What a name is in a JSON pointer (RFC 6901), in a URI fragment: percent-encoded but for what may stand there (RFC 3986, 3.5).
+/// Escapes a name for a JSON pointer (RFC 6901) in a URI fragment: percent-encoded except for the allowed characters (RFC 3986, 3.5).
 fn escaped(name: &str) -> String {
     const ESCAPES: AsciiSet = CONTROLS
         .add(b' ')

@@ -1,4 +1,4 @@
-//! The delivery log of a request, and sending its webhook again.
+//! The delivery log of a request, and the replay of its webhook.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::Parts;
 use super::auth::Authorized;
 use super::problem::{ApiError, Documented, Fails};
 
-/// How long Postgres may take for each thing that it is asked: with the look-up of the key, an operation stays within two seconds.
+/// How long each Postgres call may take: with the look-up of the key, an operation stays within two seconds.
 const ASK_WITHIN: Duration = Duration::from_millis(500);
 
 /// The operations on deliveries.
@@ -32,15 +32,15 @@ pub enum Log {
     Log(Json<Deliveries>),
 }
 
-/// A webhook that is sent again.
+/// The answer to a replay.
 #[derive(ApiResponse)]
 pub enum Again {
-    /// It is sent again, or was about to be: the log as it is now.
+    /// The webhook is sent again, or was about to be; this is the current log.
     #[oai(status = 202)]
     Sending(Json<Deliveries>),
 }
 
-/// The problems of reading a log.
+/// The problems of a GET of the log.
 #[derive(Debug)]
 pub struct OnList;
 
@@ -53,7 +53,7 @@ impl Documented for OnList {
     ];
 }
 
-/// The problems of sending again.
+/// The problems of a replay.
 #[derive(Debug)]
 pub struct OnReplay;
 
@@ -71,7 +71,7 @@ impl Documented for OnReplay {
 impl DeliveriesApi {
     /// Deliveries of a webhook
     ///
-    /// Every delivery of the request's webhook, with what the receiver answered; the last 100.
+    /// The last 100 deliveries of the request's webhook, each with what the receiver answered.
     #[oai(path = "/crypto/sign/:id/deliveries", method = "get", operation_id = "deliveries")]
     async fn list(
         &self,
@@ -85,8 +85,8 @@ impl DeliveriesApi {
 
     /// Send a webhook again
     ///
-    /// With the same `webhook-id` and a new timestamp, and with the whole schedule of tries. What waits for its next try is sent now; while a
-    /// delivery is in flight, nothing changes, so asking twice is safe.
+    /// The webhook is sent with the same `webhook-id` and a new timestamp, and with the whole retry schedule. A webhook that waits for its
+    /// next attempt is sent now. While a delivery is in flight, nothing changes, so it is safe to ask twice.
     #[oai(path = "/crypto/sign/:id/deliveries", method = "post", operation_id = "redeliver")]
     async fn replay(
         &self,
@@ -109,7 +109,7 @@ async fn read(store: &Store, id: Uuid, owner: Option<KeyId>) -> Result<Deliverie
     in_time(store.deliveries(id, owner)).await?.ok_or(ApiError::UnknownRequest)
 }
 
-/// What Postgres says, if it does so in time.
+/// The result of a Postgres call, if it comes in time.
 async fn in_time<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, ApiError> {
     tokio::time::timeout(ASK_WITHIN, asked).await.unwrap_or(Err(StoreError::TimedOut)).map_err(|error| {
         tracing::warn!(error = display_chain(&error), "can't read or change deliveries");

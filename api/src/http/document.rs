@@ -1,18 +1,18 @@
-//! The OpenAPI document: what `poem-openapi` says of the operations, made exact where it has no words for what we accept.
+//! The OpenAPI document: the output of `poem-openapi`, made exact where it cannot express what we accept.
 //!
-//! It writes version 3.0.0, which knows no webhooks; nothing else that it writes for us means something else in 3.1. What is valid by the
-//! document is accepted, unless its message is too long (413) or its idempotency key was used for something else (422).
+//! It writes version 3.0.0, which has no webhooks; everything else that it writes for us means the same in 3.1. A request that is valid by
+//! the document is accepted, unless its message is too long (413) or its idempotency key was used for something else (422).
 
 use serde_json::{Value, json};
 
 use super::body::{LONGEST_HEADER_NAME, LONGEST_HEADER_VALUE, MOST_HEADERS};
 use super::headers::LONGEST_CLIENT_REQUEST_ID;
 
-/// The first version that knows webhooks.
+/// The first version that has webhooks.
 const VERSION: &str = "3.1.0";
 
-/// Receivers: names, whose last label begins with a letter, because with a digit it could be an address; and addresses from networks that are
-/// public as a whole. There are others, and they are accepted too, but not in a pattern that can be read.
+/// Patterns for receivers: names whose last label begins with a letter (with a digit it could be an address), and addresses from networks
+/// that are public as a whole. There are more, and they are accepted too, but a pattern for them would be unreadable.
 const RECEIVER: [&str; 3] = [
     r"([A-Za-z0-9-]+\.)*[A-Za-z][A-Za-z0-9-]*",
     concat!(
@@ -22,11 +22,12 @@ const RECEIVER: [&str; 3] = [
     r"\[2[457-9A-Fa-f][0-9A-Fa-f]{2}(:[0-9A-Fa-f]{1,4}){7}\]",
 ];
 
-/// 80, 443, and those from 1024 on.
+/// The ports 80, 443, and all from 1024 on.
 const PORT: &str =
     "80|443|102[4-9]|10[3-9][0-9]|1[1-9][0-9]{2}|[2-9][0-9]{3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]";
 
-/// The document, from what `poem-openapi` wrote. The longest message is left out: it is measured in bytes, and what is longer is 413, not 400.
+/// Makes the document that `poem-openapi` wrote exact. It has no maximum length for the message: that is measured in bytes, and a longer
+/// message is answered with 413, not 400.
 #[must_use]
 pub fn exact(written: &str) -> String {
     let mut document: Value = serde_json::from_str(written).expect("poem-openapi writes JSON");
@@ -55,10 +56,10 @@ fn header_name() -> String {
     format!("^[!#$%&'*+.^_`|~0-9A-Za-z-]{{1,{LONGEST_HEADER_NAME}}}$")
 }
 
-/// All but control characters; a tab is none of them here.
+/// All characters except control characters; a tab is allowed.
 const HEADER_VALUE: &str = r"^[^\u0000-\u0008\u000A-\u001F\u007F]*$";
 
-/// Bare, without white space around it, or in quotes. What is not ASCII is accepted too, but few clients send it.
+/// Bare, without surrounding white space, or in quotes. Non-ASCII characters are accepted too, but few clients send them.
 fn idempotency_key() -> String {
     let rest = LONGEST_CLIENT_REQUEST_ID - 2;
     format!(r#"^([!#-~]([ -~]{{0,{rest}}}[!-~])?|"([ !#-\[\]-~]|\\["\\]){{1,{LONGEST_CLIENT_REQUEST_ID}}}")$"#)
@@ -82,7 +83,7 @@ mod tests {
         #[test]
         fn a_receiver_that_is_valid_by_the_document_is_accepted(url in matching(&webhook_url())) {
             let guard = shared::address_guard::Guard::with_own(&shared::address_guard::AddressSettings::default(), &[]);
-            // Of what looks like an encoded name, only what can be decoded is one.
+            // A label that looks like an encoded name is one only if it can be decoded.
             prop_assume!(!url.to_ascii_lowercase().contains("xn--"));
             prop_assert_eq!(guard.check(&parse_url(&url).unwrap()), Ok(()), "{}", url);
         }
@@ -108,7 +109,7 @@ mod tests {
         assert_eq!((&request["additionalProperties"], &request["properties"]["message"]["minLength"]), (&json!(false), &json!(1)));
         let key = &document["paths"]["/crypto/sign"]["post"]["parameters"][1];
         assert_eq!((&key["name"], &key["schema"]["pattern"]), (&json!("Idempotency-Key"), &json!(idempotency_key())));
-        // What the two versions write differently.
+        // Keywords that differ between the two versions.
         for word in ["nullable", "exclusiveMinimum", "exclusiveMaximum"] {
             assert!(!document.to_string().contains(word), "{word}");
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use poem::http::HeaderMap;
 
-/// What a caller prefers (RFC 7240). What can't be understood is ignored, as the RFC demands.
+/// The preferences of a caller (RFC 7240). Those that can't be understood are ignored, as the RFC demands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Preferences {
     /// Answer without waiting.
@@ -14,7 +14,7 @@ pub struct Preferences {
 }
 
 impl Preferences {
-    /// Reads every `Prefer` header. Of a preference that is given twice, the first counts.
+    /// Reads every `Prefer` header. If a preference is given twice, the first one counts.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         let mut preferences = Self::default();
@@ -31,7 +31,7 @@ impl Preferences {
         preferences
     }
 
-    /// How long to wait: as preferred, at most `most`; `otherwise` without a preference.
+    /// How long to wait: the preferred time, at most `most`; `otherwise` if there is no preference.
     #[must_use]
     pub fn wait_or(&self, otherwise: Duration, most: Duration) -> Duration {
         match self.wait {
@@ -41,7 +41,7 @@ impl Preferences {
         }
     }
 
-    /// The value of `Preference-Applied`, if something was. Not the wait, where nobody may.
+    /// The value of `Preference-Applied`. `None` if no preference was applied. The wait is left out unless the caller `may_wait`.
     #[must_use]
     pub fn applied(&self, most: Duration, may_wait: bool) -> Option<String> {
         let wait = self.wait.filter(|_| may_wait).map(|seconds| format!("wait={}", u64::from(seconds).min(most.as_secs())));
@@ -51,7 +51,7 @@ impl Preferences {
     }
 }
 
-/// A number of seconds; what is too large for any wait is as good as the largest.
+/// Parses a number of seconds. A number that is too large for any wait becomes the largest.
 fn seconds(text: &str) -> Option<u32> {
     let is_number = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
     is_number.then(|| text.parse().unwrap_or(u32::MAX))
@@ -59,20 +59,20 @@ fn seconds(text: &str) -> Option<u32> {
 
 /// What `clientRequestId` and `Idempotency-Key` accept.
 pub const CLIENT_REQUEST_ID: &str = "1 to 128 printable characters";
-/// Most characters of one.
+/// Maximum number of characters of one.
 pub const LONGEST_CLIENT_REQUEST_ID: usize = 128;
 
-/// Whether `text` can be a client's request id.
+/// Whether `text` is a valid client request id.
 #[must_use]
 pub fn is_client_request_id(text: &str) -> bool {
     (1..=LONGEST_CLIENT_REQUEST_ID).contains(&text.chars().count())
         && !text.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
 }
 
-/// Reads `Idempotency-Key`: bare, or as a string of RFC 9651 (in quotes, with `\"` and `\\` for these two).
+/// Reads `Idempotency-Key`: bare, or as a string of RFC 9651 (in quotes, with `\"` and `\\` as escapes).
 ///
 /// # Errors
-/// If the header is there and can't be a client's request id.
+/// If the header is there but is not a valid client request id, or is there twice.
 pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, &'static str> {
     const REFUSED: &str = "Idempotency-Key: accepted: 1 to 128 printable characters, bare or in quotes, once";
     let mut values = headers.get_all("idempotency-key").iter();
@@ -85,7 +85,7 @@ pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, &'static s
     if values.next().is_none() && is_client_request_id(&key) { Ok(Some(key)) } else { Err(REFUSED) }
 }
 
-/// The string whose opening quote has been read, if the closing quote ends it.
+/// Parses a string after its opening quote. `None` unless it ends with its closing quote.
 fn unquoted(text: &str) -> Option<String> {
     let mut key = String::new();
     let mut characters = text.chars();

@@ -1,4 +1,4 @@
-//! Answers that take long, without what was asked: see [`Rest`].
+//! Slow answers that do not keep the request in memory: see [`Rest`].
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -9,17 +9,17 @@ use poem_openapi::registry::{MetaResponses, Registry};
 use super::problem::ApiError;
 use crate::server::Rest;
 
-/// An answer of the kind `A` (or a problem) that is yet to come. It is awaited when the operation, its request and all layers are gone.
+/// An answer of type `A` (or a problem) that is yet to come. It is awaited after the operation, its request and all layers are gone.
 pub struct Later<A>(BoxFuture<'static, Result<A, ApiError>>);
 
 impl<A> Later<A> {
-    /// The answer is what `rest` gives. It must hold no more than it needs for that.
+    /// Answers with the result of `rest`, which must hold no more than it needs for that.
     pub(super) fn new(rest: impl Future<Output = Result<A, ApiError>> + Send + 'static) -> Self {
         Self(Box::pin(rest))
     }
 }
 
-/// It is documented as what it becomes.
+/// Documented like the answer that it becomes.
 impl<A: ApiResponse> ApiResponse for Later<A> {
     fn meta() -> MetaResponses {
         A::meta()

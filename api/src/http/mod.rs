@@ -10,8 +10,8 @@
 //! | `headers` | `Prefer` and `Idempotency-Key`, parsed |
 //! | `auth` | API keys |
 //! | `problem` | every error, and its problem document |
-//! | `later` | answers that take long |
-//! | `observe` | a span and figures for each request |
+//! | `later` | slow answers |
+//! | `observe` | a span and metrics for each request |
 
 pub mod auth;
 mod body;
@@ -42,35 +42,35 @@ use problem::ApiError;
 pub use receivers::Receivers;
 use shared::store::Store;
 
-/// Bounds that are set.
+/// Limits from the settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How long a POST waits.
+    /// How long a POST waits by default.
     pub sync_wait: Duration,
-    /// The longest wait that can be asked for.
+    /// The longest wait that a caller can ask for.
     pub max_wait: Duration,
     /// The longest message, in bytes.
     pub message_max_bytes: usize,
 }
 
-/// What the operations work with.
+/// What the operations need.
 pub struct Parts {
-    /// Stores requests and waits.
+    /// Stores requests and waits for their outcome.
     pub answers: Answers,
     /// Delivery logs.
     pub store: Store,
     /// API keys.
     pub keys: Keys,
-    /// Bounds.
+    /// Limits.
     pub limits: Limits,
     /// Where webhooks may go.
     pub receivers: Receivers,
 }
 
-/// The routes that callers use, each with its methods. What operators ask for is neither traced nor counted.
+/// The routes for callers, each with its methods. Requests to the routes for operators are neither traced nor counted.
 const ROUTES: [(&str, &str); 3] = [("/crypto/sign", "POST"), ("/crypto/sign/{id}", "GET"), ("/crypto/sign/{id}/deliveries", "GET, POST")];
 
-/// The pattern and the methods of the route that `path` belongs to, if it is one that callers use.
+/// The pattern and the methods of the route that `path` belongs to. `None` if it is not a route for callers.
 fn matched(path: &str) -> Option<(&'static str, &'static str)> {
     match path.strip_prefix("/crypto/sign")? {
         "" => Some(ROUTES[0]),
@@ -92,7 +92,7 @@ pub fn spec() -> String {
     document::exact(&service().spec())
 }
 
-/// All routes; `health` are those of [`shared::operations`].
+/// All routes, including `health`, which are those of [`shared::operations`].
 pub fn routes(parts: Parts, health: Route, metrics: Option<Route>) -> impl Endpoint {
     let service = service();
     let spec = spec();
@@ -109,7 +109,7 @@ pub fn routes(parts: Parts, health: Route, metrics: Option<Route>) -> impl Endpo
     routes.nest("/", service).data(Arc::new(parts)).with(observe::Observe)
 }
 
-/// The problem document of an error on `path` that did not come as one.
+/// The problem document of an error on `path`. An error that already is a response is returned as it is.
 fn problem_of(error: poem::Error, path: &str) -> Response {
     if error.is_from_response() {
         return error.into_response();

@@ -1,4 +1,4 @@
-//! A span and figures for each request. Neither ever holds a message, a signature, an id or a key: the route is its pattern.
+//! A span and metrics for each request. They never contain a message, a signature, an id or a key: the route is recorded as its pattern.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use tracing::{Instrument, Span, field};
 use super::{matched, problem_of};
 use crate::server::Rest;
 
-/// Traces and counts.
+/// Traces and counts requests.
 pub struct Observe;
 
 impl<E: Endpoint> Middleware<E> for Observe {
@@ -31,7 +31,7 @@ impl<E: Endpoint> Endpoint for Observed<E> {
         let path = request.uri().path().to_owned();
         let answer =
             |answered: poem::Result<E::Output>| answered.map_or_else(|error| problem_of(error, &path), IntoResponse::into_response);
-        // In a box of its own, to be gone before the rest of an answer is waited for.
+        // Boxed, so that it is dropped before the rest of an answer is awaited.
         let call = |request| Box::pin(self.0.call(request));
         let Some((route, _)) = matched(&path) else { return Ok(answer(call(request).await)) };
         let method = request.method().as_str().to_owned();
@@ -56,7 +56,7 @@ impl<E: Endpoint> Endpoint for Observed<E> {
     }
 }
 
-/// A request of which only the figures are left to be written.
+/// A request whose metrics are yet to be recorded.
 struct Answered {
     route: &'static str,
     span: Span,

@@ -1,4 +1,4 @@
-//! The two operations of the API, and the webhook that it promises.
+//! The operations on requests, and the webhook that reports their outcome.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,14 +26,14 @@ use crate::answers::{ReadError, status_url};
 /// The API.
 pub struct Api;
 
-/// What a POST is answered with.
+/// The answers to a POST.
 #[derive(ApiResponse)]
 pub enum PostAnswer {
     /// The message is signed.
     #[oai(status = 200)]
     Signed(
         Json<SigningRequest>,
-        /// What was honoured of `Prefer`.
+        /// The preferences that were applied.
         #[oai(header = "Preference-Applied")]
         Option<String>,
     ),
@@ -44,23 +44,23 @@ pub enum PostAnswer {
         /// Where to ask for the state.
         #[oai(header = "Location")]
         String,
-        /// Seconds after which asking is worth it.
+        /// Seconds until it is worth asking.
         #[oai(header = "Retry-After")]
         u64,
-        /// What was honoured of `Prefer`.
+        /// The preferences that were applied.
         #[oai(header = "Preference-Applied")]
         Option<String>,
     ),
 }
 
-/// What a GET is answered with.
+/// The answers to a GET.
 #[derive(ApiResponse)]
 pub enum GetAnswer {
     /// The state of the request, whatever it is.
     #[oai(status = 200)]
     State(
         Json<SigningRequest>,
-        /// What was honoured of `Prefer`.
+        /// The preferences that were applied.
         #[oai(header = "Preference-Applied")]
         Option<String>,
     ),
@@ -105,7 +105,7 @@ impl Documented for OnGet {
 impl Api {
     /// Sign a message
     ///
-    /// Stores the request, waits for the signature for a moment (or as `Prefer: wait=N` says), and answers it, or a receipt.
+    /// Stores the request, waits for the signature for a moment (or as `Prefer: wait=N` says), and answers with the signature or a receipt.
     #[oai(path = "/crypto/sign", method = "post", operation_id = "sign")]
     async fn sign(
         &self,
@@ -154,7 +154,7 @@ impl Api {
 
     /// State of a request
     ///
-    /// Answers at once, or, with `Prefer: wait=N`, when the request is final or N seconds are over.
+    /// Answers at once or, with `Prefer: wait=N`, when the request is final or N seconds have passed.
     #[oai(path = "/crypto/sign/:id", method = "get", operation_id = "state")]
     async fn state(
         &self,
@@ -185,18 +185,18 @@ impl Api {
 pub trait Outgoing {
     /// The outcome of a request
     ///
-    /// Sent by the Standard Webhooks specification: verify `webhook-signature` over `webhook-id`, `webhook-timestamp` and the body with
-    /// your secret. Sent again, with the same `webhook-id`, until the answer is 2xx.
+    /// Sent according to the Standard Webhooks specification: verify `webhook-signature` over `webhook-id`, `webhook-timestamp` and the
+    /// body with your secret. Repeated, with the same `webhook-id`, until the answer is 2xx or 410, or the retry schedule ends.
     #[oai(method = "post")]
     fn outcome(
         &self,
-        /// The same in every try.
+        /// The same in every attempt.
         #[oai(name = "webhook-id")]
         id: Header<String>,
-        /// When this try was made, in seconds since the Unix epoch.
+        /// When this attempt was made, in seconds since the Unix epoch.
         #[oai(name = "webhook-timestamp")]
         timestamp: Header<String>,
-        /// `v1,` and the base64 of an HMAC-SHA256; several, with spaces between, while a secret is being rotated.
+        /// `v1,` and the base64 of an HMAC-SHA256; several, separated by spaces, while a secret is being rotated.
         #[oai(name = "webhook-signature")]
         signature: Header<String>,
         event: Json<WebhookEvent>,
@@ -209,7 +209,7 @@ fn unreadable(error: ReadError) -> ApiError {
     ApiError::Unavailable
 }
 
-/// The idempotency key of a request: the field and the header mean the same, and must not differ.
+/// The idempotency key of a request. The field and the header mean the same, and must not differ.
 fn same_key(field: Option<String>, header: Option<String>) -> Result<Option<String>, ApiError> {
     match (field, header) {
         (Some(field), Some(header)) if field != header => {
@@ -219,7 +219,7 @@ fn same_key(field: Option<String>, header: Option<String>) -> Result<Option<Stri
     }
 }
 
-/// The trace that the request belongs to: our own span where spans are recorded, else the caller's.
+/// The trace of the request: our own span if spans are recorded, otherwise the caller's.
 fn trace_of(headers: &HeaderMap) -> Option<String> {
     telemetry::traceparent().or_else(|| {
         let given = headers.get("traceparent")?.to_str().ok()?;
@@ -227,7 +227,7 @@ fn trace_of(headers: &HeaderMap) -> Option<String> {
     })
 }
 
-/// Seconds until the signature is expected; at least 1, and at most an hour, for it is only an estimate.
+/// Seconds until the signature is expected; at least 1, and at most an hour because it is only an estimate.
 fn retry_after(request: &SigningRequest) -> u64 {
     let expected = request.estimated_completion_at.unwrap_or(request.created_at);
     let seconds = (expected - OffsetDateTime::now_utc()).whole_seconds();

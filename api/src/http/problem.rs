@@ -1,5 +1,5 @@
-//! Every error that a caller can see, and the one place that maps it to HTTP: `application/problem+json` by RFC 9457, with a stable
-//! `code`. Internal text never appears in one.
+//! Every error that a caller can see, and the only place that maps it to HTTP: `application/problem+json` (RFC 9457) with a stable `code`.
+//! A problem never contains internal text.
 
 use poem::http::{HeaderValue, StatusCode, header};
 use poem::{IntoResponse, Response};
@@ -17,17 +17,17 @@ pub struct Problem {
     /// Identifies the kind of problem: `urn:countersign:problem:` and the code.
     #[oai(rename = "type")]
     pub problem_type: String,
-    /// What the kind of problem is called.
+    /// The name of the kind of problem.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What is wrong with this request, and what helps.
+    /// What is wrong with this request, and how to fix it.
     pub detail: String,
     /// Stable name of the kind of problem, for programs.
     pub code: String,
-    /// What is wrong with the body, piece by piece.
+    /// Every flaw of the body.
     pub errors: Option<Vec<Flaw>>,
-    /// The request that this is about, where one was stored.
+    /// The request that this is about, if one was stored.
     pub request_id: Option<Uuid>,
 }
 
@@ -40,18 +40,18 @@ pub struct Flaw {
     pub pointer: String,
 }
 
-/// Why a request is not answered with success.
+/// Why a request failed.
 #[derive(Clone, Debug)]
 pub enum ApiError {
     /// The body is not JSON, or not what is expected.
     Invalid(Vec<Flaw>),
     /// A header can't be understood.
     BadHeader(&'static str),
-    /// No key, or none that is known.
+    /// The API key is missing or unknown.
     Unauthorized,
     /// The key does not have the scope.
     Forbidden(&'static str),
-    /// There is no such request, or it is somebody else's.
+    /// There is no such request, or it belongs to another key.
     UnknownRequest,
     /// There is no such route.
     UnknownRoute,
@@ -61,26 +61,26 @@ pub enum ApiError {
     SlowBody,
     /// The body is too large.
     TooLarge,
-    /// The body is not announced as JSON.
+    /// The content type of the body is not JSON.
     NotJson,
     /// The idempotency key was used with another payload.
     Mismatch,
-    /// There will be no signature; with the stable code of why, and the request that says more.
+    /// There will be no signature. Holds the stable code of the reason, and the id of the request that says more.
     WillNotBeSigned(String, Uuid),
     /// The request is not final, so there is no webhook to send again.
     NotFinal,
     /// The request asked for no webhook.
     NoWebhook,
-    /// Postgres is not available.
+    /// Postgres is unavailable.
     Unavailable,
     /// Too many requests are unfinished.
     Full,
-    /// A defect of ours.
+    /// A bug in this service.
     Internal,
 }
 
 impl ApiError {
-    /// Status, code, title and detail. The one exhaustive map from errors to HTTP.
+    /// Status, code, title and detail. The only mapping from errors to HTTP, and exhaustive.
     fn parts(&self) -> (StatusCode, &str, &'static str, String) {
         let text = |text: &str| text.to_owned();
         match self {
@@ -184,7 +184,7 @@ impl IntoResponse for ApiError {
             Self::Unavailable => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
-            // A place becomes free as fast as the upstream signs.
+            // Places become free only as fast as the upstream signs.
             Self::Full => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
             }
@@ -206,9 +206,9 @@ impl From<ApiError> for poem::Error {
     }
 }
 
-/// The problems that an operation documents: those in `PROBLEMS`.
+/// The problems that an operation documents.
 pub trait Documented {
-    /// Status and description of each.
+    /// Status and description of each problem.
     const PROBLEMS: &'static [(u16, &'static str)];
 }
 

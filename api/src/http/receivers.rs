@@ -1,5 +1,5 @@
-//! Where webhooks may go, as far as this process can say: by its own settings, and by those of the worker that started last, which is asked
-//! for only when the own ones refuse an address.
+//! Where webhooks may go, as far as this process can tell: by its own settings, and by those of the worker that started last. The latter
+//! are read only when its own settings refuse an address.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use url::Url;
 
 use super::problem::ApiError;
 
-/// How long Postgres may take to say what workers allow.
+/// How long Postgres may take to return what workers allow.
 const ASK_WITHIN: Duration = Duration::from_millis(300);
 
 /// Where webhooks may go.
@@ -21,17 +21,17 @@ pub struct Receivers {
 }
 
 impl Receivers {
-    /// By these settings, and those that are in `store`.
+    /// Uses these settings, and those in `store`.
     #[must_use]
     pub fn new(settings: AddressSettings, store: Store) -> Self {
         Self { own: Guard::new(&settings), settings, store }
     }
 
-    /// Whether a webhook may be sent to `url`. Before the first worker has started, perhaps a moment after this process, everything may: the
-    /// worker judges every address before it sends.
+    /// Whether a webhook may be sent to `url`. Until the first worker has started, perhaps a moment after this process, any address is
+    /// allowed: the worker checks every address before it sends.
     ///
     /// # Errors
-    /// `Unavailable` if only a worker can allow it, and Postgres does not say what workers allow.
+    /// `Unavailable` if only a worker can allow the address, and Postgres does not return what workers allow.
     pub(super) async fn judge(&self, url: &Url) -> Result<Result<(), Forbidden>, ApiError> {
         let judged = self.own.check(url);
         if !matches!(judged, Err(Forbidden::Port | Forbidden::Address)) {

@@ -1,8 +1,8 @@
 //! One connection, from request to request.
 //!
-//! While its caller waits, a connection is the socket and the rest of the answer: hyper's side of it is taken down, with buffers of some
-//! 20 KB. When the answer is there, hyper is set up anew, reads a head that stands for the request, and writes the answer as it writes
-//! all others.
+//! While its caller waits, a connection is only the socket and the rest of the answer: hyper's state, with buffers of about 20 KB, is
+//! dropped. When the answer is ready, hyper is set up again, reads a head that stands in for the request, and writes the answer like any
+//! other.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -32,21 +32,21 @@ use tokio_util::sync::CancellationToken;
 use super::rest::Rest;
 use super::socket::Socket;
 
-/// How long a connection may be idle, and how long the head of a request may take. Longer than what load balancers keep idle connections
-/// for (60 s is usual), so that it is they who close them.
+/// How long a connection may be idle, and how long the head of a request may take to arrive. Longer than load balancers keep idle
+/// connections (usually 60 s), so that they are the ones to close them.
 pub(super) const IDLE: Duration = Duration::from_secs(90);
 
-/// What serves one connection.
+/// Serves one connection.
 pub(super) struct Connection<E> {
     endpoint: Arc<E>,
     between: (LocalAddr, RemoteAddr),
     stop: CancellationToken,
     turn: Mutex<Turn>,
-    /// Whether a request has a body of which not all was read.
+    /// Whether a request has a body that was not read to its end.
     unread: AtomicBool,
 }
 
-/// Whose turn it is.
+/// What the connection does next.
 #[derive(Default)]
 enum Turn {
     /// Requests go to the endpoint.
@@ -54,11 +54,11 @@ enum Turn {
     Endpoint,
     /// The caller of this request waits for the rest of its answer.
     Waits(Head, BoxFuture<'static, Response>),
-    /// The head that is read next stands for the request that was waited for, and this is its answer.
+    /// The next head stands in for the request whose caller waited; this is its answer.
     Answer(Response),
 }
 
-/// What of a request determines how its answer is written.
+/// The properties of a request that determine how its answer is written.
 #[derive(Clone, Copy)]
 struct Head {
     no_body: bool,
@@ -71,9 +71,9 @@ impl<E: Endpoint + 'static> Connection<E> {
         Arc::new(Self { endpoint, between, stop, turn: Mutex::default(), unread: AtomicBool::new(false) })
     }
 
-    /// Answers what comes over `stream`, until either side has had enough.
+    /// Answers requests on `stream` until either side ends the connection.
     pub(super) async fn serve(self: Arc<Self>, stream: TcpStream) {
-        // Answers are written whole. Where it can't be set, they come a little later.
+        // Answers are written whole, so Nagle's algorithm would only delay them. If this fails, they are only a little later.
         let _ = stream.set_nodelay(true);
         let mut socket = Socket::new(stream);
         loop {
@@ -88,7 +88,7 @@ impl<E: Endpoint + 'static> Connection<E> {
         }
     }
 
-    /// Answers requests until there is one whose caller waits; nothing if the connection has ended.
+    /// Answers requests until the caller of one has to wait. `None` if the connection has ended.
     async fn requests(self: &Arc<Self>, socket: Socket) -> Option<(Socket, Head, BoxFuture<'static, Response>)> {
         let (connection, stalls) = (Arc::clone(self), socket.stalls());
         let service = service_fn(move |request| Arc::clone(&connection).answer(request));
@@ -98,7 +98,7 @@ impl<E: Endpoint + 'static> Connection<E> {
         let (mut stopped, mut told) = (pin!(self.stop.cancelled()), false);
         let waits = poll_fn(|context| {
             loop {
-                // That a caller sent nonsense, or went away, is of no interest here.
+                // Errors are ignored: the caller sent nonsense, or went away.
                 if Pin::new(&mut *serving).poll(context).is_ready() {
                     return Poll::Ready(None);
                 }
@@ -108,7 +108,8 @@ impl<E: Endpoint + 'static> Connection<E> {
                 told = true;
                 Pin::new(&mut *serving).graceful_shutdown();
             }
-            // What hyper has not got rid of yet would be lost with it: mostly nothing, since it reads a head when it is rid of the answer before.
+            // Bytes that hyper has not written yet would be lost. Usually there are none: it reads a head after it has written the previous
+            // answer.
             if stalls.load(Ordering::Relaxed) {
                 return Poll::Pending;
             }
@@ -125,7 +126,7 @@ impl<E: Endpoint + 'static> Connection<E> {
         Some((io.into_inner().with_first(&read_buf), head, rest))
     }
 
-    /// Answers one request, or leaves the rest of its answer for its turn and never returns.
+    /// Answers one request. If the caller has to wait, leaves the rest of the answer in `turn` and never returns.
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<http::Response<BoxBody<Bytes, io::Error>>, Infallible> {
         if let Turn::Answer(answer) = self.take() {
             return Ok(answer.into());
@@ -136,8 +137,8 @@ impl<E: Endpoint + 'static> Connection<E> {
         if let Poll::Ready(response) = futures_util::poll!(&mut rest) {
             return Ok(response.into());
         }
-        // What is left of a body must not be taken for the next request, nor what came behind one that had two lengths: hyper ends such a
-        // connection, and hides what it had beside the chunks.
+        // The unread rest of a body must not be taken for the next request, nor what follows a body with two lengths (`content-length` and
+        // chunks). hyper ends such a connection, but it may have removed the `content-length`, so chunked requests are all answered here.
         if chunked || self.unread.load(Ordering::Relaxed) {
             return Ok(rest.await.into());
         }
@@ -174,7 +175,7 @@ impl Head {
         Self { no_body: request.method() == Method::HEAD, version, keep_alive }
     }
 
-    /// A head whose answer is written like that of the request.
+    /// A head whose answer is written like that of the original request.
     fn again(self, keep_alive: bool) -> String {
         let method = if self.no_body { "HEAD" } else { "GET" };
         let connection = if self.keep_alive && keep_alive { "keep-alive" } else { "close" };
@@ -182,7 +183,7 @@ impl Head {
     }
 }
 
-/// A body that notes that all of it was read.
+/// A body that records when it has been read to its end.
 struct Watched<E> {
     body: Incoming,
     connection: Arc<Connection<E>>,

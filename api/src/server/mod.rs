@@ -1,13 +1,13 @@
-//! Accepts connections, and keeps next to nothing of those whose caller waits.
+//! Accepts connections, and keeps little memory for those whose caller waits.
 //!
-//! HTTP is hyper's, and what is asked of a connection is answered by a poem endpoint; this is what lies between the two. poem's own server
-//! holds some 35 KB for a caller who waits, and there may be tens of thousands of them.
+//! hyper speaks HTTP, and a poem endpoint answers the requests; this module connects the two. poem's own server holds about 35 KB for each
+//! waiting caller, and there may be tens of thousands of them.
 //!
 //! | file | what |
 //! |---|---|
 //! | `connection` | one connection, from request to request |
-//! | `rest` | the rest of an answer that takes long |
-//! | `socket` | what a connection reads from and writes to |
+//! | `rest` | the rest of a slow answer |
+//! | `socket` | the stream that a connection reads from and writes to |
 
 mod connection;
 mod rest;
@@ -29,13 +29,13 @@ use tokio_util::task::TaskTracker;
 use connection::Connection;
 pub(crate) use rest::Rest;
 
-/// Requests in flight may take this long once the service is told to stop; a long poll is cut short by then.
+/// How long requests in flight may take once the service is told to stop. Long polls are cut short before that.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The pause after a connection that could not be accepted, which is for want of something (files, memory) that others may give back.
+/// The pause after a failed accept. The cause is a lack of something (files, memory) that other connections may free.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// Serves what comes to `listener`, whose address is `local`, until `stop` is cancelled; then finishes the requests in flight.
+/// Serves connections from `listener`, whose address is `local`, until `stop` is cancelled; then finishes the requests in flight.
 pub async fn serve<E: Endpoint + 'static>((listener, local): (TcpListener, SocketAddr), endpoint: E, stop: CancellationToken) {
     let (endpoint, tasks, cut) = (Arc::new(endpoint), TaskTracker::new(), CancellationToken::new());
     let local = LocalAddr(local.into());
@@ -61,7 +61,7 @@ pub async fn serve<E: Endpoint + 'static>((listener, local): (TcpListener, Socke
     }
 }
 
-/// Whether a connection failed before it was accepted, which says nothing of the next one.
+/// Whether a connection failed before it was accepted. This says nothing about the next one.
 fn is_the_callers(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused)
 }

@@ -1,4 +1,4 @@
-//! What a connection reads from and writes to.
+//! The stream that a connection reads from and writes to.
 
 use std::io;
 use std::pin::Pin;
@@ -12,14 +12,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-/// Who takes nothing of an answer for so long is gone, or means harm.
+/// The longest that a write may stall. A caller that reads nothing for so long is gone or malicious.
 pub(super) const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 
-/// A TCP connection, with some bytes to be read before what comes from it.
+/// A TCP connection, with some bytes to be read before those from the network.
 pub(super) struct Socket {
     stream: TcpStream,
     first: Bytes,
-    /// Runs out while a write waits for the other side.
+    /// The timeout of a write that waits for the peer.
     stalled: Option<Pin<Box<Sleep>>>,
     stalls: Arc<AtomicBool>,
 }
@@ -29,18 +29,18 @@ impl Socket {
         Self { stream, first: Bytes::new(), stalled: None, stalls: Arc::default() }
     }
 
-    /// The same, with `bytes` to be read before all else. They are copied: what they are a part of may be large.
+    /// Adds `bytes` to be read before everything else. They are copied, because the buffer that they belong to may be large.
     pub(super) fn with_first(mut self, bytes: &[u8]) -> Self {
         self.first = [bytes, &self.first].concat().into();
         self
     }
 
-    /// Whether a write waits for the other side; for who gives the socket away.
+    /// Whether a write waits for the peer. Remains readable after the socket has been given away.
     pub(super) fn stalls(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.stalls)
     }
 
-    /// Returns when the other side has hung up. Nothing is read; if something came that is yet to be read, it can't be known.
+    /// Returns when the peer has hung up. Reads nothing. While unread bytes are waiting, a hang-up cannot be noticed.
     pub(super) async fn hung_up(&self) {
         if !self.first.is_empty() || matches!(self.stream.peek(&mut [0]).await, Ok(1..)) {
             std::future::pending::<()>().await;

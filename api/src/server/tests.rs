@@ -1,4 +1,4 @@
-//! Connections over real sockets: an answer that is waited for beside one that is not, and callers who behave badly.
+//! Connections over real sockets: delayed answers compared with immediate ones, and callers that behave badly.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -16,16 +16,16 @@ use super::connection::IDLE;
 use super::socket::TAKEN_WITHIN;
 use super::{GRACE, Rest, serve};
 
-/// More than the system takes for a caller who reads nothing.
+/// More than the system buffers for a caller that reads nothing.
 const LARGE: usize = 32 * 1024 * 1024;
 
-/// A server that is asked for `/now`, `/later`, the same with `-read` behind it (which read their body first) and `/large`.
+/// A server with the paths `/now`, `/later`, `/large`, and `/now-read` and `/later-read`, which read their body first.
 struct Served {
     addr: SocketAddr,
-    /// A permit for each answer that may come.
+    /// A permit for each delayed answer that may be sent.
     answers: Arc<Semaphore>,
     asked: Arc<Mutex<Vec<String>>>,
-    /// How many wait.
+    /// The number of waiting callers.
     waiting: watch::Receiver<usize>,
     stop: CancellationToken,
     server: JoinHandle<()>,
@@ -54,7 +54,7 @@ impl Served {
         self.asked.lock().unwrap().clone()
     }
 
-    /// All that the server says to `request`, with an end of the connection after it, when `answers` answers may come.
+    /// Sends `request`, which must end the connection, and returns all that the server sends. Permits `answers` delayed answers.
     async fn said_to(&mut self, request: &str, answers: usize) -> String {
         let mut connection = self.connect().await;
         connection.write_all(request.as_bytes()).await.unwrap();
@@ -68,7 +68,7 @@ impl Served {
     }
 }
 
-/// One more waits as long as this lives.
+/// Counts as one waiting caller until it is dropped.
 struct Waits(Arc<watch::Sender<usize>>);
 
 impl Waits {
@@ -120,12 +120,12 @@ fn endpoint(
     .boxed()
 }
 
-/// Longer than anything here takes.
+/// Runs `work` with a timeout that is longer than anything here takes.
 async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_mins(1), work).await.unwrap()
 }
 
-/// Reads up to where `end` was read `times` times.
+/// Reads until `end` has been read `times` times.
 async fn read_until(connection: &mut TcpStream, end: &str, times: usize) -> String {
     let mut read = Vec::new();
     while String::from_utf8_lossy(&read).matches(end).count() < times {
@@ -147,7 +147,7 @@ async fn what_was_waited_for_is_written_as_if_it_had_not_been() {
             ("1.0", "keep-alive, close"),
         ] {
             let request = |path: &str| {
-                // Where the connection is kept, the second one ends it.
+                // If the connection is kept alive, a second request ends it.
                 let first = format!("{method} {path} HTTP/{version}\r\nhost: a\r\nconnection: {connection}\r\n\r\n");
                 let kept = connection == "keep-alive";
                 if kept { format!("{first}GET /now HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n") } else { first }
@@ -202,7 +202,7 @@ async fn an_earlier_answer_that_is_not_taken_yet_is_not_lost_when_the_next_one_w
     let (read, ()) = within(async { tokio::join!(connection.read_to_end(&mut rest), answered) }).await;
     read.unwrap();
     let dots = first.iter().chain(&rest).filter(|byte| **byte == b'.').count();
-    // One more is in each "HTTP/1.1".
+    // Each of the two "HTTP/1.1" has one more.
     assert_eq!(dots, LARGE + 2);
     assert!(rest.ends_with(b"done"));
 }
@@ -219,7 +219,7 @@ async fn a_body_that_was_not_read_is_not_taken_for_the_next_request() {
         connection.write_all(body.as_bytes()).await.unwrap();
         served.answers.add_permits(1);
         read_until(&mut connection, "done", 1).await;
-        // It goes on behind the body, or not at all.
+        // The server goes on after the body, or not at all.
         let _ = connection.write_all(b"GET /now HTTP/1.1\r\nconnection: close\r\n\r\n").await;
         let _ = within(connection.read_to_end(&mut Vec::new())).await;
     }
@@ -284,7 +284,7 @@ async fn who_takes_nothing_of_an_answer_is_cut_off() {
     connection.read_exact(&mut [0; 8]).await.unwrap();
     tokio::time::sleep(TAKEN_WITHIN + Duration::from_secs(1)).await;
     let mut rest = Vec::new();
-    // It ends, with or without an error, before all of it was said.
+    // The connection ends, with or without an error, before the whole answer was sent.
     let _ = connection.read_to_end(&mut rest).await;
     assert!(rest.len() < LARGE, "{}", rest.len());
 }

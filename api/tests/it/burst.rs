@@ -1,4 +1,4 @@
-//! The challenge's burst, at sixty times its speed, through real processes that are killed on the way.
+//! The challenge's burst, at sixty times its speed, through real processes that are killed in the middle of it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::world::{Options, PATIENCE, World, answer, env, until};
 
 const MESSAGES: usize = 60;
 
-/// Ten calls in one second; half of the messages are out for one to five.
+/// Ten calls per second; half of the messages have an outage of one to five seconds.
 fn challenge() -> Options {
     let upstream = SimulatorOptions {
         rate: "10/1s".parse().unwrap(),
@@ -22,7 +22,7 @@ fn challenge() -> Options {
         seed: Some(7),
         ..SimulatorOptions::default()
     };
-    // A lease outlives the call's time limit by ten seconds: what a killed worker held comes back after 11 s.
+    // A lease lasts ten seconds longer than the call's timeout: the jobs of a killed worker come back after 11 s.
     let worker = env(&[("UPSTREAM_TIMEOUT", "1s"), ("SIGN_RETRY_BASE", "100ms"), ("WEBHOOK_TIMEOUT", "1s")]);
     Options { upstream, rate: "10/1s", worker, ..Options::default() }
 }
@@ -70,7 +70,7 @@ async fn killed_and_restarted_in_the_middle_of_a_burst_nothing_is_lost_and_the_b
 async fn estimates_over_a_burst_are_right_within_a_quarter_at_the_median() {
     let world = World::with(challenge()).await;
     let ids = post_burst(&world).await;
-    // What is said of each request again and again while it waits, and when it was said.
+    // The estimates for each request while it waits, and when each was given.
     let mut said: Vec<(String, OffsetDateTime, OffsetDateTime)> = Vec::new();
     let mut signed: HashMap<String, OffsetDateTime> = HashMap::new();
     let time = |value: &serde_json::Value| OffsetDateTime::parse(value.as_str().unwrap(), &Rfc3339).unwrap();

@@ -1,4 +1,4 @@
-//! Callers who meet: over one message, one idempotency key, somebody else's request.
+//! Callers that share a message or an idempotency key, or ask for another caller's request.
 
 use devkit::receiver::Behaviour;
 use devkit::upstream::{FaultKind, When};
@@ -89,7 +89,7 @@ async fn a_webhook_to_a_private_address_is_not_sent_unless_it_is_allowed() {
         assert_eq!(refused.body["errors"][0]["pointer"], "#/webhookUrl", "{host}");
     }
     assert_eq!(world.number("select count(*) from requests").await, 0);
-    // Names are judged when they are connected to; the tenant learns no more than that it may not.
+    // Names are checked when the worker connects; the tenant learns only that the address is not allowed.
     for name in ["localhost", "does-not-exist.invalid"] {
         let body = json!({ "message": name, "webhookUrl": format!("http://{name}:{port}/") });
         let signed = answer(world.post(&body).send().await.unwrap()).await;
@@ -179,9 +179,9 @@ async fn a_caller_that_waits_costs_a_few_kilobytes() {
     use tokio::net::TcpStream;
 
     const CALLERS: usize = 500;
-    /// They come by so many: what those need who come at the same moment is not given back, and would be counted.
+    /// Callers come in groups of this size: memory that simultaneous requests need is not given back, and would be counted.
     const TOGETHER: usize = 10;
-    // One call an hour: nobody else is answered.
+    // One call per hour: no other caller is answered.
     let world = World::with(Options { rate: "1/3600s", ..Options::default() }).await;
     let kilobytes = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", world.api.pid().unwrap())).unwrap();
@@ -205,7 +205,7 @@ async fn a_caller_that_waits_costs_a_few_kilobytes() {
         }
         callers
     };
-    // The first ones make the process as large as it is by itself.
+    // The first callers bring the process to its normal size.
     let first = wait(0).await;
     let before = kilobytes();
     let second = wait(CALLERS).await;

@@ -1,4 +1,4 @@
-//! The contract's answers.
+//! The answers that the contract promises.
 
 use std::time::{Duration, Instant};
 
@@ -184,7 +184,7 @@ async fn above_the_most_waiters_a_caller_gets_its_receipt_at_once() {
 
 #[tokio::test]
 async fn a_refused_message_is_422_and_stays_failed() {
-    // 500 is taken out of the list, so it is final.
+    // 500 is not in the list, so it is final.
     let world = World::with(Options { worker: env(&[("UPSTREAM_RETRYABLE_STATUSES", "502")]), ..Options::default() }).await;
     world.fault(FaultKind::Error, When::Always).await;
     let refused = world.sign("unacceptable").await;

@@ -1,10 +1,10 @@
-//! API keys, by the commands that operators use.
+//! API keys, through the commands that operators use.
 
 use serde_json::json;
 
 use crate::world::{Binary, KEY, PATIENCE, World, answer, env, spawn, until};
 
-/// Runs `api` with these arguments and gives its exit code and what it printed.
+/// Runs `api` with these arguments, and returns its exit code and its output.
 async fn api(world: &World, args: &[&str]) -> (i32, String) {
     let mut process = spawn(Binary::Api, args, &env(&[("DATABASE_URL", &world.database)])).await;
     let status = process.wait_exit(PATIENCE).await.unwrap();

@@ -1,4 +1,4 @@
-//! Postgres, the upstream and the notifications fail; the promises hold.
+//! Postgres, the upstream and the notifications fail; the promises still hold.
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,9 @@ async fn a_post_while_postgres_is_down_is_answered_503_within_two_seconds_and_it
     assert_eq!(world.sign("before").await.status, 200);
     let postgres = world.own_postgres.as_ref().unwrap();
     postgres.stop(StopMode::Immediate).await.unwrap();
-    // Whether the worker may send there is nothing that the api can know by itself.
+    // The api cannot know on its own whether the worker may send there.
     let with_webhook = json!({ "message": "during", "webhookUrl": world.hook("/hook") });
-    // While the key is still believed, and after it is not.
+    // First while the key is still cached, then when it no longer is.
     let (mut posts, began) = ([json!({ "message": "during" }), with_webhook].into_iter().cycle(), Instant::now());
     for n in 0.. {
         if n >= 4 && world.api.log().contains("can't look up an API key") {
@@ -45,7 +45,7 @@ async fn a_post_while_postgres_is_down_is_answered_503_within_two_seconds_and_it
     );
 }
 
-/// Every process of a Postgres server stands still until this is dropped; its sockets stay open.
+/// Suspends every process of a Postgres server until it is dropped; the sockets stay open.
 struct Frozen(Vec<String>);
 
 impl Frozen {
@@ -107,7 +107,7 @@ async fn until_the_bootstrap_key_is_stored_nobody_is_told_that_it_is_unknown() {
     let world = World::new().await;
     let mut holder = sqlx::PgConnection::connect(&world.database).await.unwrap();
     let mut held = holder.begin().await.unwrap();
-    // Keys can be read, and none can be stored.
+    // Keys can be read but not stored.
     sqlx::raw_sql("lock table api_keys in exclusive mode").execute(&mut *held).await.unwrap();
     let new_key = env(&[("BOOTSTRAP_API_KEY", "another-key-of-the-tests")]);
     let (starting, url) = world.another_api(&new_key).await;

@@ -1,4 +1,4 @@
-//! Postgres as it is run for real: behind a proxy that pools transactions, and with a standby that takes over.
+//! Postgres as in production: behind a proxy that pools transactions, and with a standby that takes over.
 
 use devkit::postgres::{Bouncer, Cluster, ClusterOptions, StopMode};
 use devkit::relay::Relay;
@@ -18,10 +18,10 @@ async fn through_a_proxy_that_pools_transactions_all_works_by_polling_alone() {
     let options = Options { address: Some(proxy.url("{}")), worker, rate: "20/1s", ..Options::default() };
     let mut world = World::over(Some(postgres), options).await;
 
-    // At once, although no notification can come.
+    // Answered at once, although no notification can arrive.
     let answered = world.sign("at once").await;
     assert_eq!(answered.status, 200, "{answered:?}\n{}\n{}", world.api.log(), world.worker.log());
-    // Many at a time, more than there are sessions; a second worker; and everybody starts again.
+    // More requests at a time than there are sessions; a second worker; and a restart of the api.
     let ids = world.post_all((0..40).map(|n| format!("proxied {n}"))).await;
     let another = world.another_worker().await;
     let replaced = std::mem::replace(&mut world.worker, another);
@@ -51,7 +51,7 @@ async fn a_failover_to_a_standby_loses_nothing_that_was_acknowledged() {
     .await;
     drop(connection);
 
-    // The standby stands first: it has to be passed over as long as it takes no writes.
+    // The standby is listed first: it must be skipped while it accepts no writes.
     let address = format!("postgres://postgres@127.0.0.1:{},127.0.0.1:{}/{{}}", standby.port(), primary.port());
     let worker = env(&[("UPSTREAM_TIMEOUT", "1s"), ("WEBHOOK_TIMEOUT", "1s")]);
     let options = Options { address: Some(address), worker, rate: "10/1s", ..Options::default() };

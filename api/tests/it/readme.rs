@@ -1,4 +1,4 @@
-//! What the README promises is there: each guarantee's tests, each setting of the two programs.
+//! What the README promises exists: the tests of each guarantee, each setting of the two programs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ fn section(readme: &str, title: &str) -> String {
     text[..text.find("\n## ").unwrap_or(text.len())].to_owned()
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }

@@ -1,4 +1,4 @@
-//! One trace from the caller's POST to the webhook, as an OTLP collector sees it, by either protocol.
+//! One trace from the caller's POST to the webhook, as an OTLP collector sees it, over either protocol.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::world::{Options, World, answer, env, until};
 
-/// A collector's memory.
+/// The spans that a collector has received.
 #[derive(Clone, Default)]
 struct Spans(Arc<Mutex<Vec<Span>>>);
 

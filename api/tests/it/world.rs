@@ -1,4 +1,4 @@
-//! Everything a test of the whole service needs, each part the real one.
+//! Everything that a test of the whole service needs, each part the real one.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -42,15 +42,15 @@ pub(crate) fn env(pairs: &[(&str, &str)]) -> Env {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// How a world differs from the usual one.
+/// How a world differs from the default one.
 pub(crate) struct Options {
     pub(crate) upstream: SimulatorOptions,
     pub(crate) rate: &'static str,
     pub(crate) api: Env,
     pub(crate) worker: Env,
-    /// A Postgres of its own, to be crashed; else the one that the tests of this process share.
+    /// Whether it has its own Postgres, which can be crashed, instead of the one that the tests of this process share.
     pub(crate) own_postgres: bool,
-    /// How the programs reach the database, `{}` standing for its name; else directly.
+    /// The database address for the programs, with `{}` in place of the database name. `None` to connect directly.
     pub(crate) address: Option<String>,
 }
 
@@ -90,7 +90,7 @@ impl World {
         Self::over(own_postgres, options).await
     }
 
-    /// A world on this Postgres; on the shared one, if there is none.
+    /// A world on this Postgres, or on the shared one if `None`.
     pub(crate) async fn over(own_postgres: Option<Cluster>, options: Options) -> Self {
         shared::tls::use_ring();
         let cluster = match &own_postgres {
@@ -138,7 +138,7 @@ impl World {
         world
     }
 
-    /// Waits until a process says that it is ready.
+    /// Waits until a process reports that it is ready.
     async fn ready(&self, url: &str, process: &Process) {
         let started = std::time::Instant::now();
         let ready = async || self.client.get(format!("{url}/health/ready")).send().await.is_ok_and(|answer| answer.status() == 200);
@@ -149,7 +149,7 @@ impl World {
     }
 
     pub(crate) async fn restart_api(&mut self) {
-        // Or the new one could ask for the port of one that still lives.
+        // Otherwise the new process could ask for the port while the old one still has it.
         self.api.kill().await.unwrap();
         self.api = spawn(Binary::Api, &[], &self.api_env).await;
         self.ready(&self.url, &self.api).await;
@@ -160,13 +160,13 @@ impl World {
         self.worker = spawn(Binary::Worker, &[], &self.worker_env).await;
     }
 
-    /// One more worker like the first.
+    /// Starts one more worker, configured like the first.
     pub(crate) async fn another_worker(&self) -> Process {
         let listen = env(&[("WORKER_LISTEN", &format!("127.0.0.1:{}", free_port().unwrap()))]);
         spawn(Binary::Worker, &[], &[self.worker_env.clone(), listen].concat()).await
     }
 
-    /// One more api with these settings, which may not be ready yet, and its address.
+    /// Starts one more api with these settings, and returns it with its address. It may not be ready yet.
     pub(crate) async fn another_api(&self, settings: &Env) -> (Process, String) {
         let port = free_port().unwrap();
         let listen = env(&[("API_LISTEN", &format!("127.0.0.1:{port}"))]);
@@ -193,8 +193,8 @@ impl World {
         self.client.get(format!("{}/crypto/sign/{id}", self.url)).header("X-API-Key", KEY).send().await.unwrap()
     }
 
-    /// Posts messages with webhooks, to be signed later; their ids. Asks again with the idempotency key until there is a receipt: what
-    /// callers do.
+    /// Posts messages with webhooks, to be signed later, and returns their ids. Repeats each POST with its idempotency key until there is a
+    /// receipt, as callers do.
     pub(crate) async fn post_all(&self, messages: impl Iterator<Item = String>) -> Vec<String> {
         let posts = messages.map(|message| {
             let body = json!({ "message": message, "webhookUrl": self.hook("/"), "clientRequestId": message });
@@ -226,7 +226,7 @@ impl World {
         .await;
     }
 
-    /// Waits until a request is final and gives its state.
+    /// Waits until a request is final, and returns its state.
     pub(crate) async fn settled(&self, id: &str) -> Value {
         let mut state = Value::Null;
         until("the request is final", async || {
@@ -239,14 +239,14 @@ impl World {
         state
     }
 
-    /// The number that a query gives.
+    /// The number that a query returns.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
         use sqlx::{Connection, Row};
         let mut connection = sqlx::PgConnection::connect(&self.database).await.unwrap();
         sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap().get(0)
     }
 
-    /// What the upstream does instead of an answer to these calls.
+    /// Makes the upstream respond to these calls with a fault.
     pub(crate) async fn fault(&self, kind: FaultKind, when: When) {
         self.upstream.set_faults(Faults::one(kind, when)).await.unwrap();
     }
@@ -255,7 +255,7 @@ impl World {
         self.upstream.set_faults(Faults::default()).await.unwrap();
     }
 
-    /// Waits for so many deliveries.
+    /// Waits for at least `count` deliveries.
     pub(crate) async fn deliveries(&self, count: usize) -> Vec<Delivery> {
         self.receiver.wait_for(PATIENCE, |deliveries| deliveries.len() >= count).await.unwrap()
     }
@@ -265,7 +265,7 @@ impl World {
     }
 }
 
-/// An answer, read.
+/// A response whose body has been read.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -282,7 +282,7 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// The answer is a problem document with this status and code.
+    /// Asserts that the answer is a problem document with this status and code.
     #[track_caller]
     pub(crate) fn is_problem(&self, status: u16, code: &str) {
         assert_eq!((self.status.as_u16(), self.body["code"].as_str()), (status, Some(code)), "{self:?}");

@@ -1,6 +1,7 @@
-//! A program that waits to be told to begin: it prints `ready`, begins when a line comes on standard input, and ends when that ends.
+//! A program that waits for a start command: it prints `ready`, begins when it reads a line from standard input, and ends when standard
+//! input ends.
 //!
-//! So what it takes to start a program, connect, and compile is in no figure, ours or a peer's.
+//! So the time to start a program, to connect and to compile is in no figure, ours or a peer's.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -12,12 +13,12 @@ use tokio::task::JoinHandle;
 
 use crate::error::{Context, Error, Result};
 
-/// What to run.
+/// A program to run.
 #[derive(Clone, Debug)]
 pub(super) struct Program {
     /// The program and its first arguments.
     pub(super) command: Vec<String>,
-    /// Its settings.
+    /// Its environment variables.
     pub(super) environment: Vec<(String, String)>,
 }
 
@@ -27,7 +28,7 @@ impl Program {
         Self { command: command.into_iter().map(Into::into).collect(), environment: Vec::new() }
     }
 
-    /// The same with one more setting.
+    /// Adds an environment variable.
     pub(super) fn set(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
         self
@@ -46,13 +47,13 @@ impl Program {
         command
     }
 
-    /// Runs it to its end, which must be a good one.
+    /// Runs the program to its end, which must be successful.
     pub(super) async fn run(&self, arguments: &[&str]) -> Result<()> {
         let output = self.command(arguments).stdin(Stdio::null()).output().await.context(|| format!("running {}", self.name()))?;
         if output.status.success() { Ok(()) } else { Err(self.failed(&String::from_utf8_lossy(&output.stderr))) }
     }
 
-    /// Starts it, and returns when it is ready.
+    /// Starts the program, and waits until it is ready.
     pub(super) async fn start(&self, arguments: &[&str]) -> Result<Driven> {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().context(|| format!("starting {}", self.name()))?;
         let stdin = child.stdin.take().expect("it was asked for as a pipe");
@@ -60,7 +61,7 @@ impl Program {
         let mut stderr = child.stderr.take().expect("it was asked for as a pipe");
         let errors = tokio::spawn(async move {
             let mut text = Vec::new();
-            // What can't be read is not there.
+            // What cannot be read is ignored.
             let _ = stderr.read_to_end(&mut text).await;
             String::from_utf8_lossy(&text).into_owned()
         });
@@ -77,7 +78,7 @@ impl Program {
         if !is_ready? {
             return Err(self.failed(&errors.await.unwrap_or_default()));
         }
-        // Nothing more is said there, but nobody must fail to say it.
+        // No more output matters, but the program must be able to write it.
         let drain = tokio::spawn(async move { while let Ok(Some(_)) = stdout.next_line().await {} });
         Ok(Driven { child, stdin, tasks: vec![drain], errors })
     }
@@ -96,7 +97,7 @@ impl Program {
 const READY_WITHIN: Duration = Duration::from_mins(1);
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 
-/// A program that is ready, or runs. Dropping it kills it.
+/// A program that is ready or running. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Driven {
     child: Child,
@@ -106,13 +107,13 @@ pub(super) struct Driven {
 }
 
 impl Driven {
-    /// Begins.
+    /// Tells the program to begin.
     pub(super) async fn go(&mut self) -> Result<()> {
         self.stdin.write_all(b"go\n").await.context(|| "telling a program to begin")?;
         self.stdin.flush().await.context(|| "telling a program to begin")
     }
 
-    /// Ends it; what it complained about, if it did.
+    /// Ends the program, and returns what it wrote to standard error.
     pub(super) async fn stop(mut self) -> Result<String> {
         drop(self.stdin);
         if tokio::time::timeout(STOPPED_WITHIN, self.child.wait()).await.is_err() {
@@ -121,7 +122,7 @@ impl Driven {
         for task in self.tasks {
             task.abort();
         }
-        // It ends with the program, unless a child of it lives on.
+        // This task ends with the program, unless a child process of the program lives on.
         Ok(tokio::time::timeout(Duration::from_secs(1), self.errors).await.ok().and_then(std::result::Result::ok).unwrap_or_default())
     }
 }

@@ -1,26 +1,26 @@
-//! Rows by the million, as the services write them, without the services: a table of ten million requests is filled in minutes.
+//! Writes millions of rows as the services write them, but without the services: a table of ten million requests is filled in minutes.
 //!
-//! The one place of the harness that knows the schema. Ids ascend with time as those of the services do, and what is finished was waiting and
-//! leased before, because where a row lands, in an index as in its table, is part of what it costs: rows that are inserted as finished leave
-//! pages with room for exactly one waiting row, and then every claim and every POST writes a page for itself.
+//! This is the only place in the harness that writes to the schema. IDs ascend with time, as those of the services do, and finished rows
+//! were waiting and leased before, because the position of a row, in an index as in its table, is part of its cost: rows inserted as
+//! finished leave pages with room for exactly one waiting row, and then every claim and every POST writes a page of its own.
 
 use super::world::{Database, Progress};
 use crate::error::{Context, Result};
 
-/// What to write.
+/// The rows to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rows<'a> {
     /// Requests whose sign job is due.
     Waiting,
-    /// Requests that were signed at the first try, so many days ago.
+    /// Requests that were signed at the first attempt, this many days ago.
     Finished { days_ago: i32 },
-    /// Requests that were signed, whose webhook to this address is due.
+    /// Signed requests whose webhook to this address is due.
     Undelivered { url: &'a str },
 }
 
 const AT_ONCE: u64 = 20_000;
 
-/// $1, $2: the first and the last number; $3: what messages begin with; $4: days since; $5: where webhooks go.
+/// $1, $2: the first and the last number; $3: the prefix of the messages; $4: the age in days; $5: the address of the webhooks.
 const STATEMENT: &str = r"
 with key as (
     select id from api_keys where name = 'bench'
@@ -60,13 +60,13 @@ counted as (
 insert into jobs (kind, request_id, receiver) select 'webhook', posts.id, receiver_of(key.id, $5) from posts, key where $5 is not null
 ";
 
-/// $1: the last job of before.
+/// $1: the ID of the last job before this batch.
 const LEASE: &str = r"
 update jobs set attempt = 1, lease_token = gen_random_uuid(), leased_at = now(), leased_until = now() + interval '40 s'
 where id > $1 and kind = 'sign'
 ";
 
-/// $1: the last job of before.
+/// $1: the ID of the last job before this batch.
 const FINISH: &str = r"
 with signed as (
     update jobs
@@ -81,7 +81,7 @@ insert into attempts (job_id, number, started_at, finished_at, outcome, status)
 select id, 1, created_at, created_at, 'succeeded', 200 from signed
 ";
 
-/// Writes so many, and says every now and then how far it is. What `prefix` the messages begin with tells one filling from another.
+/// Writes `count` rows, and reports progress now and then. The messages begin with `prefix`, which distinguishes one filling from another.
 pub(super) async fn fill(database: &Database, progress: &Progress, rows: Rows<'_>, count: u64, prefix: &str) -> Result<()> {
     let mut connection = database.connect().await?;
     let key = "insert into api_keys (id, name, digest, scopes, webhook_secret)

@@ -1,6 +1,7 @@
-//! A light load generator: prebuilt requests over connections that are kept, each waiting for its answer before the next.
+//! A lightweight load generator: prebuilt requests over persistent connections, each of which waits for an answer before it sends the next
+//! request.
 //!
-//! It shares the processor with what it measures, so it does as little as it can: no HTTP library, one task per connection, one buffer.
+//! It shares the CPU with what it measures, so it does as little as possible: no HTTP library, one task per connection, one buffer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,49 +17,49 @@ use super::stats::{Times, rate};
 use super::world::API_KEY;
 use crate::error::{Context, Error, Result};
 
-/// What to send where.
+/// What to send, and where.
 #[derive(Clone)]
 pub(super) struct Load {
     /// Connections are spread over these.
     pub(super) servers: Vec<SocketAddr>,
     pub(super) clients: u16,
-    /// Is not measured: connections are made, pools filled, plans cached.
+    /// The time that is not measured: connections are opened, pools filled, plans cached.
     pub(super) warm_up: Duration,
-    /// Is measured.
+    /// The time that is measured.
     pub(super) time: Duration,
-    /// The request of each number; numbers are never given twice.
+    /// Makes the request with a number; no number is used twice.
     pub(super) request: Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>,
-    /// What is right.
+    /// The expected statuses.
     pub(super) statuses: &'static [u16],
 }
 
-/// What came of it.
+/// The result of a load.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcome {
-    /// Right answers per second.
+    /// Answers per second.
     pub(super) rate: f64,
-    /// Of each answer.
+    /// The response times.
     pub(super) times: Times,
-    /// Right answers since the first request, also outside the measured time.
+    /// Answers with an expected status since the first request, including those outside of the measured time.
     pub(super) answers: u64,
-    /// Other answers. Only a paced run gets any: they end the others.
+    /// Other answers. Only a paced run can have any: they end a run of the other kind.
     pub(super) refused: u64,
 }
 
-/// How long it takes until all is warm, usually, for this time that is measured.
+/// The usual warm-up time for this measured time.
 pub(super) fn warm_up(time: Duration) -> Duration {
     time / 5
 }
 
 impl Load {
-    /// POSTs of distinct messages that want a receipt at once. Those of another load are others.
+    /// POSTs of distinct messages that ask for an immediate receipt. No two loads share a message.
     pub(super) fn accept(servers: Vec<SocketAddr>, clients: u16, time: Duration) -> Self {
         let load: u32 = rand::random();
         let request = move |n| post(&format!("message {load:x} {n}"), "respond-async");
         Self { servers, clients, warm_up: warm_up(time), time, request: Arc::new(request), statuses: &[202] }
     }
 
-    /// Sends as fast as the answers come.
+    /// Sends requests as fast as the answers arrive.
     pub(super) async fn run(&self) -> Result<Outcome> {
         let begin = Instant::now() + self.warm_up;
         let (number, end) = (Arc::new(AtomicU64::new(0)), begin + self.time);
@@ -86,8 +87,8 @@ impl Load {
         gather(clients, self.time).await
     }
 
-    /// Sends so many per second, evenly; a request that is late because others are slow counts from when it was due. Other answers than
-    /// the right ones are counted.
+    /// Sends requests at an even rate. The response time counts from when a request is due, even if it is sent late because others are
+    /// slow. Answers with other statuses are counted.
     pub(super) async fn run_paced(&self, per_second: f64, first: u64) -> Result<Outcome> {
         let begin = Instant::now();
         let number = Arc::new(AtomicU64::new(0));
@@ -129,7 +130,7 @@ async fn gather(mut clients: JoinSet<Result<(Vec<Duration>, u64)>>, time: Durati
     Ok(Outcome { rate: rate(all.len() as u64, time), times: Times::of(all), answers: sum, refused })
 }
 
-/// `POST /crypto/sign`.
+/// A request `POST /crypto/sign`.
 pub(super) fn post(message: &str, prefer: &str) -> Vec<u8> {
     let body = format!("{{\"message\":\"{message}\"}}");
     let prefer = if prefer.is_empty() { String::new() } else { format!("Prefer: {prefer}\r\n") };
@@ -141,19 +142,19 @@ pub(super) fn post(message: &str, prefer: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// `GET` of a path.
+/// A `GET` request for a path.
 pub(super) fn get(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {API_KEY}\r\nAuthorization: upstream-key\r\n\r\n").into_bytes()
 }
 
-/// A connection that is kept.
+/// A persistent connection.
 pub(super) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 impl Connection {
-    /// Connects.
+    /// Opens a connection.
     pub(super) async fn open(server: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(server).await.context(|| format!("connecting to {server}"))?;
         stream.set_nodelay(true).context(|| format!("connecting to {server}"))?;
@@ -202,7 +203,7 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
     text.windows(what.len()).position(|window| window == what)
 }
 
-/// The status and the length of the body.
+/// Parses the status and the length of the body.
 fn parse(head: &str) -> Option<(u16, usize)> {
     let mut lines = head.split("\r\n");
     let status: u16 = lines.next()?.split(' ').nth(1)?.parse().ok()?;

@@ -1,4 +1,4 @@
-//! What everything ran on: without it, no figure can be compared with another one.
+//! The machine that everything ran on: without it, figures cannot be compared.
 
 use std::fmt;
 use std::fs::File;
@@ -21,20 +21,20 @@ pub(super) struct Machine {
     cores: usize,
     memory_gib: f64,
     kernel: String,
-    /// Of the last minute, before anything was started.
+    /// The load average of the last minute, before the first measurement.
     load: String,
-    /// Of the folder that holds the database.
+    /// The type of the file system that holds the database.
     file_system: String,
-    /// To force 8 kB to the disk there, in milliseconds: the price of a commit.
+    /// The time to force 8 kB to disk there, in milliseconds: the price of a commit.
     sync_ms: f64,
     postgres: String,
-    /// Name and value, as the server says.
+    /// Names and values, as the server reports them.
     postgres_settings: Vec<(String, String)>,
     commit: String,
     pub(super) is_release: bool,
 }
 
-/// Crash safety, then what changes the figures.
+/// Settings for crash safety, then those that affect the figures.
 const SETTINGS: [&str; 8] = [
     "fsync",
     "synchronous_commit",
@@ -47,7 +47,7 @@ const SETTINGS: [&str; 8] = [
 ];
 
 impl Machine {
-    /// Looks at the machine and at the running Postgres.
+    /// Inspects the machine and the running Postgres.
     pub(super) async fn inspect(world: &World) -> Result<Self> {
         let mut connection = world.cluster.connect("postgres").await?;
         let mut postgres_settings = Vec::new();
@@ -78,18 +78,18 @@ impl Machine {
     }
 }
 
-/// `name : value` in a file of the kernel.
+/// The value of a line `name : value` in a file of the kernel.
 fn value_of(text: &str, name: &str) -> Option<String> {
     let line = text.lines().find(|line| line.split(':').next().is_some_and(|start| start.trim() == name))?;
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// A value in kB.
+/// A value in kB from a file of the kernel.
 pub(super) fn kib(text: &str, name: &str) -> Option<f64> {
     value_of(text, name)?.split_whitespace().next()?.parse().ok()
 }
 
-/// The kind of file system that holds the folder: that of the longest mount point above it.
+/// The type of the file system that holds the folder: that of the longest mount point above it.
 fn file_system(mounts: &str, folder: &Path) -> String {
     let mounts = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
@@ -99,7 +99,7 @@ fn file_system(mounts: &str, folder: &Path) -> String {
     above.max_by_key(|(place, _)| place.len()).map_or_else(String::new, |(_, kind)| kind.to_owned())
 }
 
-/// The median of some writes that are forced to the disk, in the folder for temporary files, where the database is too.
+/// The median time of a write that is forced to disk in the folder for temporary files, where the database is, too.
 fn sync_ms() -> Result<f64> {
     let file: File = tempfile::tempfile().context(|| "making a temporary file")?;
     let page = [0x5a; 8192];
@@ -108,7 +108,7 @@ fn sync_ms() -> Result<f64> {
         file.write_all_at(&page, n * 8192).and_then(|()| file.sync_data()).context(|| "writing to the disk")?;
         Ok(started.elapsed())
     };
-    // The file is made longer first: a log that is written over again, as Postgres's is, changes no metadata.
+    // The file is extended first: a log that is overwritten, as that of Postgres is, changes no metadata.
     (0..50).try_for_each(|n| write(n).map(|_: Duration| ()))?;
     Ok(Times::of((0..50).map(write).collect::<Result<Vec<_>>>()?).percentile(50.0))
 }

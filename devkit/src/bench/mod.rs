@@ -1,13 +1,13 @@
-//! `devkit bench`: what Countersign can do on this machine, beside what others can do on it, in one run.
+//! `devkit bench`: measures what Countersign can do on this machine, next to what its peers can do on it, in one run.
 //!
-//! A figure means nothing by itself: it is as much the disk's and the processor's. So whatever is compared runs in the same invocation, on
-//! the same Postgres with every safety on, in turns; and the report says on what machine, with which versions and settings.
-//! `docs/performance.md` says what each workload measures and how.
+//! A figure means nothing by itself: it depends on the disk and the CPU as much as on the program. So everything that is compared runs in
+//! the same invocation, on the same Postgres with all crash safety on, in turns; and the report gives the machine, the versions and the
+//! settings. `docs/performance.md` explains what each workload measures, and how.
 //!
-//! - `plan` is what was asked for; `world` the Postgres, the databases and the programs under test; `machine` what all of it runs on;
-//! - `load` makes requests, `sink` takes calls and answers at once, `fill` writes rows by the million;
-//! - `peers` are those that we are compared with: `driven` programs in `devkit/peers`, `pgbench`, and `redis` below some of them;
-//! - `workloads` has a file for each kind of work; `stats` and `report` turn what they measured into rows with a verdict.
+//! - `plan` is what to measure; `world` has the Postgres, the databases and the programs under test; `machine` describes the machine;
+//! - `load` sends requests, `sink` answers calls, `fill` writes millions of rows;
+//! - `peers` are the systems to compare with: `driven` programs in `devkit/peers`, `pgbench`, and `redis`, which some of them need;
+//! - `workloads` has a file for each kind of work; `stats` and `report` turn the measurements into rows with a verdict.
 
 mod driven;
 mod fill;
@@ -34,7 +34,7 @@ use plan::Plan;
 use report::Report;
 use world::World;
 
-/// Runs the workloads, prints the table, writes the results. The code is 1 when something could not be measured; falling short of a
+/// Runs the workloads, prints the table, and writes the results. The exit code is 1 if something could not be measured; falling short of a
 /// target is a result, not a failure.
 pub(crate) async fn run(args: BenchArgs) -> Result<ExitCode> {
     let root = workspace::root()?;
@@ -49,7 +49,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<ExitCode> {
             Ok(rows) => report.add(rows),
             Err(error) => report.fail(*workload, &error),
         }
-        // After each, so that what took an hour is not lost with what comes after it.
+        // Written after each workload, so that an hour of measurements is not lost if a later one fails.
         report.write(&root, &args.output(&root))?;
     }
     say!("\n{report}");

@@ -1,7 +1,7 @@
-//! Those that we are compared with: what is there, what has to be fetched and built first, and how each is run at its fastest.
+//! The peers that we are compared with: which there are, what has to be fetched and built first, and how each is run at its fastest.
 //!
-//! A peer that can't be run is reported with the reason. Each is tried with several settings, for a moment, and then measured with the
-//! best of them.
+//! A peer that cannot be run is reported with the reason. Each peer is tried briefly with several settings, and then measured with the best
+//! of them.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -18,7 +18,7 @@ use crate::workspace;
 /// The folder of the peers, below the root.
 const FOLDER: &str = "devkit/peers";
 
-/// A queue that works off no-op jobs.
+/// A job queue that processes no-op jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Engine {
     River,
@@ -27,36 +27,36 @@ pub(super) enum Engine {
     Bullmq(Fsync),
 }
 
-/// One way to set a peer up.
+/// The settings of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Setup {
-    /// Of the peer's program.
+    /// Processes of the peer's program.
     pub(super) processes: usize,
-    /// Jobs or loops at a time, in each.
+    /// Concurrent jobs or loops in each process.
     pub(super) concurrency: u32,
     /// Jobs fetched at a time, where that can be set.
     pub(super) batch: Option<u32>,
 }
 
 impl Setup {
-    /// As the report says it.
+    /// The text for the report.
     pub(super) fn text(self) -> String {
         let batch = self.batch.map(|batch| format!(", batch {batch}")).unwrap_or_default();
         format!("{}, concurrency {}{batch}", processes(self.processes), self.concurrency)
     }
 }
 
-/// So many processes, as the report says it.
+/// A number of processes, as text for the report.
 pub(super) fn processes(count: usize) -> String {
     if count == 1 { "1 process".to_owned() } else { format!("{count} processes") }
 }
 
 impl Engine {
-    /// All of them.
+    /// All engines.
     pub(super) const ALL: [Self; 5] =
         [Self::River, Self::GraphileWorker, Self::PgBoss, Self::Bullmq(Fsync::Everysec), Self::Bullmq(Fsync::Always)];
 
-    /// As one asks for it.
+    /// The name on the command line.
     pub(super) fn name(self) -> PeerName {
         match self {
             Self::River => PeerName::River,
@@ -66,7 +66,7 @@ impl Engine {
         }
     }
 
-    /// What it is, with its version where that is known before it runs.
+    /// Its title, with its version if that is known before it runs.
     pub(super) fn title(self, world: &World) -> String {
         let package = |name: &str| node_version(world, name).map_or_else(|| name.to_owned(), |version| format!("{name} {version}"));
         match self {
@@ -77,7 +77,7 @@ impl Engine {
         }
     }
 
-    /// The settings that are tried: a process of Node has one thread, so as many processes as there are cores as well as one.
+    /// The settings to try: a Node process has one thread, so both a single process and one per core are tried.
     pub(super) fn setups(self, cores: usize) -> Vec<Setup> {
         let processes = if cores > 1 && self != Self::River { vec![1, cores] } else { vec![1] };
         let ways: &[(u32, Option<u32>)] = match self {
@@ -92,7 +92,7 @@ impl Engine {
         all.collect()
     }
 
-    /// The query for one of the jobs that are not done, beginning with those that are done last; nothing for Redis.
+    /// The query for one unfinished job, looking first at those that finish last; `None` for Redis.
     pub(super) fn unfinished(self) -> Option<&'static str> {
         match self {
             Self::River => Some(
@@ -108,17 +108,17 @@ impl Engine {
         }
     }
 
-    /// The query whose rows are jobs that did not end well; nothing where those that did are removed.
+    /// The query for jobs that did not succeed; `None` if jobs that did are removed.
     pub(super) fn unsuccessful(self) -> Option<&'static str> {
         match self {
             Self::River => Some("select from river_job where state <> 'completed'"),
             Self::PgBoss => Some("select from pgboss.job where name = 'bench' and state <> 'completed'"),
-            // One that failed stays, and so the measurement would not end.
+            // A failed job stays, so the measurement would not end.
             Self::GraphileWorker | Self::Bullmq(_) => None,
         }
     }
 
-    /// The program, with nothing set yet; fetched and built if need be.
+    /// The program, without settings; fetched and built if necessary.
     pub(super) async fn program(self, world: &World) -> Result<Program> {
         match self {
             Self::River => Ok(Program::new([river(world).await?.to_string_lossy().into_owned()])),
@@ -139,7 +139,7 @@ pub(super) async fn node(world: &World, script: &str) -> Result<Program> {
     Ok(Program::new(["node".to_owned(), world.root.join(FOLDER).join("node").join(script).to_string_lossy().into_owned()]))
 }
 
-/// Fetches what `package-lock.json` names, unless it is there.
+/// Fetches the packages of `package-lock.json`, unless they are there.
 fn install(world: &World) -> Result<()> {
     let version = Command::new("node").arg("--version").output().context(|| "no Node; install `nodejs` and `npm`")?;
     let folder = world.root.join(FOLDER).join("node");
@@ -151,20 +151,20 @@ fn install(world: &World) -> Result<()> {
     }
     world.progress.note("fetching the peers that run on Node");
     let mut npm = Command::new("npm");
-    // Nothing that a package brings is run: what they compile is optional. Not `ci`: it wants the optional packages of every platform in the
-    // lock file, which npm writes only where it sees them; the versions are those of the lock file either way.
+    // Scripts of packages are not run: what they compile is optional. `npm ci` is not used: it requires the optional packages of every
+    // platform in the lock file, and npm writes only those that it sees. The versions are those of the lock file either way.
     npm.args(["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder);
     run_build(npm, "the peers that run on Node")
 }
 
-/// The version of a package that the lock file names.
+/// The version of a package in the lock file.
 fn node_version(world: &World, package: &str) -> Option<String> {
     let text = std::fs::read(world.root.join(FOLDER).join("node/package-lock.json")).ok()?;
     let lock: serde_json::Value = serde_json::from_slice(&text).ok()?;
     Some(lock["packages"][format!("node_modules/{package}")]["version"].as_str()?.to_owned())
 }
 
-/// The peer on River, built in a target folder of its own.
+/// Builds the peer on River in its own target folder, and returns its path.
 async fn river(world: &World) -> Result<PathBuf> {
     static BUILT: OnceCell<Result<PathBuf, String>> = OnceCell::const_new();
     let build = || {

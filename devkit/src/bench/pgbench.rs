@@ -1,4 +1,4 @@
-//! Postgres's own load generator: one row per transaction into a bare table, which is what a durable insert costs at the least.
+//! The load generator of Postgres: one row per transaction into a bare table, which is the least that a durable insert costs.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const TABLE: &str = "create table bare (body text not null)";
 /// About as long as the messages of the load generator.
 const INSERT: &str = "insert into bare (body) values ('message 1234567');\n";
 
-/// Inserts per second, with as many clients as our load generator has, in the fastest of pgbench's protocols.
+/// Inserts per second, with as many clients as our load generator has, over the fastest protocol of pgbench.
 pub(super) async fn inserts(world: &World, clients: u16, time: Duration) -> Result<f64> {
     let program = Binaries::find()?.program("pgbench");
     if !program.is_file() {
@@ -37,7 +37,7 @@ pub(super) async fn inserts(world: &World, clients: u16, time: Duration) -> Resu
     rate(&text).ok_or_else(|| Error::new(format!("pgbench failed: {}", errors.lines().last().unwrap_or("it said nothing"))))
 }
 
-/// `tps = 1234.5 (without initial connection time)`.
+/// Parses the rate from `tps = 1234.5 (without initial connection time)`.
 fn rate(text: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok())
 }

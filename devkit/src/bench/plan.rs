@@ -58,13 +58,13 @@ pub(crate) struct BenchArgs {
 }
 
 impl BenchArgs {
-    /// Where the results go.
+    /// The path of the results.
     pub(super) fn output(&self, root: &Path) -> PathBuf {
         self.output.clone().unwrap_or_else(|| root.join(".countersign/bench/latest.json"))
     }
 }
 
-/// With whom we are compared.
+/// A peer to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum PeerName {
@@ -84,13 +84,13 @@ pub(super) enum PeerName {
     None,
 }
 
-/// What was asked for, with nothing left open.
+/// The settings of a run, with all defaults filled in.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Plan {
     pub(super) workloads: Vec<Workload>,
     pub(super) quick: bool,
     pub(super) runs: u32,
-    /// Of a measurement of a rate.
+    /// How long a measurement of a rate lasts.
     #[serde(serialize_with = "as_seconds")]
     pub(super) time: Duration,
     pub(super) jobs: u32,
@@ -100,12 +100,12 @@ pub(super) struct Plan {
     pub(super) finished: u64,
     pub(super) waiting: u64,
     pub(super) minutes: u32,
-    /// Settings of the programs under test, beside the defaults.
+    /// Settings of the programs under test, in addition to the defaults.
     pub(super) set: Vec<(String, String)>,
 }
 
 impl Plan {
-    /// Fills in what was not given.
+    /// Fills in the defaults.
     pub(super) fn of(args: &BenchArgs) -> Result<Self> {
         let quick = args.quick;
         let mut workloads = args.workloads.clone();
@@ -132,7 +132,7 @@ impl Plan {
         })
     }
 
-    /// Was this peer asked for?
+    /// Returns whether this peer was requested.
     pub(super) fn wants(&self, peer: PeerName) -> bool {
         self.peers.contains(&peer)
     }

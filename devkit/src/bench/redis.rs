@@ -1,4 +1,4 @@
-//! A Redis for the peers that need one: with its append-only file on, in a temporary folder, on a free port.
+//! A Redis server for the peers that need one: with its append-only file on, in a temporary folder, on a free port.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
@@ -14,20 +14,20 @@ use super::world::until;
 use crate::error::{Context, Error, Result};
 use crate::ports::free_port;
 
-/// How soon what Redis has acknowledged is on the disk.
+/// When acknowledged writes of Redis are forced to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) enum Fsync {
-    /// Within about a second: what `BullMQ` recommends. A crash loses what was acknowledged in it.
+    /// Within about a second, as `BullMQ` recommends. A crash loses the writes acknowledged in that time.
     Everysec,
-    /// Before it is acknowledged, as with us.
+    /// Before they are acknowledged, as ours are.
     Always,
 }
 
 impl Fsync {
-    /// Both.
+    /// Both values.
     pub(super) const ALL: [Self; 2] = [Self::Everysec, Self::Always];
 
-    /// As Redis is told.
+    /// The value for Redis.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Everysec => "everysec",
@@ -47,7 +47,7 @@ pub(super) struct Redis {
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
 
 impl Redis {
-    /// Is the program there? Its version.
+    /// The version of the program. Fails if it is not installed.
     pub(super) async fn version() -> Result<String> {
         let output = Command::new("redis-server").arg("--version").output().await.context(|| "no redis-server; install `redis-server`")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -55,13 +55,13 @@ impl Redis {
         version.map(str::to_owned).ok_or_else(|| Error::new("redis-server --version says no version"))
     }
 
-    /// Starts an empty one.
+    /// Starts an empty server.
     pub(super) async fn start(fsync: Fsync) -> Result<Self> {
         let (port, folder) =
             (free_port()?, tempfile::Builder::new().prefix("countersign-redis-").tempdir().context(|| "a folder for Redis")?);
         let child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", fsync.word()])
-            // What BullMQ asks for: no key may be evicted.
+            // BullMQ requires that no key is evicted.
             .args(["--maxmemory-policy", "noeviction", "--loglevel", "warning"])
             .current_dir(folder.path())
             .stdin(Stdio::null())
@@ -75,12 +75,12 @@ impl Redis {
         Ok(redis)
     }
 
-    /// On 127.0.0.1.
+    /// The port on 127.0.0.1.
     pub(super) fn port(&self) -> u16 {
         self.port
     }
 
-    /// The number that a command answers.
+    /// Runs a command that answers with a number.
     pub(super) async fn command(&self, words: &[&str]) -> Result<i64> {
         let failed = || format!("{} of Redis", words.join(" "));
         let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))).await.context(failed)?;
@@ -92,7 +92,7 @@ impl Redis {
     }
 }
 
-/// A command as the protocol wants it.
+/// Encodes a command for the Redis protocol.
 fn encode(words: &[&str]) -> String {
     words.iter().fold(format!("*{}\r\n", words.len()), |text, word| text + &format!("${}\r\n{word}\r\n", word.len()))
 }

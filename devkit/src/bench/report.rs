@@ -1,4 +1,4 @@
-//! The rows, their verdicts, and the three forms they are given in: a table, JSON, and the document's table.
+//! The rows, their verdicts, and their three output formats: a table, JSON, and the table of the document.
 
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -16,54 +16,54 @@ use super::stats::Runs;
 use super::workloads::Workload;
 use crate::error::{Context, Error, Result};
 
-/// One comparison: what we did, against a peer or a bound.
+/// One comparison of our figures with a peer or a bound.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
     pub(super) workload: Workload,
-    /// What was measured, with what is needed to understand it.
+    /// What was measured, in enough detail to understand it.
     pub(super) what: String,
-    /// Of the figures, such as `requests/s`.
+    /// The unit of the figures, such as `requests/s`.
     pub(super) unit: &'static str,
     pub(super) target: Target,
     pub(super) ours: Runs,
     pub(super) peer: Option<Peer>,
-    /// More figures, for whoever reads the JSON.
+    /// More figures, for the JSON only.
     pub(super) detail: Value,
 }
 
-/// Whom a row compares with.
+/// The peer that a row compares with.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Peer {
     pub(super) name: String,
-    /// With which settings it was the fastest.
+    /// The settings with which it was the fastest.
     pub(super) settings: String,
     pub(super) figures: Figures,
 }
 
-/// What a peer did.
+/// The figures of a peer.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Figures {
     Measured(Runs),
-    /// And why not.
+    /// The reason why it was not run.
     NotRun(String),
 }
 
-/// When a row passes.
+/// The condition for a row to pass.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Target {
-    /// Ours is at least so many times the peer's.
+    /// Ours is at least this many times the peer's.
     Times(f64),
     /// Ours is at most this.
     AtMost(f64),
     /// Ours is below this.
     Below(f64),
-    /// Whatever it is: it says what something costs.
+    /// No condition: the row only says what something costs.
     Told,
 }
 
-/// How a row ended.
+/// The verdict on a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Verdict {
@@ -90,12 +90,12 @@ impl Row {
         Self { workload, what: what.into(), unit, target, ours, peer: None, detail: Value::Null }
     }
 
-    /// The same row beside a peer.
+    /// Adds a peer to the row.
     pub(super) fn beside(self, name: impl Into<String>, settings: impl Into<String>, figures: Figures) -> Self {
         Self { peer: Some(Peer { name: name.into(), settings: settings.into(), figures }), ..self }
     }
 
-    /// The same row with more figures.
+    /// Adds more figures to the row.
     pub(super) fn with(self, detail: Value) -> Self {
         Self { detail, ..self }
     }
@@ -107,12 +107,12 @@ impl Row {
         }
     }
 
-    /// Ours by theirs, of the medians.
+    /// Our median divided by the peer's; `None` if the peer was not measured.
     pub(super) fn ratio(&self) -> Option<f64> {
         self.theirs().map(|theirs| self.ours.median() / theirs.median())
     }
 
-    /// How it ended.
+    /// The verdict on this row.
     pub(super) fn verdict(&self) -> Verdict {
         let judge = |passes| if passes { Verdict::Pass } else { Verdict::Short };
         match (self.target, self.ratio()) {
@@ -134,7 +134,7 @@ impl Row {
         }
     }
 
-    /// Work, target, ours, the peer, its figure, ratio, verdict.
+    /// The cells of the table: work, target, ours, the peer, its figure, ratio, verdict.
     fn cells(&self) -> [String; 7] {
         let peer = self.peer.as_ref();
         let name = peer.map(|peer| if peer.settings.is_empty() { peer.name.clone() } else { format!("{} ({})", peer.name, peer.settings) });
@@ -157,13 +157,13 @@ impl Row {
 
 const HEADER: [&str; 7] = ["work", "target", "ours", "peer", "the peer's", "ratio", "verdict"];
 
-/// The median with the smallest and the largest, where there are several.
+/// The median, with the smallest and the largest figure if they differ.
 fn spread(runs: &Runs) -> String {
     let [median, min, max] = [runs.median(), runs.min(), runs.max()].map(figure);
     if min == max { median } else { format!("{median} [{min} – {max}]") }
 }
 
-/// A number as a reader wants it: no more digits than it deserves, thousands apart.
+/// Formats a number for readers: no more digits than it deserves, and thousands separators.
 fn figure(number: f64) -> String {
     let text = if number >= 100.0 {
         format!("{number:.0}")
@@ -180,12 +180,12 @@ fn figure(number: f64) -> String {
         }
         grouped.push(digit);
     }
-    // `5`, where `5.00` was set as a bound.
+    // A bound of `5.00` is shown as `5`.
     let rest = if rest.chars().all(|digit| matches!(digit, '.' | '0')) { "" } else { rest };
     grouped + rest
 }
 
-/// Everything that one invocation found out.
+/// The results of one invocation.
 #[derive(Debug)]
 pub(super) struct Report {
     machine: Machine,
@@ -196,28 +196,28 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Nothing found yet.
+    /// An empty report.
     pub(super) fn new(machine: Machine, plan: &Plan) -> Self {
         Self { machine, plan: plan.clone(), started_at: OffsetDateTime::now_utc(), rows: Vec::new(), failures: Vec::new() }
     }
 
-    /// More rows.
+    /// Adds rows.
     pub(super) fn add(&mut self, rows: Vec<Row>) {
         self.rows.extend(rows);
     }
 
-    /// A workload that could not be measured.
+    /// Adds a workload that could not be measured.
     pub(super) fn fail(&mut self, workload: Workload, error: &Error) {
         eprintln!("{}: {}", workload.name(), error.line());
         self.failures.push((workload, error.line()));
     }
 
-    /// Could something not be measured?
+    /// Returns whether something could not be measured.
     pub(super) fn failed(&self) -> bool {
         !self.failures.is_empty()
     }
 
-    /// Is it of no use but to see that the harness works?
+    /// A warning if the figures only show that the harness works.
     fn caveat(&self) -> Option<&'static str> {
         match (self.machine.is_release, self.plan.quick) {
             (false, _) => Some("DEBUG BUILD: a smoke test; the figures mean nothing"),
@@ -243,7 +243,7 @@ impl Report {
         })
     }
 
-    /// Writes the results as JSON; those in the default place also under a name that stays.
+    /// Writes the results as JSON; those in the default place also under a name that is not overwritten later.
     pub(super) fn write(&self, root: &Path, path: &Path) -> Result<()> {
         let text = serde_json::to_vec_pretty(&self.json()).expect("rows have string keys only");
         let write = |path: &Path| {
@@ -274,7 +274,7 @@ impl Report {
         text
     }
 
-    /// Puts the table between the two marks of the document.
+    /// Writes the table between the two marks of the document, and returns the document's path.
     pub(super) fn fill_document(&self, root: &Path) -> Result<PathBuf> {
         let path = root.join(DOCUMENT);
         let text = std::fs::read_to_string(&path).context(|| format!("reading {}", path.display()))?;

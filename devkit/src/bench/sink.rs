@@ -1,4 +1,4 @@
-//! A server that takes a call, notes when, and answers at once or after a set time: the upstream and the receiver of the benchmarks.
+//! A server that records calls and answers them at once or after a fixed time: the upstream and the receiver of the benchmarks.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,7 +27,7 @@ struct Service {
 }
 
 impl Sink {
-    /// Starts one that takes so long to answer.
+    /// Starts a sink that takes this long to answer.
     pub(super) async fn start(latency: Duration) -> Result<Self> {
         let service = Arc::new(Service {
             latency,
@@ -40,32 +40,32 @@ impl Sink {
         Ok(Self { server, service })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(super) fn addr(&self) -> SocketAddr {
         self.server.addr()
     }
 
-    /// Its address, without a path.
+    /// Its URL, without a path.
     pub(super) fn url(&self) -> String {
         format!("http://{}", self.addr())
     }
 
-    /// Calls so far.
+    /// The number of calls so far.
     pub(super) fn calls(&self) -> u64 {
         self.service.calls.load(Ordering::Relaxed)
     }
 
-    /// When the first call came.
+    /// When the first call arrived.
     pub(super) fn first(&self) -> Option<Instant> {
         *self.service.first.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers from now on what came when, by the clock that Postgres has too.
+    /// Records arrivals from now on, by the system clock, which Postgres uses, too.
     pub(super) fn keep_arrivals(&self) {
         self.service.keeps_arrivals.store(true, Ordering::Relaxed);
     }
 
-    /// Path and query of each call, and when its head was read.
+    /// The path and query of each recorded call, and when its head was read.
     pub(super) fn arrivals(&self) -> Vec<(String, SystemTime)> {
         self.service.arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -9,18 +9,18 @@ use serde::{Serialize, Serializer};
 pub(super) struct Runs(Vec<f64>);
 
 impl Runs {
-    /// The first measurement.
+    /// A single measurement.
     pub(super) fn one(figure: f64) -> Self {
         Self(vec![figure])
     }
 
-    /// Nothing when nothing was measured.
+    /// All measurements; `None` if there are none.
     pub(super) fn of(mut figures: Vec<f64>) -> Option<Self> {
         figures.sort_by(f64::total_cmp);
         if figures.is_empty() { None } else { Some(Self(figures)) }
     }
 
-    /// The middle one, or the mean of the two in the middle.
+    /// The middle figure, or the mean of the two in the middle.
     pub(super) fn median(&self) -> f64 {
         let (lower, upper) = (self.0[(self.0.len() - 1) / 2], self.0[self.0.len() / 2]);
         f64::midpoint(lower, upper)
@@ -50,23 +50,23 @@ impl Serialize for Runs {
     }
 }
 
-/// How long things took.
+/// A set of durations.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Times(Vec<Duration>);
 
 impl Times {
-    /// In any order.
+    /// Takes the durations in any order.
     pub(super) fn of(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         Self(times)
     }
 
-    /// How many.
+    /// The number of durations.
     pub(super) fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The smallest that so many per cent do not exceed, in milliseconds; zero when there are none.
+    /// The nearest-rank percentile, in milliseconds; zero if there are no durations.
     pub(super) fn percentile(&self, per_cent: f64) -> f64 {
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "far below 2^52 of them")]
         let rank = (self.0.len() as f64 * per_cent / 100.0).ceil() as usize;
@@ -74,7 +74,7 @@ impl Times {
     }
 }
 
-/// So many in so long, per second.
+/// The rate per second of `count` events in `time`.
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 pub(super) fn rate(count: u64, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64().max(1e-9)

@@ -17,35 +17,35 @@ use crate::postgres::{Cluster, ClusterOptions, Durability};
 use crate::processes::{self, Process};
 use crate::workspace::{self, Profile};
 
-/// The key that every api under test has from the start.
+/// The API key that every api under test has from the start.
 pub(super) const API_KEY: &str = "cs_bench";
-/// Its webhook secret.
+/// The webhook secret of that key.
 pub(super) const WEBHOOK_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
-/// The budget of calls where it shall not limit: so many slots that a job that is done at once never waits for one, and no more, because
-/// every claim looks for free ones.
+/// A call budget that is no limit: enough slots that a job that is done at once never waits for one, but no more, because every claim
+/// searches for free slots.
 pub(super) const UNLIMITED: &str = "24576/100ms";
 
-/// How long a program may take until it is ready.
+/// How long a program may take to become ready.
 const READY_WITHIN: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// An empty database with our schema, of which the others are copies.
+/// An empty database with our schema, which the others are copies of.
 const TEMPLATE: &str = "countersign_template";
 const DATABASE: &str = "countersign";
 
-/// Says how far everything is, on standard error.
+/// Reports progress on standard error.
 #[derive(Debug)]
 pub(super) struct Progress {
     started: Instant,
 }
 
 impl Progress {
-    /// A new part begins.
+    /// Prints the name of the part that begins.
     pub(super) fn section(&self, name: &str) {
         eprintln!("{} {name}", self.clock());
     }
 
-    /// Something was done, or begins.
+    /// Prints what was done, or what begins.
     pub(super) fn note(&self, text: impl AsRef<str>) {
         eprintln!("{}   {}", self.clock(), text.as_ref());
     }
@@ -56,7 +56,7 @@ impl Progress {
     }
 }
 
-/// Everything that workloads share.
+/// The state shared by all workloads.
 pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) root: PathBuf,
@@ -77,7 +77,7 @@ impl World {
         Ok(world)
     }
 
-    /// Another server, with more settings; it has an empty database with our schema, whose address is returned.
+    /// Starts another server with further settings, and returns it with the URL of an empty database with our schema.
     pub(super) async fn another_cluster(&self, settings: &[(&str, &str)]) -> Result<(Cluster, String)> {
         let cluster = start_cluster(&self.plan, settings).await?;
         self.make_template(&cluster).await?;
@@ -94,12 +94,12 @@ impl World {
         connection.close().await.context(|| "applying the migrations")
     }
 
-    /// An empty database with our schema in place of the one before, and what the one before left behind is out of the way.
+    /// Replaces the database with an empty one with our schema, and settles it, so that the remains of the previous one are out of the way.
     pub(super) async fn fresh(&self) -> Result<Database> {
         self.fresh_named(DATABASE).await
     }
 
-    /// The same under another name, for workloads that need two.
+    /// Like [`fresh`](Self::fresh), with another name, for workloads that need two databases.
     pub(super) async fn fresh_named(&self, name: &str) -> Result<Database> {
         self.cluster.drop_database(name).await?;
         self.cluster.create_database_from(name, TEMPLATE).await?;
@@ -108,7 +108,7 @@ impl World {
         Ok(database)
     }
 
-    /// An empty database without anything.
+    /// An empty database without a schema.
     pub(super) async fn bare(&self, name: &str) -> Result<Database> {
         self.cluster.drop_database(name).await?;
         self.cluster.create_database(name).await?;
@@ -117,9 +117,9 @@ impl World {
         Ok(database)
     }
 
-    /// Starts an api, and returns when it is ready.
+    /// Starts an api, and waits until it is ready.
     pub(super) async fn api(&self, database: &Database) -> Result<Service> {
-        // No bound that a workload is not about.
+        // Raise the limits that no workload is about.
         let fixed = [
             ("BOOTSTRAP_API_KEY", API_KEY),
             ("BOOTSTRAP_WEBHOOK_SECRET", WEBHOOK_SECRET),
@@ -129,7 +129,7 @@ impl World {
         self.service("api", "API_LISTEN", database, &fixed).await
     }
 
-    /// Starts a worker, and returns when it is ready.
+    /// Starts a worker, and waits until it is ready.
     pub(super) async fn worker(&self, database: &Database, settings: &[(&str, &str)]) -> Result<Service> {
         self.service("worker", "WORKER_LISTEN", database, settings).await
     }
@@ -147,8 +147,10 @@ impl World {
         Ok(Service { addr, process })
     }
 
-    /// Builds the worker's engine without calls, and returns where it is. Together with all others, as `make bench` has built it just
-    /// before: so cargo picks the same features, and compiles nothing twice.
+    /// Builds the worker's engine without calls, and returns its path.
+    ///
+    /// It is built together with all other programs, as `make bench` has just done, so that Cargo selects the same features and compiles
+    /// nothing twice.
     pub(super) fn engine(&self) -> Result<PathBuf> {
         let mut build = std::process::Command::new(workspace::cargo());
         build.args(["build", "--quiet", "--workspace", "--bins", "--features", "worker/bench"]);
@@ -158,9 +160,9 @@ impl World {
     }
 }
 
-/// Runs a build, which is silent when all goes well.
+/// Runs a build. Prints nothing if it succeeds.
 pub(super) fn run_build(mut build: std::process::Command, what: &str) -> Result<()> {
-    // What cargo tells the program it runs about that program's package would make build scripts of dependencies run again.
+    // The variables that Cargo sets for this program's own package would make build scripts of dependencies run again.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "OUT_DIR" {
@@ -176,7 +178,7 @@ pub(super) fn run_build(mut build: std::process::Command, what: &str) -> Result<
     Err(Error::new(format!("building {what} failed: {}", error.unwrap_or("it did not say why"))))
 }
 
-/// A server with every safety on, and with memory and log enough not to be the limit by mere default.
+/// Starts a server with all crash safety on, and with enough memory and write-ahead log that the defaults are not the limit.
 async fn start_cluster(plan: &Plan, more: &[(&str, &str)]) -> Result<Cluster> {
     let safety = [("fsync", "on"), ("synchronous_commit", "on"), ("full_page_writes", "on")];
     let sizes = [("shared_buffers", plan.shared_buffers.as_str()), ("max_wal_size", "4GB")];
@@ -191,34 +193,37 @@ pub(super) struct Database {
 }
 
 impl Database {
-    /// A connection of the harness.
+    /// Opens a connection for the harness.
     pub(super) async fn connect(&self) -> Result<PgConnection> {
         PgConnection::connect(&self.url).await.context(|| "connecting to Postgres")
     }
 
-    /// Statistics as they would be after a while, and nothing left to write: so that every measurement begins alike.
+    /// Vacuums, analyzes and makes a checkpoint, so that every measurement begins alike: with the statistics of a running system and
+    /// nothing left to write.
     pub(super) async fn settle(&self) -> Result<()> {
         let mut connection = self.connect().await?;
         self.statement(&mut connection, "vacuum analyze").await?;
         self.statement(&mut connection, "checkpoint").await
     }
 
-    /// Runs a statement of the harness's own.
+    /// Runs a statement of the harness.
     pub(super) async fn statement(&self, connection: &mut PgConnection, statement: &str) -> Result<()> {
         sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(connection).await.context(|| statement.to_owned())?;
         Ok(())
     }
 
-    /// The number that a query of the harness's own gives.
+    /// Returns the number that a query of the harness yields.
     pub(super) async fn number(&self, connection: &mut PgConnection, query: &str) -> Result<i64> {
         sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(connection).await.context(|| query.to_owned())
     }
 
-    /// Waits until the query, which asks for one of the rows that are left, finds none. Looks every few milliseconds, so it should find first
-    /// what is done last: looks that step over all that is done already would cost a part of what is measured, the peers' as well as ours.
+    /// Waits until the query, which asks for one of the remaining rows, finds none.
+    ///
+    /// The query is polled every few milliseconds, so it should look first at what is done last: polls that step over everything that is
+    /// already done would take a share of what is measured, the peers' as well as ours.
     pub(super) async fn until_none(&self, bound: Duration, query: &str) -> Result<()> {
         let mut connection = self.connect().await?;
-        // Nor should they read the table.
+        // Nor should the polls read the whole table.
         self.statement(&mut connection, "set enable_seqscan = off").await?;
         let query = format!("select count(*) from ({query}) one_left");
         let deadline = Instant::now() + bound;
@@ -232,7 +237,7 @@ impl Database {
     }
 }
 
-/// An api or a worker.
+/// A running api or worker.
 #[derive(Debug)]
 pub(super) struct Service {
     pub(super) addr: SocketAddr,
@@ -240,14 +245,14 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Memory in use, in MB: now, and at most so far.
+    /// Memory in use, in MB: current and peak.
     pub(super) fn memory(&self) -> Result<(f64, f64)> {
         let status = self.kernel_file("status")?;
         let megabytes = |name| kib(&status, name).map(|kib| kib * 1024.0 / 1e6).ok_or_else(|| Error::new(format!("no {name}")));
         Ok((megabytes("VmRSS")?, megabytes("VmHWM")?))
     }
 
-    /// Time of the processor that it has used so far.
+    /// The CPU time that it has used so far.
     pub(super) fn cpu(&self) -> Result<Duration> {
         processor_time(&self.kernel_file("stat")?).ok_or_else(|| Error::new("/proc/PID/stat is not understood"))
     }
@@ -259,14 +264,14 @@ impl Service {
     }
 }
 
-/// Fields 14 and 15, in hundredths of a second, which is what Linux shows on every architecture.
+/// The sum of fields 14 and 15 of `/proc/PID/stat`, in hundredths of a second, which is what Linux shows on every architecture.
 fn processor_time(stat: &str) -> Option<Duration> {
     let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
     let mut next = || fields.next()?.parse::<u64>().ok();
     Some(Duration::from_millis((next()? + next()?) * 10))
 }
 
-/// Waits until the condition holds.
+/// Polls until the condition holds.
 pub(super) async fn until(bound: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + bound;
     while !condition().await? {

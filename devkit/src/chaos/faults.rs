@@ -1,4 +1,4 @@
-//! Each kind of fault: how it begins, on what condition it ends, and when everything works again.
+//! Each kind of fault: how it begins, the condition that ends it, and when everything works again.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,30 +19,32 @@ use crate::upstream::{Faults, When};
 #[derive(Clone, Debug)]
 pub(super) struct Overcome {
     pub(super) kind: Kind,
-    /// What exactly happened.
+    /// The details of what happened.
     pub(super) what: String,
-    /// From the end of the fault (of a kill: from the kill) until what it had touched worked again.
+    /// The time from the end of the fault (for a kill: from the kill) until everything that it affected worked again.
     pub(super) recovered_in: Duration,
 }
 
-/// Jobs of a worker that was killed or stopped, until others have them.
+/// Jobs of a worker that was killed or stopped, until other workers have taken them over.
 #[derive(Debug)]
 pub(super) struct Takeover {
     kind: Kind,
     what: String,
     /// When the worker was killed or stopped.
     since: Instant,
-    /// The worker that stands still until then.
+    /// The worker that is stopped until then; `None` if it was killed.
     frozen: Option<usize>,
     done: AbortOnDropHandle<Result<Instant>>,
 }
 
-/// Calls that have to meet a fault of the upstream before it ends.
+/// The number of calls that have to meet a fault of the upstream before it ends.
 const CALLS_MET: u64 = 2;
 
 impl World {
-    /// Lets the fault happen. Nothing is returned when a worker was killed or stopped: how that ends says [`taken_over`](Self::taken_over),
-    /// and other faults happen meanwhile.
+    /// Injects the fault and waits for the recovery.
+    ///
+    /// Returns `None` if a worker was killed or stopped: [`taken_over`](Self::taken_over) reports the end of that fault, and other faults
+    /// happen in the meantime.
     pub(super) async fn suffer(&mut self, fault: Fault) -> Result<Option<Overcome>> {
         let (what, ended) = match fault.kind {
             Kind::ApiKilled => return self.kill_api(fault.victim).await.map(Some),
@@ -78,7 +80,7 @@ impl World {
                 let since = Duration::from_millis(self.upstream.audit_since(Duration::MAX).now_ms);
                 let calls = || self.upstream.audit_since(since).calls;
                 self.upstream.set_faults(Faults::one(fault, When::Always)).await?;
-                // A breaker or a pause may keep more of them away.
+                // An open breaker or a pause may hold back the others.
                 until("calls meet the fault", async || calls() >= CALLS_MET || (calls() > 0 && self.upstream_is_shunned().await)).await?;
                 (format!("calls that met it: {}", calls()), self.mend_upstream().await?)
             }
@@ -87,7 +89,7 @@ impl World {
         Ok(Some(Overcome { kind: fault.kind, what, recovered_in }))
     }
 
-    /// What others have taken over by now; with `wait`, all there is to take over. A worker that stood still goes on.
+    /// The takeovers that are complete by now; with `wait`, waits for all of them. Continues workers that were stopped.
     pub(super) async fn taken_over(&mut self, wait: bool) -> Result<Vec<Overcome>> {
         let mut overcome = Vec::new();
         let (over, open) = self.takeovers.drain(..).partition(|takeover| wait || takeover.done.is_finished());
@@ -146,14 +148,14 @@ impl World {
         Ok(())
     }
 
-    /// Stops a worker that has jobs: right after it has claimed them, or in the middle of a call.
+    /// Stops a worker that holds jobs: right after it has claimed them, or in the middle of a call.
     async fn stop_worker(&mut self, victim: usize) -> Result<()> {
         let index = self.running_worker(victim);
         self.until_holds(index, is_odd(victim)).await?;
         let stopped = Instant::now();
         self.workers[index].process.signal(Signal::Stop)?;
         self.workers[index].frozen = true;
-        // What it has now it keeps: it stands still.
+        // The worker is stopped, so it keeps what it holds now.
         let mut held = Vec::new();
         until("Postgres says what a stopped worker has", async || {
             let leases = self.database.leases_of(std::slice::from_ref(&self.workers[index].role)).await;
@@ -176,7 +178,7 @@ impl World {
         running[victim / 2 % running.len()]
     }
 
-    /// Waits until a worker has a job; with `calling`, until the upstream has got a call for it, and not answered it yet.
+    /// Waits until a worker holds a job; with `calling`, until the upstream has received a call for it and has not answered yet.
     async fn until_holds(&self, index: usize, calling: bool) -> Result<Vec<Held>> {
         let since = Duration::from_millis(self.upstream.audit_since(Duration::MAX).now_ms);
         let mut held = Vec::new();
@@ -191,14 +193,15 @@ impl World {
         Ok(held)
     }
 
-    /// Is the breaker open, or a pause on?
+    /// Returns whether the breaker is open or a pause is in effect.
     async fn upstream_is_shunned(&self) -> bool {
         let shunned = "select count(*) from upstream where probe_at is not null or paused_until > now()";
         self.database.number(shunned).await.is_ok_and(|count| count > 0)
     }
 
-    /// Ends the faults of the upstream, and waits until the calls that met them have ended: a worker that was stopped during a call that hangs
-    /// could not end it, and to the upstream it would be under way as long.
+    /// Ends the faults of the upstream, and waits until the calls that met them have ended.
+    ///
+    /// A worker that is stopped during a hanging call could not end the call, and the upstream would see it in flight all that time.
     async fn mend_upstream(&self) -> Result<Instant> {
         self.upstream.set_faults(Faults::default()).await?;
         let mended = Instant::now();
@@ -218,9 +221,11 @@ impl World {
         until("an api accepts POSTs again", async || accepted.load(Ordering::SeqCst) > before).await
     }
 
-    /// How long after `since` what a fault of this kind touches worked again: after a fault of receivers, a webhook is delivered; after all
-    /// others, a message is signed; after one of Postgres, every api has accepted a POST too; and after one of the upstream, nobody
-    /// shuns it any more, so that the next fault of it is met and not taken for this one.
+    /// Waits until everything that a fault of this kind affects works again, and returns how long after `since` that was.
+    ///
+    /// After a fault of receivers, a webhook has to be delivered. After any other fault, a message has to be signed. After a fault of
+    /// Postgres, every api also has to accept a POST. After a fault of the upstream, the breaker must be closed and no pause in effect, so
+    /// that the next fault of the upstream is met and not mistaken for this one.
     async fn recovered(&self, kind: Kind, since: Instant) -> Result<Duration> {
         if kind.of_receivers().is_some() {
             let delivered = || self.receiver.count(|delivery| delivery.status == Some(204));
@@ -244,7 +249,7 @@ impl World {
     }
 }
 
-/// The half of all victims that are met in the middle of a call.
+/// Selects the half of the victims that are hit in the middle of a call.
 fn is_odd(victim: usize) -> bool {
     !victim.is_multiple_of(2)
 }

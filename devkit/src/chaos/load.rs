@@ -1,8 +1,8 @@
-//! Callers: one POST after another at a steady pace, each repeated until it is accepted.
+//! The callers: one POST after another at a steady pace, each repeated until it is accepted.
 //!
-//! A caller does what callers are told to do: no answer, or 503, and it asks again, another `api`, with the same `Idempotency-Key`.
-//! Every single POST has to be answered within two seconds, 503 included. Not counted are those to a process that was killed, not yet
-//! ready after that, or stood still (SIGSTOP) at any moment while the POST was under way: no program can answer then.
+//! A caller behaves as the API asks callers to: if there is no answer, or a 503, it retries with another `api` and the same
+//! `Idempotency-Key`. Every single POST has to be answered within two seconds, 503 included. A POST does not count if, at any time while it
+//! was in flight, its process was killed, not yet ready again, or stopped (SIGSTOP): no program can answer then.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,20 +16,20 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Result;
 use crate::http;
 
-/// Within this, every POST is answered.
+/// The time within which every POST has to be answered.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// When a caller gives up on one POST; later than it may, so that the report can say how late answers are.
+/// The timeout of one POST; longer than allowed, so that the report can say how late answers are.
 const GIVE_UP: Duration = Duration::from_secs(6);
-/// Between two POSTs of one caller.
+/// The pause between two POSTs of one caller.
 const PAUSE: Duration = Duration::from_millis(200);
-/// One message in so many was posted before, by another caller.
+/// One message in this many was posted before, by another caller.
 const SHARED: usize = 5;
 
 /// An `api` process as its callers see it.
 #[derive(Debug, Default)]
 pub(super) struct Target {
     address: Mutex<String>,
-    /// Odd while the process can't answer, because it was killed or stands still.
+    /// Odd while the process cannot answer, because it was killed or is stopped.
     disturbances: AtomicU64,
     /// POSTs that it accepted.
     pub(super) accepted: AtomicU64,
@@ -40,12 +40,12 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// From now on, the process can't answer. Before the signal is sent.
+    /// Marks the process as unable to answer. Called before the signal is sent.
     pub(super) fn disturbed(&self) {
         self.disturbances.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// From now on, it can, at this address. After it was found ready.
+    /// Marks the process as able to answer, at this address if it is new. Called once the process is ready or continued.
     pub(super) fn mended(&self, address: Option<String>) {
         if let Some(address) = address {
             *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
@@ -63,15 +63,15 @@ impl Target {
 pub(super) struct Seen {
     /// Every accepted request: its id and its message.
     pub(super) accepted: Vec<(String, String)>,
-    /// How long each POST took that counts, in no order.
+    /// How long each POST that counts took, in no order.
     pub(super) answered_in: Vec<Duration>,
-    /// Of them, those that took too long: when they began, and what was answered.
+    /// Those of them that took too long: when they began, and the answer.
     pub(super) late: Vec<String>,
-    /// Of them, those that were answered 503.
+    /// The number of them that were answered 503.
     pub(super) refused: usize,
-    /// POSTs that count and got no answer, or none that a caller can understand.
+    /// POSTs that count and got no answer, or one that a caller cannot understand.
     pub(super) unanswered: Vec<String>,
-    /// POSTs that do not count.
+    /// The number of POSTs that do not count.
     pub(super) excused: usize,
 }
 
@@ -83,17 +83,17 @@ pub(super) struct Load {
     pub(super) webhook_url: String,
     pub(super) seed: u64,
     pub(super) pace: Duration,
-    /// When the run began; late answers are told by it.
+    /// When the run began; the times of late answers are relative to it.
     pub(super) began: Instant,
 }
 
-/// A client that has no connection left over from a process that is gone.
+/// A client that keeps no idle connection to a process that is gone.
 pub(super) fn client() -> Result<Client> {
     http::client_that(GIVE_UP, |builder| builder.pool_max_idle_per_host(0))
 }
 
 impl Load {
-    /// Posts until told to stop, and returns when every POST begun was accepted.
+    /// Posts until cancelled, and returns when every message that was begun is accepted.
     pub(super) async fn run(self, stop: CancellationToken) -> Seen {
         let (load, seen) = (Arc::new(self), Arc::new(Mutex::new(Seen::default())));
         let mut callers = JoinSet::new();
@@ -106,7 +106,7 @@ impl Load {
             let (load, seen) = (Arc::clone(&load), Arc::clone(&seen));
             callers.spawn(async move { load.caller(number, &seen).await });
         }
-        // Each ends when it was accepted; whoever awaits this has a bound.
+        // Each caller ends when its message is accepted; whoever awaits this sets a timeout.
         while callers.join_next().await.is_some() {}
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.clone()
@@ -123,7 +123,7 @@ impl Load {
             let started = Instant::now();
             let mut post = self.client.post(format!("{}/crypto/sign", target.address())).header("Content-Type", "application/json");
             post = post.header("X-API-Key", self.key).header("Idempotency-Key", format!("chaos-{number}")).body(body.clone());
-            // Half of the callers wait for a signature, half of them don't.
+            // Half of the callers wait for a signature, the others do not.
             if number.is_multiple_of(2) {
                 post = post.header("Prefer", "respond-async");
             }
@@ -140,20 +140,20 @@ impl Load {
     }
 }
 
-/// One POST that is over.
+/// One completed POST.
 struct Post<'a> {
     number: usize,
     message: &'a str,
     target: &'a Target,
-    /// When it began, since the run did.
+    /// When it began, relative to the start of the run.
     at: Duration,
     took: Duration,
-    /// Does it not count?
+    /// Whether it does not count.
     disturbed: bool,
 }
 
 impl Post<'_> {
-    /// Writes down what became of it; was it accepted?
+    /// Records the outcome, and returns whether the POST was accepted.
     fn note(&self, answer: &Answer, seen: &Mutex<Seen>) -> bool {
         let Self { number, message, target, at, took, disturbed } = *self;
         let id = match answer {

@@ -1,14 +1,14 @@
-//! `devkit chaos`: the real `api` and `worker`, several of each, under steady load, while whatever can break does; and the guarantees
-//! held against what callers, the upstream, the receiver and Postgres saw.
+//! `devkit chaos`: runs several of the real `api` and `worker` under steady load while faults are injected, and checks the guarantees
+//! against what callers, the upstream, the receiver and Postgres saw.
 //!
-//! - `plan`: which faults, in which order; the seed decides it, and nothing else;
-//! - `world`: what is started (two `api`, three `worker`, a Postgres, the simulated upstream, a receiver), each on free ports, and stopped
-//!   with the run, however it ends;
-//! - `load`: the callers; `faults`: each fault, the condition that ends it, and when what it had touched works again;
-//! - `record`: what Postgres saw, by a trigger that knows the processes apart; `report`: what is judged.
+//! - `plan`: which faults, in which order; only the seed determines it;
+//! - `world`: everything that is started (two `api`, three `worker`, a Postgres, the simulated upstream, a receiver), each on free ports,
+//!   and stopped with the run, however it ends;
+//! - `load`: the callers; `faults`: each fault, the condition that ends it, and when everything that it affected works again;
+//! - `record`: what Postgres saw, by a trigger that tells the processes apart; `report`: the verdict.
 //!
-//! Nothing waits for a time: a fault ends when calls, callers or webhooks have met it, or when others have taken over what a stopped
-//! worker had. The seed repeats the faults, not the moments: those are the machine's.
+//! No fault lasts for a fixed time: it ends when calls, callers or webhooks have met it, or when other workers have taken over the jobs of
+//! a stopped worker. The seed repeats the faults but not their timing, which depends on the machine.
 
 mod faults;
 mod load;
@@ -51,15 +51,15 @@ fn minutes(text: &str) -> Result<f64, String> {
     minutes.ok_or_else(|| "accepted: a number from 0 to 1440".to_owned())
 }
 
-/// Between two POSTs: about two thirds of what the budget is good for. Its windows are full whenever a fault has held something up (else
-/// nobody could tell whether it is kept), and what was held up is caught up with.
+/// The interval between two POSTs: about two thirds of what the budget allows. So windows are full whenever a fault has held something up
+/// (otherwise nothing would show whether the budget is kept), and the backlog is caught up.
 const PACE: Duration = Duration::from_millis(450);
 
-/// `devkit chaos`: runs until it is over, or a signal comes. The code is 1 when a guarantee was broken.
+/// `devkit chaos`: runs to the end, or until a signal arrives. The exit code is 1 if a guarantee was broken.
 pub(crate) async fn main(args: ChaosArgs) -> Result<ExitCode> {
     let seed = args.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
     let run = run(seed, Duration::from_secs_f64(args.minutes * 60.0), |line| say!("{line}"));
-    // Dropped, the run stops all that it has started.
+    // When the run is dropped, everything that it has started stops.
     let report = tokio::select! {
         report = run => report?,
         signal = signals::terminate() => {
@@ -71,10 +71,10 @@ pub(crate) async fn main(args: ChaosArgs) -> Result<ExitCode> {
     Ok(if report.failures().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Lets every kind of fault happen once, and more of them until `lasting` is over; then waits until everything that was accepted has ended.
+/// Injects every kind of fault once, and more of them until `lasting` is over; then waits until every accepted request has ended.
 ///
 /// # Errors
-/// When something can't be started, or does not happen within a minute.
+/// If something cannot be started, or an expected event does not happen within a minute.
 pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Result<Report> {
     progress(&format!("seed {seed}: starting Postgres, the upstream, a receiver, {} api, {} worker", world::APIS, world::WORKERS));
     let mut world = World::start(seed).await?;
@@ -90,7 +90,7 @@ pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Resul
     };
     let stop = CancellationToken::new();
     let callers = AbortOnDropHandle::new(tokio::spawn(load.run(stop.clone())));
-    // What never worked can't recover.
+    // What never worked cannot recover.
     until("the first messages are signed and told", async || {
         world.receiver.count(|delivery| delivery.verified) > 0 && world.database.signatures().await.is_ok_and(|signed| signed > 1)
     })
@@ -107,7 +107,7 @@ pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Resul
         if count >= KINDS.len() && began.elapsed() >= lasting {
             break;
         }
-        // Somebody has to do the work: one worker at a time stands still.
+        // The other workers have to do the work, so only one worker is stopped at a time.
         if fault.kind == plan::Kind::WorkerStopped && world.workers.iter().any(|worker| worker.frozen) {
             note(world.taken_over(true).await?, &mut overcome);
         }
@@ -127,7 +127,7 @@ pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Resul
     Ok(report)
 }
 
-/// Holds what everybody saw together.
+/// Compares what callers, the upstream, the receiver and Postgres saw.
 async fn judge(world: &World, seed: u64, lasted: Duration, seen: Seen, faults: Vec<Overcome>) -> Result<Report> {
     let mut report = Report { seed, lasted, accepted: seen.accepted.len(), faults, ..Report::default() };
     (report.answered_in, report.refused, report.excused) = (seen.answered_in, seen.refused, seen.excused);
@@ -167,7 +167,7 @@ async fn judge(world: &World, seed: u64, lasted: Duration, seen: Seen, faults: V
     Ok(report)
 }
 
-/// A request's state, as its caller is told.
+/// The state of a request, as its caller sees it.
 async fn state(world: &World, id: &str) -> Result<Value> {
     let address = world.apis.first().map(|api| api.target.address()).unwrap_or_default();
     let get = world.client.get(format!("{address}/crypto/sign/{id}")).header("X-API-Key", KEY);

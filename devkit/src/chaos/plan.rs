@@ -1,4 +1,4 @@
-//! What goes wrong, in which order, and to whom: decided by the seed alone.
+//! What goes wrong, in which order, and in which process: only the seed determines it.
 
 use std::fmt;
 
@@ -14,13 +14,13 @@ use crate::upstream::FaultKind;
 pub enum Kind {
     /// An `api` process is killed and another one started.
     ApiKilled,
-    /// An `api` process stands still until callers have noticed, and goes on.
+    /// An `api` process is stopped (SIGSTOP) until callers have noticed, and continued.
     ApiStopped,
-    /// A `worker` process is killed while it has jobs, and another one started.
+    /// A `worker` process is killed while it holds jobs, and another one started.
     WorkerKilled,
-    /// A `worker` process stands still while it has jobs, until others have taken them, and goes on.
+    /// A `worker` process is stopped (SIGSTOP) while it holds jobs, until others have taken them over, and continued.
     WorkerStopped,
-    /// Postgres is stopped as by a crash, and started.
+    /// Postgres is stopped as in a crash, and started again.
     PostgresCrashed,
     /// Every connection to Postgres is ended.
     ConnectionsEnded,
@@ -28,7 +28,7 @@ pub enum Kind {
     UpstreamHangs,
     /// The upstream resets connections.
     UpstreamResets,
-    /// The upstream breaks its answers off.
+    /// The upstream truncates its answers.
     UpstreamTruncates,
     /// The upstream answers 401.
     UpstreamUnauthorized,
@@ -36,7 +36,7 @@ pub enum Kind {
     UpstreamThrottles,
     /// The upstream answers 500.
     UpstreamErrors,
-    /// Nobody listens where the upstream was.
+    /// The upstream has no listener.
     UpstreamGone,
     /// The receiver of webhooks closes connections.
     ReceiverDrops,
@@ -64,7 +64,7 @@ pub const KINDS: [Kind; 15] = [
 ];
 
 impl Kind {
-    /// What the upstream does to calls, if this kind is one of calls.
+    /// What the upstream does to calls; `None` if this is not a fault of calls.
     pub(super) fn of_calls(self) -> Option<FaultKind> {
         Some(match self {
             Self::UpstreamHangs => FaultKind::Hang,
@@ -81,7 +81,7 @@ impl Kind {
         self.of_calls().is_some() || self == Self::UpstreamGone
     }
 
-    /// What the receiver does, if this kind is one of receivers.
+    /// What the receiver does; `None` if this is not a fault of receivers.
     pub(super) fn of_receivers(self) -> Option<Misbehaviour> {
         match self {
             Self::ReceiverDrops => Some(Misbehaviour::Drop),
@@ -117,11 +117,11 @@ impl fmt::Display for Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) kind: Kind,
-    /// Decides which process it befalls, and at which point.
+    /// Determines which process is hit, and at which point.
     pub(super) victim: usize,
 }
 
-/// An endless series of faults: every kind once in random order, and again in another order.
+/// An endless series of faults: every kind once in random order, then again in another order.
 #[derive(Debug)]
 pub(super) struct Plan {
     rng: SmallRng,

@@ -1,5 +1,6 @@
-//! What Postgres saw: which process took and wrote which job. Each process has a role of its own, so a trigger on `jobs` can tell them
-//! apart, whatever the code under test believes about its leases; and a result written by somebody who had not the lease shows.
+//! What Postgres saw: which process claimed and wrote which job. Each process has its own role, so a trigger on `jobs` can tell the
+//! processes apart, whatever the code under test believes about its leases. A result written by a process that did not hold the lease is
+//! detected.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use super::world::{PATIENCE, POLL};
 use crate::error::{Context, Error, Result};
 use crate::postgres::Cluster;
 
-/// Claims (a token comes) and results (a token goes), in the transaction that made them.
+/// Records claims (a token is set) and results (a token is cleared), in the transaction that makes them.
 const RECORD: &str = "
     create table chaos_record (
         job bigint not null, kind job_kind not null, old_token uuid, new_token uuid, state job_state not null, by name not null default session_user
@@ -29,7 +30,7 @@ const RECORD: &str = "
     create trigger chaos_record after update on jobs for each row execute function chaos_record();
 ";
 
-/// Results whose writer is not the one that had claimed the job under the token it had at that moment.
+/// Counts the results whose writer is not the process that claimed the job under the token that it had at that time.
 const UNFENCED: &str = "
     select count(*) from chaos_record result
     where new_token is null
@@ -43,47 +44,47 @@ pub(super) struct Database {
     connection: Mutex<Option<PgConnection>>,
 }
 
-/// A sign job that somebody has.
+/// A leased sign job.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     /// The lease's token.
     pub(super) token: String,
-    /// Of the message; in hexadecimal, as in the upstream's audit.
+    /// The digest of the message, in hexadecimal, as in the upstream's audit.
     pub(super) message_digest: String,
 }
 
-/// What the tables say at the end.
+/// Counts taken from the tables at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tables {
     pub(super) requests: i64,
     pub(super) unfinished: i64,
     pub(super) results: i64,
     pub(super) unfenced: i64,
-    /// Attempts that no result closed: their process was killed, stood still, or had lost its lease.
+    /// Attempts without a result: their process was killed, was stopped, or had lost its lease.
     pub(super) open_attempts: i64,
     pub(super) succeeded_without_a_successful_attempt: i64,
 }
 
 impl Database {
-    /// An empty database in this cluster.
+    /// Creates an empty database in this cluster.
     pub(super) async fn create(cluster: Cluster, name: &'static str) -> Result<Self> {
         cluster.create_database(name).await?;
         Ok(Self { cluster, name, connection: Mutex::default() })
     }
 
-    /// A role for one process, and the address that logs in with it.
+    /// Creates a role for one process, and returns the URL to log in with it.
     pub(super) async fn url_for(&self, role: &str) -> Result<String> {
-        // Superusers all: whoever makes the schema, everybody can use it.
+        // All roles are superusers: whichever process creates the schema, every process can use it.
         self.run(&format!("create role {role} superuser login")).await?;
         Ok(format!("postgres://{role}@127.0.0.1:{}/{}", self.cluster.port(), self.name))
     }
 
-    /// Starts the record; the schema has to be there.
+    /// Starts recording. The schema must exist.
     pub(super) async fn record(&self) -> Result<()> {
         self.run(RECORD).await
     }
 
-    /// The sign jobs that the processes of these roles have now.
+    /// The sign jobs that the processes of these roles hold now.
     pub(super) async fn leases_of(&self, roles: &[String]) -> Result<Vec<Held>> {
         let sql = format!(
             "select lease_token::text, encode(sha256(body), 'hex') from jobs join messages on messages.id = message_id
@@ -93,16 +94,16 @@ impl Database {
         Ok(self.rows(&sql).await?.iter().map(|row| Held { token: row.get(0), message_digest: row.get(1) }).collect())
     }
 
-    /// Does somebody still have one of these jobs under the same lease?
+    /// Returns whether any of these jobs is still held under the same lease.
     pub(super) async fn any_live(&self, held: &[Held]) -> Result<bool> {
         let tokens: Vec<String> = held.iter().map(|held| held.token.clone()).collect();
         Ok(self.number(&format!("select count(*) from jobs where lease_token::text in ({})", quoted(&tokens))).await? > 0)
     }
 
-    /// Waits until nobody has any of these jobs under the same lease any more, and says when that was.
+    /// Waits until none of these jobs is held under the same lease any more, and returns when that was.
     pub(super) async fn when_taken_over(self: Arc<Self>, held: Vec<Held>) -> Result<Instant> {
         let since = Instant::now();
-        // Postgres may be away meanwhile.
+        // Postgres may be down in the meantime.
         while !self.any_live(&held).await.is_ok_and(|live| !live) {
             if since.elapsed() > PATIENCE {
                 return Err(Error::new(format!("after {PATIENCE:?} nobody has taken over what a worker had")));
@@ -112,12 +113,12 @@ impl Database {
         Ok(Instant::now())
     }
 
-    /// Signatures so far.
+    /// The number of signatures so far.
     pub(super) async fn signatures(&self) -> Result<i64> {
         self.number("select count(*) from jobs where signature is not null").await
     }
 
-    /// Jobs that have not ended.
+    /// The number of jobs that have not ended.
     pub(super) async fn unfinished(&self) -> Result<i64> {
         self.number("select count(*) from jobs where state = 'pending'").await
     }
@@ -140,22 +141,22 @@ impl Database {
         })
     }
 
-    /// The number that a query gives.
+    /// Returns the number that a query yields.
     pub(super) async fn number(&self, sql: &str) -> Result<i64> {
         Ok(self.rows(sql).await?.first().map_or(0, |row| row.get(0)))
     }
 
-    /// Over the connection of the last time, if it still works: many a condition is looked at many times a second.
+    /// Runs a query over the previous connection if it still works, because conditions are polled many times per second.
     async fn rows(&self, sql: &str) -> Result<Vec<PgRow>> {
         let mut kept = self.connection.lock().await;
-        // Taken out: if this is abandoned in the middle, nobody goes on with half an answer.
+        // The connection is taken out, so that a query abandoned in the middle does not leave half an answer for the next one.
         if let Some(mut connection) = kept.take()
             && let Ok(rows) = sqlx::query(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await
         {
             *kept = Some(connection);
             return Ok(rows);
         }
-        // It did not survive what happened since.
+        // There is no connection, or it did not survive a fault.
         let mut connection = self.connect().await?;
         let rows = sqlx::query(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await.context(|| sql.to_owned())?;
         *kept = Some(connection);
@@ -172,7 +173,7 @@ impl Database {
     }
 }
 
-/// A list of SQL's strings, of which there is always at least one. The texts are ours: roles and tokens.
+/// A list of SQL strings that always has at least one element. The texts are ours (roles and tokens), so they are not escaped.
 fn quoted(texts: &[String]) -> String {
     texts.iter().fold("''".to_owned(), |list, text| format!("{list}, '{text}'"))
 }
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
     use crate::postgres::ClusterOptions;
 
-    /// As much of the tables as the record looks at.
+    /// The part of the tables that the record uses.
     const TABLES: &str = "
         create type job_kind as enum ('sign', 'webhook');
         create type job_state as enum ('pending', 'succeeded', 'failed');

@@ -1,4 +1,4 @@
-//! What became of a run: the table, and what was wrong, if anything.
+//! The outcome of a run: the table, and the failures, if any.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,14 +20,14 @@ pub struct Report {
     pub(super) accepted: usize,
     pub(super) signed: usize,
     pub(super) failed: usize,
-    /// Signatures that the upstream does not acknowledge.
+    /// Signatures that do not verify at the upstream.
     pub(super) wrong_signatures: usize,
     /// Requests whose webhook was received, verified and answered 2xx.
     pub(super) delivered: usize,
     /// Requests whose webhook was given up and is kept.
     pub(super) kept: usize,
     pub(super) unverified: usize,
-    /// Ascending.
+    /// In ascending order.
     pub(super) answered_in: Vec<Duration>,
     pub(super) refused: usize,
     pub(super) excused: usize,
@@ -41,13 +41,13 @@ pub struct Report {
     pub(super) limit: u64,
     pub(super) over_budget: u64,
     pub(super) max_in_flight: u64,
-    /// Calls for messages that the upstream had signed already.
+    /// Calls for messages that the upstream had already signed.
     pub(super) repeated: u64,
     pub(super) faults: Vec<Overcome>,
 }
 
 impl Report {
-    /// What was wrong; empty when all is well.
+    /// The failures; empty if all is well.
     #[must_use]
     pub fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();

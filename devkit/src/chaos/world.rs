@@ -1,4 +1,4 @@
-//! Everything that a run starts: Postgres, the simulated upstream, the receiver, and the processes. Dropped, all of it stops.
+//! Everything that a run starts: Postgres, the simulated upstream, the receiver, and the processes. All of it stops on drop.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,13 +23,13 @@ const SECRET: &str = crate::stack::WEBHOOK_SECRET;
 pub(super) const APIS: usize = 2;
 pub(super) const WORKERS: usize = 3;
 
-/// The challenge's minute is two seconds here: an outage of a message takes as long as it does there, thirty times as fast.
+/// The rate of the challenge, thirty times as fast: its minute is two seconds here.
 const RATE: &str = "10/2s";
 /// A lease is ten seconds longer than this.
 const TIMEOUT: &str = "1s";
 
-/// The longest that anything is waited for. Longer than a lease, a window, and a Postgres that recovers; never waited for in full
-/// unless something is broken.
+/// How long to wait for any condition. Longer than a lease, a window, and a recovery of Postgres; the full time passes only if something is
+/// broken.
 pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 pub(super) const POLL: Duration = Duration::from_millis(20);
 
@@ -42,30 +42,30 @@ pub(super) struct Api {
 /// A `worker` process.
 pub(super) struct Worker {
     pub(super) process: Process,
-    /// Who it is to Postgres.
+    /// Its Postgres role.
     pub(super) role: String,
-    /// Does it stand still?
+    /// Whether it is stopped (SIGSTOP).
     pub(super) frozen: bool,
 }
 
 pub(super) struct World {
-    // In this order they are dropped: the processes before what they are connected to.
+    // The fields are dropped in this order: the processes before what they are connected to.
     pub(super) apis: Vec<Api>,
     pub(super) workers: Vec<Worker>,
     pub(super) upstream: Simulator,
     pub(super) receiver: Receiver,
     pub(super) database: Arc<Database>,
-    /// What others have still to take over from workers that were killed or stopped.
+    /// Jobs of workers that were killed or stopped, and that others have not yet taken over.
     pub(super) takeovers: Vec<Takeover>,
     pub(super) client: Client,
-    /// Results that workers since killed had brought too late.
+    /// Late results of workers that have since been killed.
     pub(super) fenced_off: usize,
-    /// Processes started so far; makes a role for each.
+    /// The number of processes started so far; it makes their roles unique.
     started: usize,
 }
 
 impl Worker {
-    /// Results that it brought when the job was somebody else's, and that changed nothing: how often it says so in its log.
+    /// The number of results that it wrote after losing the lease and that changed nothing, counted in its log.
     pub(super) fn fenced_off(&self) -> usize {
         self.process.log().matches("the lease had run out: nothing was changed").count()
     }
@@ -80,7 +80,7 @@ impl World {
             rate,
             failure_probability: 0.3,
             outage: Duration::from_secs(2)..=Duration::from_secs(6),
-            // Slow enough that jobs are under way when something happens.
+            // Slow enough that jobs are in progress when a fault happens.
             latency: Duration::from_millis(100)..=Duration::from_millis(400),
             seed: Some(seed),
             ..SimulatorOptions::default()
@@ -106,7 +106,7 @@ impl World {
         Ok(world)
     }
 
-    /// Starts an `api`, on a free port, and waits until it is ready; its address.
+    /// Starts an `api` on a free port, waits until it is ready, and returns it with its address.
     pub(super) async fn spawn_api(&mut self) -> Result<(Process, String)> {
         let listen = format!("127.0.0.1:{}", free_port()?);
         let url = self.new_role("api").await?.1;
@@ -160,7 +160,7 @@ impl World {
         Ok((process, address))
     }
 
-    /// Ends what still runs in good order. What a drop would kill at once gets the chance to finish; nothing depends on it.
+    /// Shuts down the processes gracefully. A drop would kill them at once; nothing depends on the difference.
     pub(super) async fn stop(mut self) -> Result<()> {
         let apis = self.apis.iter_mut().map(|api| &mut api.process);
         let mut processes: Vec<&mut Process> = apis.chain(self.workers.iter_mut().map(|worker| &mut worker.process)).collect();
@@ -179,10 +179,10 @@ fn spawn(program: &str, environment: &[(&str, &str)]) -> Result<Process> {
     Process::spawn(&processes::program(program)?, [""; 0], environment)
 }
 
-/// Looks again and again until the condition holds.
+/// Polls until the condition holds.
 ///
 /// # Errors
-/// When it does not within [`PATIENCE`].
+/// If it does not hold within [`PATIENCE`].
 pub(super) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Result<()> {
     let started = Instant::now();
     while !condition().await {

@@ -12,16 +12,16 @@ use tokio::task::JoinSet;
 use super::progress::Progress;
 use crate::http;
 
-/// One message's way through the stack, as its caller saw it.
+/// What the caller of one message saw.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcome {
-    /// The answer to the POST; none when there was none.
+    /// The status of the answer to the POST; `None` if there was no answer.
     pub(super) answer: Option<u16>,
     /// How long the POST took.
     pub(super) answered_in: Duration,
-    /// The request's id, once accepted.
+    /// The ID of the request, once accepted.
     pub(super) id: Option<String>,
-    /// The signature, and how long after the POST began the caller had it.
+    /// The signature, and the time from the start of the POST until the caller had it.
     pub(super) signature: Option<(String, Duration)>,
 }
 
@@ -40,7 +40,8 @@ pub(super) struct Burst {
 }
 
 impl Burst {
-    /// Runs to the end, or to the bound: every message signed and its webhook there. `changed` tells when `delivered` may have changed.
+    /// Runs until every message is signed and its webhook is delivered, or until the bound is reached. `changed` signals that the result of
+    /// `delivered` may have changed.
     pub(super) async fn run(
         self,
         progress: &Progress,
@@ -58,7 +59,7 @@ impl Burst {
             let due = began + pace * u32::try_from(number - 1).unwrap_or(u32::MAX);
             tasks.spawn(async move {
                 tokio::time::sleep_until(due).await;
-                // No two runs share a message, or the second would be answered from the first.
+                // Each run has its own messages: otherwise, a second run would be answered from the first.
                 burst.follow(format!("demo {run} #{number} of {total}"), deadline).await
             });
         }
@@ -106,14 +107,14 @@ impl Burst {
         }
     }
 
-    /// The request's state once it is final, or after a while; null when there was no answer.
+    /// The state of the request once it is final, or after a while; null if there is no answer.
     async fn state(&self, id: &str) -> Value {
         let get = self.client.get(format!("{}/crypto/sign/{id}", self.api));
         let answer = http::json(get.header("X-API-Key", &self.key).header("Prefer", "wait=20")).await;
         if let Ok((StatusCode::OK, state)) = answer {
             return state;
         }
-        // The stack may be restarted under the demo: that is what it is for.
+        // The stack may be restarted during the demo, which is meant to survive that.
         tokio::time::sleep(Duration::from_millis(500)).await;
         Value::Null
     }

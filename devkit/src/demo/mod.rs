@@ -1,8 +1,8 @@
-//! `devkit demo`: the challenge's burst of 60 messages against a running stack, and what became of every one of them.
+//! `devkit demo`: sends the challenge's burst of 60 messages to a running stack, and shows the outcome of every one.
 //!
-//! - `burst` posts the messages and follows each to its signature; `progress` shows how far they are; `report` judges and prints.
+//! - `burst` posts the messages and follows each to its signature; `progress` shows the progress; `report` judges and prints the outcome.
 //!
-//! It talks to the stack over HTTP only, so it works against Docker Compose and against a deployment as it does against `devkit up`.
+//! It talks to the stack over HTTP only, so it works with Docker Compose and with a deployment as well as with `devkit up`.
 
 mod burst;
 mod progress;
@@ -49,13 +49,13 @@ pub(crate) struct DemoArgs {
     messages: u16,
 }
 
-/// Addresses of what the demo talks to.
+/// The addresses that the demo talks to.
 struct Stack {
     api: String,
     audit: String,
 }
 
-/// Posts the burst, follows it to the end, prints the table. The code is 1 when anything was lost, unverified or over the budget.
+/// Posts the burst, follows it to the end, and prints the table. The exit code is 1 if anything was lost, unverified or over the budget.
 pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
     let stack = find(&args).await?;
     let client = http::client(Duration::from_secs(40))?;
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
     say!("{} messages over {window:.0?} to {}; the upstream allows {} calls in any {window:.0?}", args.messages, stack.api, before.limit);
 
     let total = usize::from(args.messages);
-    // Every message costs a few calls; an outage lasts up to five windows. What takes longer than this is not coming.
+    // Every message costs a few calls, and an outage lasts up to five windows. Anything that takes longer than this will not arrive.
     let bound = window * (20 + u32::from(args.messages).div_ceil(u32::try_from(before.limit.max(1)).unwrap_or(u32::MAX)) * 4);
     let burst = Burst { client: client.clone(), api: stack.api.clone(), key: args.api_key.clone(), webhook_url, total, window, bound };
     let progress = Progress::start(total);
@@ -107,7 +107,7 @@ fn with_since(audit: &str, since: u64) -> String {
     format!("{audit}?since={since}")
 }
 
-/// The requests whose webhook came and was verified.
+/// The IDs of the requests whose webhook was delivered and verified.
 fn verified_ids(deliveries: &[Delivery]) -> std::collections::HashSet<String> {
     let verified = deliveries.iter().filter(|delivery| delivery.verified);
     verified.filter_map(|delivery| delivery.body["data"]["id"].as_str().map(str::to_owned)).collect()

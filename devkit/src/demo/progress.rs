@@ -1,4 +1,4 @@
-//! How far the burst is: a bar where there is a terminal, a line now and then where there is none.
+//! The progress of the burst: a bar on a terminal, otherwise an occasional line.
 
 use std::io::IsTerminal;
 use std::sync::Mutex;

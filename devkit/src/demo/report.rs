@@ -1,4 +1,4 @@
-//! What became of the burst: the table, and what was wrong, if anything.
+//! The outcome of the burst: the table, and the failures, if any.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,7 +31,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Puts together what the callers, the receiver and the upstream saw.
+    /// Combines what the callers, the receiver and the upstream saw.
     pub(super) fn new(outcomes: &[Outcome], deliveries: &[Delivery], audit: &Audit, max_in_window: u64) -> Self {
         let answered = |status| outcomes.iter().filter(|outcome| outcome.answer == Some(status)).count();
         let mut times: Vec<Duration> = outcomes.iter().filter_map(|outcome| Some(outcome.signature.as_ref()?.1)).collect();
@@ -42,7 +42,7 @@ impl Report {
         for delivery in deliveries {
             let data = &delivery.body["data"];
             let id = data["id"].as_str().unwrap_or_default();
-            // A webhook is right when the independent library says so and it tells what the API tells.
+            // A webhook is correct if the independent library verifies it and it has the same signature as the API.
             let right = delivery.verified && signatures.get(id).copied() == data["signature"].as_str();
             delivered.entry(id).and_modify(|all| *all &= right).or_insert(right);
         }
@@ -63,7 +63,7 @@ impl Report {
         }
     }
 
-    /// What was wrong; empty when all is well.
+    /// The failures; empty if all is well.
     pub(super) fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
         let mut check = |wrong: bool, what: String| {
@@ -82,7 +82,7 @@ impl Report {
     }
 }
 
-/// The smallest time that so many per cent of all do not exceed. Times ascend.
+/// The nearest-rank percentile of times in ascending order.
 fn percentile(times: &[Duration], per_cent: usize) -> Duration {
     let rank = (times.len() * per_cent).div_ceil(100);
     times.get(rank.saturating_sub(1)).copied().unwrap_or_default()

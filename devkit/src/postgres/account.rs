@@ -1,7 +1,7 @@
-//! Who runs the server, and where its files may be.
+//! The account that runs the server, and where its files can be.
 //!
-//! Postgres refuses to run as root, and developers in containers are root. Then the server runs as an unprivileged account, which
-//! must be able to reach the data folder; one below a home that is closed to others (`/root`) cannot be used.
+//! Postgres refuses to run as root, and developers in containers are root. In that case, the server runs as an unprivileged account, which
+//! must be able to reach the data folder. A folder below a home that is closed to others (`/root`) cannot be used.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -14,24 +14,24 @@ use nix::unistd::{User, geteuid};
 use crate::error::{Context, Error, Result};
 use crate::hex::hex;
 
-/// The account that the server's processes run as, when it is not the one of this process.
+/// The account that the server's processes run as, if it is not the account of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Account {
     uid: u32,
     gid: u32,
 }
 
-/// Where a cluster's files are.
+/// The location of a cluster's files.
 #[derive(Debug)]
 pub(super) struct Place {
     /// The folder, which exists and belongs to the account.
     pub(super) folder: PathBuf,
-    /// A sentence for the developer, when it is not the folder that was asked for.
+    /// A note for the developer; `None` if the folder is the requested one.
     pub(super) note: Option<String>,
 }
 
 impl Account {
-    /// `None` when this process may run the server itself; otherwise `postgres`, or else `nobody`.
+    /// The account to run the server as: `None` if this process can run it itself, else `postgres`, else `nobody`.
     pub(super) fn needed() -> Result<Option<Self>> {
         if !geteuid().is_root() {
             return Ok(None);
@@ -44,7 +44,7 @@ impl Account {
         Err(Error::new("Postgres refuses to run as root, and there is neither an account `postgres` nor `nobody` to run it as"))
     }
 
-    /// May the account pass through the folder?
+    /// Returns whether the account can pass through the folder.
     fn may_enter(&self, folder: &Path) -> bool {
         folder.metadata().is_ok_and(|meta| {
             let bit = if meta.uid() == self.uid {
@@ -59,7 +59,7 @@ impl Account {
     }
 }
 
-/// A command that runs as the account, with no setting of the caller's Postgres in its environment.
+/// A command that runs as the account, without any Postgres setting of the caller's environment.
 pub(super) fn command(program: &Path, account: Option<&Account>, folder: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C").current_dir(folder);
@@ -72,7 +72,7 @@ pub(super) fn command(program: &Path, account: Option<&Account>, folder: &Path) 
     command
 }
 
-/// Gives a file or folder to the account.
+/// Changes the owner of a file or folder to the account.
 pub(super) fn give(path: &Path, account: Option<&Account>) -> Result<()> {
     match account {
         Some(account) => std::os::unix::fs::chown(path, Some(account.uid), Some(account.gid))
@@ -81,7 +81,7 @@ pub(super) fn give(path: &Path, account: Option<&Account>) -> Result<()> {
     }
 }
 
-/// A new folder in the system's folder for temporary files; nobody removes it by itself.
+/// Creates a folder in the system's folder for temporary files. It is not removed automatically.
 pub(super) fn temporary_folder(account: Option<&Account>) -> Result<PathBuf> {
     let folder = tempfile::Builder::new()
         .prefix("countersign-postgres-")
@@ -92,7 +92,7 @@ pub(super) fn temporary_folder(account: Option<&Account>) -> Result<PathBuf> {
     Ok(folder.keep())
 }
 
-/// The folder asked for, or, where the account could not reach it, the chosen one and a sentence that says so. Makes it.
+/// Creates the requested folder or, if the account cannot reach it, the one of [`chosen_folder`], with a note that says so.
 pub(super) fn persistent_folder(requested: &Path, account: Option<&Account>) -> Result<Place> {
     let folder = chosen_folder(requested, account)?;
     own(&folder, account)?;
@@ -102,7 +102,7 @@ pub(super) fn persistent_folder(requested: &Path, account: Option<&Account>) -> 
     Ok(Place { folder, note })
 }
 
-/// The folder asked for, or, where the account could not reach it, a stable one derived from it in the folder for temporary files.
+/// The requested folder or, if the account cannot reach it, a stable one derived from it in the folder for temporary files.
 pub(super) fn chosen_folder(requested: &Path, account: Option<&Account>) -> Result<PathBuf> {
     let requested = std::path::absolute(requested).context(|| format!("the folder {}", requested.display()))?;
     let mut existing = requested.ancestors().skip(1).filter(|folder| folder.exists());
@@ -114,7 +114,8 @@ pub(super) fn chosen_folder(requested: &Path, account: Option<&Account>) -> Resu
     Ok(std::env::temp_dir().join(format!("countersign-{name}")))
 }
 
-/// Makes the folder, closed to others, unless it is there and is ours: a stranger's would be a trap in a folder all may write to.
+/// Creates the folder, closed to others, unless it exists and is ours. The folder of another user is refused: in a place that everyone can
+/// write to, it could be a trap.
 fn own(folder: &Path, account: Option<&Account>) -> Result<()> {
     let owner = |path: &Path| path.symlink_metadata().map(|meta| (meta.is_dir(), meta.uid()));
     if let Ok((is_folder, uid)) = owner(folder) {

@@ -1,4 +1,4 @@
-//! Statements of administration, each over a connection of its own, so that no pool is tied to one test's runtime.
+//! Administrative statements, each over its own connection, so that no pool is tied to the runtime of one test.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -9,39 +9,39 @@ impl Cluster {
     /// Creates an empty database.
     ///
     /// # Errors
-    /// When it exists already, or the server does not answer.
+    /// If it already exists, or the server does not answer.
     pub async fn create_database(&self, name: &str) -> Result<()> {
         self.administer(&format!("create database {}", quoted(name))).await
     }
 
-    /// Creates a database as a copy of another one, to which nobody may be connected.
+    /// Creates a database as a copy of another one, which must not have any connections.
     ///
     /// # Errors
-    /// When it exists already, or somebody uses the template.
+    /// If it already exists, or the template is in use.
     pub async fn create_database_from(&self, name: &str, template: &str) -> Result<()> {
         self.administer(&format!("create database {} template {}", quoted(name), quoted(template))).await
     }
 
-    /// Removes a database and ends the connections to it; nothing happens when there is none of that name.
+    /// Removes a database and ends the connections to it. Does nothing if there is no such database.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// If the server does not answer.
     pub async fn drop_database(&self, name: &str) -> Result<()> {
         self.administer(&format!("drop database if exists {} with (force)", quoted(name))).await
     }
 
-    /// Is there a database of this name?
+    /// Returns whether there is a database of this name.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// If the server does not answer.
     pub async fn has_database(&self, name: &str) -> Result<bool> {
         exists(&mut self.connect("postgres").await?, name).await
     }
 
-    /// Ends every connection to the database, as a failing network or a restart would; how many there were.
+    /// Ends every connection to the database, as a network failure or a restart would, and returns how many there were.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// If the server does not answer.
     pub async fn terminate_connections(&self, database: &str) -> Result<u64> {
         let mut connection = self.connect("postgres").await?;
         let ended: i64 = sqlx::query_scalar(
@@ -54,10 +54,10 @@ impl Cluster {
         Ok(ended.unsigned_abs())
     }
 
-    /// One connection to a database, as the superuser.
+    /// Connects to a database as the superuser.
     ///
     /// # Errors
-    /// When the server does not answer, or there is no such database.
+    /// If the server does not answer, or there is no such database.
     pub async fn connect(&self, database: &str) -> Result<PgConnection> {
         PgConnection::connect(&self.url(database)).await.context(|| format!("connecting to the database {database}"))
     }
@@ -69,7 +69,7 @@ impl Cluster {
     }
 }
 
-/// Creates a database by way of another one, unless it exists.
+/// Creates a database unless it exists. `url` is that of another database of the server.
 pub(super) async fn create_if_missing(url: &str, name: &str) -> Result<()> {
     let mut connection = PgConnection::connect(url).await.context(|| "connecting to Postgres")?;
     if !exists(&mut connection, name).await? {
@@ -87,7 +87,7 @@ async fn exists(connection: &mut PgConnection, name: &str) -> Result<bool> {
         .context(|| format!("looking for the database {name}"))
 }
 
-/// A name as SQL wants it.
+/// Quotes a name as an SQL identifier.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

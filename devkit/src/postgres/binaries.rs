@@ -1,7 +1,7 @@
-//! Where the programs of the Postgres server are.
+//! Finds the programs of the Postgres server.
 //!
-//! Distributions keep `initdb` and `postgres` out of `PATH`, each in its own place, often in several versions. Devkit needs no
-//! setting on a machine where Postgres 14 to 18 is installed in any of the usual ways.
+//! Distributions keep `initdb` and `postgres` out of `PATH`, each in its own place, often in several versions. Devkit needs no setting on a
+//! machine where Postgres 14 to 18 is installed in one of the usual ways.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -22,10 +22,10 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Looks in `PG_BIN`, then along `PATH`, then where distributions put the programs, the newest version first.
+    /// Looks in `PG_BIN` if it is set; otherwise in `PATH`, then where distributions put the programs, the newest version first.
     ///
     /// # Errors
-    /// One line with the remedy when there is none, or when `PG_BIN` is set and is not such a folder.
+    /// If there is none (the error names the remedy), or if `PG_BIN` is set to something else than such a folder.
     pub fn find() -> Result<Self> {
         if let Some(folder) = std::env::var_os("PG_BIN").filter(|value| !value.is_empty()) {
             return Self::in_folder(Path::new(&folder)).context(|| "PG_BIN");
@@ -39,7 +39,7 @@ impl Binaries {
     /// The programs in this folder.
     ///
     /// # Errors
-    /// When one is missing, or the version is not supported.
+    /// If a program is missing, or the version is not supported.
     pub fn in_folder(folder: &Path) -> Result<Self> {
         if let Some(missing) = NEEDED.iter().find(|name| !folder.join(name).is_file()) {
             return Err(Error::new(format!("{} holds no {missing}", folder.display())));
@@ -66,17 +66,17 @@ impl Binaries {
     }
 }
 
-/// `postgres (PostgreSQL) 17.2 (Debian 17.2-1)` is 17; `18beta1` is 18.
+/// Parses the major version: `postgres (PostgreSQL) 17.2 (Debian 17.2-1)` is 17, `18beta1` is 18.
 fn major_version(text: &str) -> Option<u32> {
     let version = text.split_once("(PostgreSQL)")?.1.trim_start();
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
 }
 
-/// Every folder worth a look, best first. `root` is `/` outside of tests.
+/// The folders that may hold the programs, best first. `root` is `/` outside of tests.
 fn candidates(path: Option<&OsStr>, root: &Path) -> Vec<PathBuf> {
     let on_path = path.into_iter().flat_map(std::env::split_paths).filter_map(|folder| {
-        // A link in a common folder leads to the real one, which has the other programs too.
+        // A link in a common folder points to the real folder, which has the other programs, too.
         let program = folder.join("postgres").canonicalize().ok()?;
         program.parent().map(Path::to_owned)
     });

@@ -1,4 +1,4 @@
-//! PgBouncer in front of a server, pooling transactions: each one may run in another session of Postgres.
+//! PgBouncer in front of a server, in transaction pooling mode: each transaction may run in a different session of Postgres.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::processes::Process;
 /// How long it may take to start.
 const START_BOUND: Duration = Duration::from_secs(20);
 
-/// Sessions that it keeps open per database: few, so that its clients take turns.
+/// Server sessions per database; few, so that clients have to share them.
 const SESSIONS: u16 = 4;
 
-/// A running proxy. Dropping it ends it.
+/// A running PgBouncer. Dropping it stops it.
 #[derive(Debug)]
 pub struct Bouncer {
     port: u16,
@@ -25,7 +25,7 @@ pub struct Bouncer {
 }
 
 impl Bouncer {
-    /// Where the program is; nothing where it is not installed.
+    /// The path of the program; `None` if it is not installed.
     #[must_use]
     pub fn program() -> Option<PathBuf> {
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -34,10 +34,13 @@ impl Bouncer {
         folders.map(|folder| folder.join("pgbouncer")).find(|program| program.is_file())
     }
 
-    /// Starts it in front of the server on this port of 127.0.0.1, with its default settings but for the mode and the number of sessions.
+    /// Starts it in front of the server on this port of 127.0.0.1.
+    ///
+    /// Apart from addresses and authentication, it differs from the default settings only in the pool mode, the pool size and the limit of
+    /// client connections.
     ///
     /// # Errors
-    /// When it is not installed or does not start; the error holds the end of its log.
+    /// If it is not installed or does not start; the error includes the end of its log.
     pub async fn start(postgres: u16) -> Result<Self> {
         let program = Self::program().ok_or_else(|| Error::new("no pgbouncer found; install the package `pgbouncer`"))?;
         let folder = tempfile::Builder::new()
@@ -57,7 +60,7 @@ impl Bouncer {
                 users.display()
             ),
         )?;
-        // Like Postgres it refuses to run as root.
+        // Like Postgres, it refuses to run as root.
         let account: &[&str] = if geteuid().is_root() { &["-u", "nobody"] } else { &[] };
         let settings = settings.display().to_string();
         let process = Process::spawn(&program, account.iter().copied().chain([settings.as_str()]), [])?;
@@ -65,13 +68,13 @@ impl Bouncer {
         Ok(Self { port, process, _settings: folder })
     }
 
-    /// The address of a database through the proxy.
+    /// The URL of a database through the pooler.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// What it printed.
+    /// The output of the process.
     #[must_use]
     pub fn log(&self) -> String {
         self.process.log()

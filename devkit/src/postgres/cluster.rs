@@ -1,4 +1,4 @@
-//! A server that this process owns: started on a free port, stopped and started again at will, gone with its owner.
+//! A server that this process owns: it can be stopped and started again, and it ends with its owner.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +10,12 @@ use super::guardian::{Charge, Guardian};
 use crate::error::{Context, Error, Result};
 use crate::ports::free_port;
 
-/// How a server is stopped.
+/// How to stop a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMode {
-    /// Open transactions are rolled back, connections ended, and everything is written out.
+    /// Rolls back open transactions, ends connections, and writes everything to disk.
     Fast,
-    /// The server drops everything at once, as in a crash: the next start recovers from the log.
+    /// Drops everything at once, as in a crash; the next start recovers from the write-ahead log.
     Immediate,
 }
 
@@ -28,9 +28,9 @@ impl StopMode {
     }
 }
 
-/// How long a server may take until it accepts connections; recovery after a crash is part of it.
+/// How long a server may take until it accepts connections, including recovery after a crash.
 const START_BOUND: Duration = Duration::from_mins(1);
-/// How often the server's own report is read while it starts.
+/// How often the status file of the server is read while it starts.
 const POLL: Duration = Duration::from_millis(5);
 
 /// A running Postgres server. Dropping it stops the server, and removes the files if they are temporary.
@@ -49,10 +49,11 @@ struct Inner {
 }
 
 impl Cluster {
-    /// Makes the files if needed, starts the server, and returns when it accepts connections.
+    /// Creates the files if needed, starts the server, and waits until it accepts connections.
     ///
     /// # Errors
-    /// When there are no server binaries, the files cannot be made, or the server does not start; its last lines of log are included.
+    /// If there are no server binaries, the files cannot be created, or the server does not start; the error includes its last lines of
+    /// log.
     pub async fn start(options: ClusterOptions) -> Result<Self> {
         blocking(move || Self::start_blocking(options)).await
     }
@@ -71,19 +72,19 @@ impl Cluster {
         }
     }
 
-    /// The address of a database, for the superuser.
+    /// The URL of a database, as the superuser.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// The port on 127.0.0.1; the same one after a restart.
+    /// The port on 127.0.0.1. It stays the same after a restart.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The process number of the server, while it runs.
+    /// The process ID of the server; `None` if it is not running.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
         self.inner.lock().as_ref().filter(|guardian| !guardian.exited()).and_then(Guardian::server)
@@ -95,16 +96,16 @@ impl Cluster {
         self.inner.files.folder.clone()
     }
 
-    /// A sentence for the developer, when the data is not in the folder that was asked for.
+    /// A note for the developer; `None` if the data is in the requested folder.
     #[must_use]
     pub fn note(&self) -> Option<&str> {
         self.inner.files.note.as_deref()
     }
 
-    /// Stops the server and keeps its files. Nothing happens when it is stopped.
+    /// Stops the server and keeps its files. Does nothing if it is already stopped.
     ///
     /// # Errors
-    /// None but a failure to run at all.
+    /// Only if the blocking task cannot run.
     pub async fn stop(&self, mode: StopMode) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
@@ -116,10 +117,10 @@ impl Cluster {
         .await
     }
 
-    /// Starts a stopped server again, on the same port and files. Nothing happens when it runs.
+    /// Starts a stopped server again, on the same port and files. Does nothing if it is running.
     ///
     /// # Errors
-    /// When the port was taken meanwhile, or the server does not start.
+    /// If the port was taken in the meantime, or the server does not start.
     pub async fn start_again(&self) -> Result<()> {
         let (inner, port) = (Arc::clone(&self.inner), self.port);
         blocking(move || {
@@ -131,10 +132,10 @@ impl Cluster {
         .await
     }
 
-    /// [`stop`](Self::stop) and [`start_again`](Self::start_again).
+    /// Calls [`stop`](Self::stop), then [`start_again`](Self::start_again).
     ///
     /// # Errors
-    /// Those of starting.
+    /// If the server does not start again.
     pub async fn restart(&self, mode: StopMode) -> Result<()> {
         self.stop(mode).await?;
         self.start_again().await
@@ -151,7 +152,8 @@ impl Inner {
         self.guardian.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the server unless it runs. The guardian of the run before keeps the files until the new one has them.
+    /// Starts the server unless it is running. The guardian of the previous run stays responsible for the files until the new one takes
+    /// over.
     fn start(&self, port: u16) -> Result<(), Failure> {
         let mut current = self.lock();
         if current.as_ref().is_some_and(|guardian| !guardian.exited()) {
@@ -195,7 +197,7 @@ impl Inner {
     }
 }
 
-/// Runs work that blocks away from the runtime's own threads.
+/// Runs blocking work outside of the runtime's worker threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.context(|| "work for Postgres was abandoned")?
 }

@@ -1,4 +1,4 @@
-//! The files of a cluster: made once, and read for what the server says of itself.
+//! The files of a cluster: created once, and read for the status of the server.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,7 +7,7 @@ use super::account::{self, Account, Place};
 use super::{Binaries, ClusterOptions, Durability, options};
 use crate::error::{Context, Error, Result};
 
-/// The files of one cluster, made and ready to be served.
+/// The files of one cluster, ready for a server.
 #[derive(Debug)]
 pub(super) struct Files {
     pub(super) binaries: Binaries,
@@ -19,7 +19,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// The files of the folder, made when they are not there; in a temporary folder when none is given.
+    /// The files in the given folder, or in a temporary folder if none is given. Creates them if they do not exist.
     pub(super) fn prepare(options: &ClusterOptions) -> Result<Self> {
         let folder = options.folder.as_deref();
         let binaries = Binaries::find()?;
@@ -39,7 +39,7 @@ impl Files {
         Ok(files)
     }
 
-    /// The files that an earlier command made in the folder, if it did.
+    /// The files that an earlier command created in the folder; `None` if there are none.
     pub(super) fn existing(folder: &Path) -> Result<Option<Self>> {
         let account = Account::needed()?;
         let folder = account::chosen_folder(folder, account.as_ref())?;
@@ -49,7 +49,7 @@ impl Files {
         Ok(Some(Self { binaries: Binaries::find()?, account, folder, note: None, temporary: false }))
     }
 
-    /// The data folder proper.
+    /// The data folder of Postgres.
     pub(super) fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
@@ -59,7 +59,7 @@ impl Files {
         self.folder.join("postgres.log")
     }
 
-    /// Runs `initdb`; what an interrupted one left is removed first.
+    /// Runs `initdb`, after removing what an interrupted run left.
     fn initialise(&self, durability: Durability) -> Result<()> {
         let data = self.data();
         if data.exists() {
@@ -75,7 +75,7 @@ impl Files {
         self.complete()
     }
 
-    /// Runs `pg_basebackup`: the data of a running server, set up to follow it.
+    /// Runs `pg_basebackup`: copies the data of a running server, set up to follow it as a standby.
     fn copy(&self, primary: u16) -> Result<()> {
         let mut command = account::command(&self.binaries.program("pg_basebackup"), self.account.as_ref(), &self.folder);
         command.args(["--host=127.0.0.1", "--username=postgres", "--checkpoint=fast", "--no-sync", "--write-recovery-conf"]);
@@ -84,14 +84,14 @@ impl Files {
         self.complete()
     }
 
-    /// Marks the data as whole.
+    /// Marks the data as complete.
     fn complete(&self) -> Result<()> {
         let complete = self.data().join(COMPLETE);
         std::fs::write(&complete, "").context(|| format!("writing {}", complete.display()))?;
         account::give(&complete, self.account.as_ref())
     }
 
-    /// The end of the log, for an error.
+    /// The end of the log, for an error message.
     pub(super) fn log_tail(&self) -> String {
         let text = std::fs::read(self.log()).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -99,15 +99,15 @@ impl Files {
         lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
     }
 
-    /// Removes the folder if nobody asked for it to be kept.
+    /// Removes the folder if it is temporary.
     pub(super) fn remove_temporary(&self) {
         if self.temporary {
-            // Best effort on a path that already reports another error.
+            // Best effort: another error is already being reported.
             let _ = std::fs::remove_dir_all(&self.folder);
         }
     }
 
-    /// What the running server wrote about itself, if there is one.
+    /// The status that the running server has written; `None` if there is none.
     pub(super) fn status(&self) -> Option<Status> {
         Status::read(&self.data())
     }
@@ -121,10 +121,10 @@ fn run(mut command: std::process::Command, name: &str) -> Result<()> {
     Err(Error::new(format!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
-/// Written after `initdb` and our own change; without it the data folder is half made.
+/// The marker file, written last; without it, the data folder is incomplete.
 const COMPLETE: &str = "countersign.complete";
 
-/// The file `postmaster.pid`, through which `pg_ctl` too learns how far a server is.
+/// The contents of `postmaster.pid`, from which `pg_ctl`, too, learns the state of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Status {
     pub(super) server: i32,
@@ -137,7 +137,7 @@ impl Status {
         Self::parse(&std::fs::read_to_string(data.join("postmaster.pid")).ok()?)
     }
 
-    /// Lines: process number, data folder, start time, port, socket folder, address, shared memory, status.
+    /// Parses the lines: process ID, data folder, start time, port, socket folder, address, shared memory, status.
     fn parse(text: &str) -> Option<Self> {
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         let ready = lines.get(7).is_some_and(|status| *status == "ready");

@@ -1,4 +1,4 @@
-//! A server that outlives the command that started it, as `devkit up` needs. No guardian: it runs until it is stopped.
+//! A server that outlives the command that started it, as `devkit up` needs. It has no guardian: it runs until it is stopped.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,18 +7,20 @@ use super::data::Files;
 use super::{ClusterOptions, account, admin};
 use crate::error::{Context, Error, Result};
 
-/// A persistent server in a folder, running or not. What is not async blocks.
+/// A persistent server in a folder, running or not. Methods that are not async block.
 #[derive(Debug)]
 pub struct Detached {
     files: Files,
 }
 
 impl Detached {
-    /// Makes the files if needed, starts the server with `pg_ctl`, and returns when it accepts connections. The options must give
-    /// the folder and the port.
+    /// Creates the files if needed, starts the server with `pg_ctl`, and waits until it accepts connections.
+    ///
+    /// The options must give the folder and the port.
     ///
     /// # Errors
-    /// When the options lack one of the two, the port is taken, or the server does not start; its last lines of log are included.
+    /// If the options lack the folder or the port, the port is taken, or the server does not start; the error includes its last lines of
+    /// log.
     pub fn start(options: &ClusterOptions) -> Result<Self> {
         let (Some(_), Some(port)) = (&options.folder, options.port) else {
             return Err(Error::new("a detached Postgres needs a folder and a port"));
@@ -35,25 +37,25 @@ impl Detached {
         Ok(server)
     }
 
-    /// The server in this folder; `None` when none was ever made there.
+    /// The server in this folder; `None` if none was ever created there.
     ///
     /// # Errors
-    /// When there are no server binaries.
+    /// If there are no server binaries.
     pub fn at(folder: &Path) -> Result<Option<Self>> {
         Ok(Files::existing(folder)?.map(|files| Self { files }))
     }
 
-    /// The port of the running server; `None` when it does not run.
+    /// The port of the server; `None` if it is not running.
     #[must_use]
     pub fn running(&self) -> Option<u16> {
         let port = self.files.status()?.port;
         self.alive().then_some(port)
     }
 
-    /// Stops the server and waits until it is gone. Nothing happens when it does not run.
+    /// Stops the server and waits until it is gone. Does nothing if it is not running.
     ///
     /// # Errors
-    /// When it does not stop.
+    /// If it does not stop.
     pub fn stop(&self) -> Result<()> {
         if self.alive() { self.control("stop", &["-m".as_ref(), "fast".as_ref()]) } else { Ok(()) }
     }
@@ -62,29 +64,29 @@ impl Detached {
         self.control("status", &[]).is_ok()
     }
 
-    /// The address of a database, for the superuser, while the server runs.
+    /// The URL of a database, as the superuser; `None` if the server is not running.
     #[must_use]
     pub fn url(&self, database: &str) -> Option<String> {
         Some(format!("postgres://postgres@127.0.0.1:{}/{database}", self.running()?))
     }
 
-    /// The address of a database, which is created if it is not there.
+    /// The URL of a database, which is created if it does not exist.
     ///
     /// # Errors
-    /// When the server does not run or does not answer.
+    /// If the server is not running or does not answer.
     pub async fn database(&self, name: &str) -> Result<String> {
         let address = |name| self.url(name).ok_or_else(|| Error::new("Postgres does not run"));
         admin::create_if_missing(&address("postgres")?, name).await?;
         address(name)
     }
 
-    /// A sentence for the developer, when the data is not in the folder that was asked for.
+    /// A note for the developer; `None` if the data is in the requested folder.
     #[must_use]
     pub fn note(&self) -> Option<&str> {
         self.files.note.as_deref()
     }
 
-    /// Where the log is.
+    /// The path of the log.
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.files.log()

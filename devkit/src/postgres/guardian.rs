@@ -1,9 +1,9 @@
-//! Keeps a promise that no destructor can: when the process that owns a server ends in any way, SIGKILL included, the server stops
-//! and its temporary files go.
+//! Stops a server and removes its temporary files when the process that owns it ends in any way, SIGKILL included. No destructor can
+//! guarantee that.
 //!
-//! A small shell script (`guardian.sh`) starts the server in a process group of its own and reads standard input. The owner holds
-//! the other end of that pipe, which the kernel closes when the owner ends. No signal handler, no destructor and no thread of the
-//! owner has to run for it. What it does not survive is a SIGKILL of its own.
+//! A small shell script (`guardian.sh`) starts the server in a process group of its own and reads standard input. The owner holds the other
+//! end of that pipe, which the kernel closes when the owner ends. No signal handler, destructor or thread of the owner has to run for it.
+//! The script does not survive a SIGKILL of its own.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -41,7 +41,7 @@ impl Reports {
         self.changed.notify_all();
     }
 
-    /// Waits until the condition holds; the report at that time, or at the bound.
+    /// Waits until the condition holds or the bound is reached, and returns the report at that time.
     fn wait(&self, bound: Duration, condition: impl Fn(&Report) -> bool) -> Report {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (report, _) = self.changed.wait_timeout_while(last, bound, |report| !condition(report)).unwrap_or_else(PoisonError::into_inner);
@@ -49,7 +49,7 @@ impl Reports {
     }
 }
 
-/// One run of a server, and the script that watches over it.
+/// One run of a server, and the script that watches it.
 #[derive(Debug)]
 pub(super) struct Guardian {
     script: Child,
@@ -57,13 +57,13 @@ pub(super) struct Guardian {
     reports: Arc<Reports>,
 }
 
-/// What a guardian needs to know.
+/// The parameters of a guardian.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Charge<'a> {
     pub(super) program: &'a Path,
     pub(super) data: &'a Path,
     pub(super) log: &'a Path,
-    /// Removed when the owner is gone.
+    /// The folder to remove when the owner is gone; `None` if the files are persistent.
     pub(super) remove: Option<&'a Path>,
     pub(super) account: Option<&'a Account>,
 }
@@ -98,35 +98,35 @@ impl Guardian {
         Ok(Self { script, commands, reports })
     }
 
-    /// The process number of the server.
+    /// The process ID of the server.
     pub(super) fn server(&self) -> Option<i32> {
         self.reports.wait(Duration::ZERO, |_| true).server
     }
 
-    /// Has the server ended?
+    /// Returns whether the server has ended.
     pub(super) fn exited(&self) -> bool {
         self.reports.wait(Duration::ZERO, |_| true).exited
     }
 
-    /// Stops the server with `fast` or `immediate`, and waits until it is gone. It is killed if that takes too long.
+    /// Stops the server with `fast` or `immediate`, and waits until it is gone. Kills it if that takes too long.
     pub(super) fn stop(&mut self, how: &str) {
         self.say(how);
         let report = self.reports.wait(STOP_BOUND, |report| report.exited);
         if let (false, Some(server)) = (report.exited, report.server) {
-            // Still the script's child and not waited for, so the number is still its own.
+            // The server is still a child of the script, which has not waited for it, so its ID cannot have been reused.
             let _ = kill(Pid::from_raw(server), Signal::SIGKILL);
             self.reports.wait(STOP_BOUND, |report| report.exited);
         }
     }
 
-    /// Ends the script and leaves the files where they are, for the next guardian.
+    /// Ends the script and leaves the files in place for the next guardian.
     pub(super) fn release(mut self) {
         self.say("release");
     }
 
     fn say(&mut self, word: &str) {
         if let Some(commands) = &mut self.commands {
-            // If the script is gone, so is what there was to say.
+            // If the script is gone, there is nothing left to command.
             let _ = writeln!(commands, "{word}");
         }
     }
@@ -138,7 +138,7 @@ impl Drop for Guardian {
             self.stop("fast");
         }
         drop(self.commands.take());
-        // The script ends by itself now; waiting makes sure that the files are gone when the owner goes on.
+        // The script now ends by itself. Waiting for it makes sure that the files are gone before the owner goes on.
         let _ = self.script.wait();
     }
 }

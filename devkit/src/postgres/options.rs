@@ -1,4 +1,4 @@
-//! What a cluster is made with, and how that becomes a file of settings.
+//! The options of a cluster, and the settings file made from them.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -6,31 +6,31 @@ use std::path::{Path, PathBuf};
 use super::account::{self, Account};
 use crate::error::{Context, Result};
 
-/// How much a crash of the machine may lose. A crash of the server alone loses nothing committed in either.
+/// What a crash of the machine may lose. A crash of the server alone loses no committed data in either case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
-    /// Nothing is forced to the disk: for tests, which start over anyway. `synchronous_commit` stays on, so that the order of
-    /// events is the real one.
+    /// Nothing is forced to disk: for tests, which start over anyway. `synchronous_commit` stays on, so that the order of events is the
+    /// real one.
     #[default]
     Relaxed,
     /// As in production: for the local stack and for benchmarks.
     Full,
 }
 
-/// What a cluster is made with. [`Default`] is a temporary one for tests.
+/// The options of a cluster. [`Default`] is a temporary cluster for tests.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
     /// What a crash of the machine may lose.
     pub durability: Durability,
-    /// Where the data is kept after the end; `None`: in a temporary folder that goes with the cluster.
+    /// The folder in which the data is kept; `None` for a temporary folder, which is removed with the cluster.
     pub folder: Option<PathBuf>,
-    /// The port on 127.0.0.1; `None`: a free one.
+    /// The port on 127.0.0.1; `None` for any free port.
     pub port: Option<u16>,
-    /// The port on 127.0.0.1 of a running server to be the standby of: its data is copied, and followed until the promotion.
+    /// The port on 127.0.0.1 of a running primary. Its data is copied, and the new server follows it as a standby until it is promoted.
     pub standby_of: Option<u16>,
-    /// Connections that the server accepts.
+    /// The number of connections that the server accepts.
     pub max_connections: u16,
-    /// More settings, by name; they win over all others.
+    /// Further settings, by name; they override all others.
     pub settings: Vec<(String, String)>,
 }
 
@@ -62,7 +62,7 @@ impl ClusterOptions {
         })
     }
 
-    /// Writes the file beside `postgresql.conf`, anew at every start.
+    /// Writes the file next to `postgresql.conf`. Every start writes it anew.
     pub(super) fn write(&self, data: &Path, port: u16, account: Option<&Account>) -> Result<()> {
         let path = data.join(FILE);
         std::fs::write(&path, self.file(port)).context(|| format!("writing {}", path.display()))?;
@@ -70,7 +70,7 @@ impl ClusterOptions {
     }
 }
 
-/// Makes `postgresql.conf` include our file; once, after `initdb`.
+/// Makes `postgresql.conf` include our file. Called once, after `initdb`.
 pub(super) fn include(data: &Path) -> Result<()> {
     use std::io::Write as _;
     let path = data.join("postgresql.conf");

@@ -8,7 +8,7 @@ use super::{Cluster, ClusterOptions};
 use crate::error::{Context, Result};
 use crate::signals;
 
-/// Starts a server, prints where it is as one line of JSON, and stops it when standard input ends or a signal comes.
+/// Starts a server, prints its location as one line of JSON, and stops it when standard input ends or a signal arrives.
 pub(crate) async fn run() -> Result<ExitCode> {
     let cluster = Cluster::start(ClusterOptions::default()).await?;
     say!("{}", serde_json::json!({ "url": cluster.url("postgres"), "pid": cluster.pid(), "folder": cluster.folder() }));

@@ -1,4 +1,4 @@
-//! What a process prints, kept up to a bound and searchable while it runs.
+//! The output of a process, bounded in size and searchable while the process runs.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::watch;
 
-/// Bytes that are kept; the oldest lines go first.
+/// The largest size of a log, in bytes; the oldest lines are dropped first.
 const KEPT: usize = 4 << 20;
 
-/// The lines of one process, of both its outputs.
+/// The lines of one process, from both of its outputs.
 #[derive(Clone, Debug)]
 pub(super) struct Log {
     lines: Arc<Mutex<Lines>>,
@@ -46,7 +46,7 @@ impl Log {
     pub(super) async fn follow(self, output: impl AsyncRead + Unpin) {
         let mut output = BufReader::new(output);
         let mut line = Vec::new();
-        // An error ends it as the end does: the process is gone.
+        // A read error is treated like the end of the output: the process is gone.
         while output.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
             let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
             self.lines().push(text, KEPT);
@@ -55,14 +55,14 @@ impl Log {
         }
     }
 
-    /// Everything that is kept.
+    /// All lines that are kept.
     pub(super) fn text(&self) -> String {
         self.lines().kept.iter().fold(String::new(), |text, line| text + line + "\n")
     }
 
-    /// Waits for a line that contains the text, whether it was printed already or comes; returns it.
+    /// Waits for a line that contains the text, and returns it. Lines printed earlier count.
     pub(super) async fn line_with(&self, text: &str) -> String {
-        // Subscribed before the first look: a line in between is a change.
+        // Subscribe before the first search, so that a line in between is not missed.
         let mut changed = self.changed.subscribe();
         loop {
             if let Some(line) = self.lines().kept.iter().find(|line| line.contains(text)) {

@@ -1,7 +1,7 @@
 //! The real `api` and `worker` as child processes, for tests that kill, stop and restart them.
 //!
-//! - [`build`] makes sure that the programs are those of the sources under test;
-//! - [`Process`] is one of them, with its log; it is killed when it is dropped.
+//! - [`build`] makes sure that the programs are built from the sources under test;
+//! - [`Process`] is a running program with its log; it is killed when it is dropped.
 
 mod log;
 mod process;
@@ -15,14 +15,16 @@ use std::sync::OnceLock;
 use crate::error::{Context, Error, Result};
 use crate::workspace::{self, Profile};
 
-/// Builds every program of the workspace, once per process, in the profile and target folder of this one; unless they are newer than
-/// their sources, as they are under `cargo test --workspace`, which has built them just before. Blocks.
+/// Builds every program of the workspace, in the profile and target folder of this process. Blocks.
 ///
-/// (Building again would be right too, but slow: without the tests' dependencies, cargo picks fewer features, and compiles half of the
-/// tree once more.)
+/// The build runs once per process. It is skipped if the programs are newer than their sources, as they are under `cargo test --workspace`,
+/// which has just built them.
+///
+/// (Building again would be correct but slow: without the dependencies of the tests, Cargo selects fewer features and compiles half of the
+/// dependency tree again.)
 ///
 /// # Errors
-/// What the compiler said, the first time and every time after it.
+/// If the build fails. Every later call returns the same error.
 pub fn build() -> Result<()> {
     static BUILT: OnceLock<std::result::Result<(), String>> = OnceLock::new();
     BUILT.get_or_init(|| run_build().map_err(|error| error.line())).clone().map_err(Error::new)
@@ -34,7 +36,7 @@ fn run_build() -> Result<()> {
         return Ok(());
     }
     let mut build = Command::new(workspace::cargo());
-    // What cargo tells the program it runs about that program's package would make build scripts of dependencies run again.
+    // The variables that Cargo sets for this program's own package would make build scripts of dependencies run again.
     for (name, _) in std::env::vars_os() {
         let name_text = name.to_string_lossy();
         if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST_") || name_text == "OUT_DIR" {
@@ -59,7 +61,7 @@ fn run_build() -> Result<()> {
 /// The programs that tests run.
 const PROGRAMS: [&str; 2] = ["api", "worker"];
 
-/// Is the program newer than everything that it is made from? Its folder has its name.
+/// Returns whether the program is newer than everything that it is built from. Its package folder has the same name.
 fn is_current(profile: &Profile, name: &str) -> Result<bool> {
     let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).context(|| format!("looking at {}", path.display()));
     let built = changed(&profile.program(name))?;
@@ -81,10 +83,10 @@ fn is_current(profile: &Profile, name: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// The path of a program of the workspace, in the profile of this process. [`build`] first.
+/// The path of a program of the workspace, in the profile of this process. Call [`build`] first.
 ///
 /// # Errors
-/// When it is not there.
+/// If the program was not built.
 pub fn program(name: &str) -> Result<PathBuf> {
     let path = Profile::of_this_process()?.program(name);
     if path.is_file() { Ok(path) } else { Err(Error::new(format!("{} was not built", path.display()))) }

@@ -13,38 +13,40 @@ use tokio::task::JoinHandle;
 use super::log::Log;
 use crate::error::{Context, Error, Result};
 
-/// What a process can be told.
+/// A signal to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM: end in good order.
+    /// SIGTERM: shut down gracefully.
     Term,
     /// SIGKILL: end at once.
     Kill,
-    /// SIGSTOP: stand still, sockets open.
+    /// SIGSTOP: pause, with sockets left open.
     Stop,
-    /// SIGCONT: go on.
+    /// SIGCONT: continue.
     Cont,
 }
 
-/// Variables of our own environment that a process may see.
+/// The environment variables that a process inherits.
 const PASSED: [&str; 5] = ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE"];
 
-/// A running program. It belongs to the runtime it was started in, and is killed when it is dropped.
+/// A running program. It is bound to the runtime that it was started in, and is killed when it is dropped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
     log: Log,
-    /// They end when the process closes its outputs, which it does by ending.
+    /// The tasks that read the outputs. They end when the process closes its outputs, which it does by ending.
     followers: Vec<JoinHandle<()>>,
 }
 
 impl Process {
-    /// Starts a program. Its environment is what is given, `PATH`, `HOME` and little else, and `RUST_BACKTRACE=1`; so no setting of the
-    /// developer's shell changes a test.
+    /// Starts a program.
+    ///
+    /// Its environment consists of the given variables, `PATH`, `HOME` and a few other inherited ones, and `RUST_BACKTRACE=1`, so no
+    /// setting of the developer's shell changes a test.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn spawn<A: AsRef<OsStr>>(
         program: &Path,
         arguments: impl IntoIterator<Item = A>,
@@ -72,30 +74,30 @@ impl Process {
         Ok(Self { name, child, log, followers })
     }
 
-    /// The process number; `None` once it was waited for.
+    /// The process ID; `None` once the process has been waited for.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// What it printed on both outputs, up to a bound of a few megabytes.
+    /// What the process has printed on both outputs, up to a few megabytes; the oldest lines are dropped first.
     #[must_use]
     pub fn log(&self) -> String {
         self.log.text()
     }
 
-    /// Waits for a line of its log that contains the text, and returns it. A line printed before counts.
+    /// Waits for a line of its log that contains the text, and returns it. Lines printed earlier count.
     ///
     /// # Errors
-    /// When none comes within the bound; the error holds the end of the log.
+    /// If there is none within the bound; the error includes the end of the log.
     pub async fn wait_for_log(&self, text: &str, bound: Duration) -> Result<String> {
         tokio::time::timeout(bound, self.log.line_with(text)).await.map_err(|_| self.late(&format!("`{text}` in the log"), bound))
     }
 
-    /// Sends a signal. Nothing happens when the process has ended.
+    /// Sends a signal. Does nothing if the process has ended.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) else { return Ok(()) };
         let signal = match signal {
@@ -104,19 +106,19 @@ impl Process {
             Signal::Stop => signal::Signal::SIGSTOP,
             Signal::Cont => signal::Signal::SIGCONT,
         };
-        // Not waited for yet, so the number is still its own.
+        // The process has not been waited for, so its ID cannot have been reused.
         signal::kill(Pid::from_raw(pid), signal).context(|| format!("sending {signal} to {}", self.name))
     }
 
-    /// Waits until it has ended and its log is complete.
+    /// Waits until the process has ended and its log is complete.
     ///
     /// # Errors
-    /// When it has not within the bound; the error holds the end of the log.
+    /// If it has not ended within the bound; the error includes the end of the log.
     pub async fn wait_exit(&mut self, bound: Duration) -> Result<ExitStatus> {
         let ended = async {
             let status = self.child.wait().await;
             for follower in self.followers.drain(..) {
-                // A follower that panicked has printed so, and its part of the log is all there will be.
+                // A follower that panicked has reported that; what it has read of the log is all there is.
                 let _ = follower.await;
             }
             status
@@ -127,10 +129,10 @@ impl Process {
         }
     }
 
-    /// SIGKILL, and returns when it is gone.
+    /// Sends SIGKILL, and waits until the process is gone.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub async fn kill(&mut self) -> Result<()> {
         self.child.kill().await.context(|| format!("killing {}", self.name))
     }

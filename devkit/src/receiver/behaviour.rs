@@ -1,43 +1,43 @@
-//! How a receiver of webhooks answers: well, or badly in one of the ways that receivers have.
+//! How a webhook receiver answers: properly, or with one of the faults that receivers have.
 
 use serde::{Deserialize, Serialize};
 
-/// How deliveries are answered. [`Default`]: 204 to all of them.
+/// How deliveries are answered. [`Default`] answers 204 to all of them.
 ///
 /// As JSON: `{"status":204,"misbehave":{"kind":"status","status":500},"first":2,"retryAfter":5}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Behaviour {
-    /// The status of an answer that is not misbehaved.
+    /// The status of an ordinary answer.
     pub status: u16,
-    /// What is done instead.
+    /// The misbehaviour that replaces an ordinary answer; `None` for none.
     pub misbehave: Option<Misbehaviour>,
-    /// Only the first so many deliveries of each webhook id meet it; `None`: all.
+    /// The number of deliveries of each webhook ID that meet the misbehaviour, from the first one; `None` for all.
     pub first: Option<u32>,
-    /// `Retry-After`, in seconds, on the answers that are not 2xx.
+    /// `Retry-After`, in seconds, on answers that are not 2xx.
     pub retry_after: Option<u64>,
-    /// How long every answer takes, in milliseconds.
+    /// The delay of every answer, in milliseconds.
     pub latency_ms: u64,
 }
 
-/// What a receiver does instead of a proper answer.
+/// What a receiver does instead of giving an ordinary answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
 pub enum Misbehaviour {
-    /// Another status.
+    /// Answers with another status.
     Status {
-        /// Which one.
+        /// The status.
         status: u16,
     },
-    /// No answer, for as long as the sender waits.
+    /// Does not answer for as long as the sender waits.
     Hang,
-    /// A 200 whose body comes byte by byte and never ends.
+    /// Answers 200 with a body that arrives byte by byte and never ends.
     SlowBody,
-    /// The connection is closed without an answer.
+    /// Closes the connection without an answer.
     Drop,
-    /// 302 to another address.
+    /// Redirects to another address with 302.
     Redirect {
-        /// Where to.
+        /// The target of the redirect.
         location: String,
     },
 }
@@ -55,18 +55,18 @@ impl Behaviour {
         Self { misbehave: Some(misbehave), ..Self::default() }
     }
 
-    /// Answers the first `count` deliveries of each webhook id with `status`, and then well.
+    /// Answers the first `count` deliveries of each webhook ID with `status`, and the following ones with 204.
     #[must_use]
     pub fn fail_first(count: u32, status: u16) -> Self {
         Self { misbehave: Some(Misbehaviour::Status { status }), first: Some(count), ..Self::default() }
     }
 
-    /// What is done to the delivery with this number, counted from 1 for each webhook id.
+    /// The misbehaviour for the delivery with this number, counted from 1 for each webhook ID; `None` for an ordinary answer.
     pub(super) fn of(&self, number: u32) -> Option<&Misbehaviour> {
         self.misbehave.as_ref().filter(|_| self.first.is_none_or(|first| number <= first))
     }
 
-    /// Are the statuses such?
+    /// Returns whether all statuses are valid.
     pub(super) fn valid(&self) -> bool {
         let other = match self.misbehave {
             Some(Misbehaviour::Status { status }) => status,

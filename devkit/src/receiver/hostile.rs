@@ -1,4 +1,4 @@
-//! Receivers that mean harm: raw sockets, because no HTTP library would do what they do.
+//! Malicious webhook receivers. They use raw sockets, because no HTTP library would do what they do.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,19 +15,19 @@ use crate::error::{Context, Result};
 /// What a hostile receiver does with each connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hostility {
-    /// Reads the request and then sends headers, as fast as they are taken, without an end.
+    /// Reads the request, then sends headers without end, as fast as the client takes them.
     EndlessHeaders,
-    /// The same, one header a second.
+    /// Reads the request, then sends headers without end, one per second.
     SlowHeaders,
-    /// Answers 200 and a body that has another byte every second, without an end.
+    /// Answers 200 with an endless body, one byte per second.
     EndlessBody,
-    /// Answers 200 and a body of 10 GB, as fast as it is taken.
+    /// Answers 200 with a body of 10 GB, as fast as the client takes it.
     HugeBody,
-    /// Answers 307 to its own next number, a thousand times.
+    /// Redirects with 307 to its own next number, a thousand times.
     Redirects,
-    /// Accepts and says nothing, which stalls a TLS handshake.
+    /// Accepts the connection and sends nothing, which stalls a TLS handshake.
     Stall,
-    /// Accepts and hangs up.
+    /// Accepts the connection and closes it.
     HangUp,
     /// Reads the request and answers 429 with this `Retry-After`.
     RetryAfter(String),
@@ -51,7 +51,7 @@ impl Hostile {
     /// Starts on a free port of 127.0.0.1.
     ///
     /// # Errors
-    /// When it cannot listen.
+    /// If it cannot listen.
     pub async fn start(hostility: Hostility) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context(|| "listening on 127.0.0.1")?;
         let addr = listener.local_addr().context(|| "listening on 127.0.0.1")?;
@@ -65,7 +65,7 @@ impl Hostile {
                         let Ok((stream, _)) = accepted else { continue };
                         shared.connections.fetch_add(1, Ordering::Relaxed);
                         let (hostility, seen) = (hostility.clone(), Arc::clone(&shared));
-                        // The error is the client's, who had enough.
+                        // The error means that the client gave up.
                         connections.spawn(async move { drop(serve(stream, &hostility, &seen).await) });
                     }
                     Some(_) = connections.join_next() => {}
@@ -75,19 +75,19 @@ impl Hostile {
         Ok(Self { addr, seen, task })
     }
 
-    /// Its address, as http or https.
+    /// Its URL with the scheme, http or https.
     #[must_use]
     pub fn url(&self, scheme: &str) -> String {
         format!("{scheme}://{}/0", self.addr)
     }
 
-    /// Connections that it accepted.
+    /// The number of connections that it has accepted.
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.seen.connections.load(Ordering::Relaxed)
     }
 
-    /// Bytes that were taken from it.
+    /// The number of bytes that it has sent.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.seen.sent.load(Ordering::Relaxed)
@@ -145,7 +145,7 @@ async fn serve(mut stream: TcpStream, hostility: &Hostility, seen: &Seen) -> io:
     Ok(())
 }
 
-/// Keeps the connection, reads nothing, says nothing, until the client goes.
+/// Keeps the connection open without reading or sending, until the client disconnects.
 async fn stalled(stream: &mut TcpStream) -> io::Result<()> {
     let mut first = [0; 1];
     while stream.peek(&mut first).await? > 0 {
@@ -160,7 +160,7 @@ async fn send(stream: &mut TcpStream, seen: &Seen, bytes: &[u8]) -> io::Result<(
     Ok(())
 }
 
-/// Reads a request, and gives its path.
+/// Reads a request and returns its path.
 async fn read_request(stream: &mut TcpStream) -> io::Result<String> {
     let mut request = Vec::new();
     let mut buffer = [0; 4096];

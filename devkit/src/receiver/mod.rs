@@ -1,7 +1,7 @@
-//! A receiver of webhooks: records every delivery, verifies it with a library that is not ours, and misbehaves on request.
+//! A webhook receiver that records every delivery, verifies it with an independent library, and misbehaves on request.
 //!
-//! Any path is recorded as it is, so that one receiver can serve many tests or tell requests apart; paths that begin with `_` control it.
-//! `service` is the HTTP side, `behaviour` the ways to answer, `hostile` receivers that mean harm.
+//! It accepts any path and records it, so that one receiver can serve many tests or tell requests apart. Paths that begin with `/_` control
+//! it. `service` is the HTTP side, `behaviour` has the ways to answer, `hostile` has malicious receivers.
 
 mod behaviour;
 mod hostile;
@@ -30,19 +30,19 @@ use service::{Service, State};
 /// One request that reached the receiver.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// `webhook-id`; empty when the header is missing.
+    /// The header `webhook-id`; empty if it is missing.
     pub webhook_id: String,
-    /// `webhook-timestamp`, in seconds.
+    /// The header `webhook-timestamp`, in seconds; `None` if it is missing or not a number.
     pub timestamp: Option<i64>,
-    /// Did the independent library accept the signature and the timestamp?
+    /// Whether the independent library accepted the signature and the timestamp.
     pub verified: bool,
-    /// Why not.
+    /// Why it did not; `None` if it did.
     pub refusal: Option<String>,
-    /// The how-manieth of this webhook id, from 1.
+    /// The number of this delivery among those of its webhook ID, from 1.
     pub number: u32,
-    /// The path it was sent to.
+    /// The path of the request.
     pub path: String,
-    /// The body; null when it is no JSON.
+    /// The body as JSON; null if it is not JSON.
     pub body: Value,
     /// The body, byte for byte.
     pub raw: Bytes,
@@ -50,14 +50,14 @@ pub struct Delivery {
     pub headers: HeaderMap,
     /// When the body was complete.
     pub received_at: SystemTime,
-    /// What was answered; `None`: nothing.
+    /// The status of the answer; `None` if there was no answer.
     pub status: Option<u16>,
 }
 
-/// What a receiver is made with.
+/// The options of a receiver.
 #[derive(Clone, Debug, Default)]
 pub struct ReceiverOptions {
-    /// The `whsec_…` to verify with; `None`: nothing verifies.
+    /// The secret (`whsec_…`) to verify with; if `None`, no delivery is verified.
     pub secret: Option<String>,
 }
 
@@ -68,40 +68,40 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Starts on the address; port 0 is a free one.
+    /// Starts a receiver on the address; port 0 is any free port.
     ///
     /// # Errors
-    /// When it cannot listen there, or the secret is none.
+    /// If it cannot listen there, or the secret is invalid.
     pub async fn start(listen: SocketAddr, options: ReceiverOptions) -> Result<Self> {
         let secret = options.secret.map(|secret| Webhook::new(&secret)).transpose().context(|| "the webhook secret")?;
         let service = Arc::new(Service { secret, state: Mutex::new(State::default()), changed: watch::Sender::new(()) });
         Ok(Self { server: Server::start(listen, Arc::clone(&service)).await?, service })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
     }
 
-    /// The address of a path, which begins with `/`.
+    /// The URL of a path, which must begin with `/`.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addr())
     }
 
-    /// All deliveries so far, in the order of their arrival.
+    /// All deliveries so far, in the order of arrival.
     #[must_use]
     pub fn deliveries(&self) -> Vec<Delivery> {
         self.service.state().deliveries.clone()
     }
 
-    /// Behaves so from now on, wherever no path has a behaviour of its own.
+    /// Sets the behaviour for all paths that have none of their own.
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.service.state().behave(None, behaviour);
     }
 
-    /// Behaves so from now on at this path.
+    /// Sets the behaviour for this path.
     pub fn set_behaviour_of(&self, path: &str, behaviour: Behaviour) {
         self.service.state().behave(Some(path.to_owned()), behaviour);
     }
@@ -109,9 +109,9 @@ impl Receiver {
     /// Waits until the deliveries satisfy the condition, and returns them.
     ///
     /// # Errors
-    /// When they do not within the bound; the error says how many there are.
+    /// If they do not within the bound; the error includes the deliveries.
     pub async fn wait_for(&self, bound: Duration, condition: impl Fn(&[Delivery]) -> bool) -> Result<Vec<Delivery>> {
-        // Subscribed before the first look: a delivery in between is a change.
+        // Subscribe before the first check, so that a delivery in between is not missed.
         let mut changed = self.service.changed.subscribe();
         let satisfied = async {
             loop {
@@ -127,23 +127,23 @@ impl Receiver {
         })
     }
 
-    /// How many deliveries are such.
+    /// The number of deliveries that match the predicate.
     pub fn count(&self, which: impl Fn(&Delivery) -> bool) -> usize {
         self.service.state().deliveries.iter().filter(|delivery| which(delivery)).count()
     }
 
-    /// Changes with every delivery.
+    /// A channel that changes with every delivery.
     pub(crate) fn watch(&self) -> watch::Receiver<()> {
         self.service.changed.subscribe()
     }
 
-    /// Stops, and returns when every connection is closed.
+    /// Stops the receiver, and waits until every connection is closed.
     pub async fn stop(self) {
         self.server.stop().await;
     }
 }
 
-/// What `GET /_deliveries` answers: counts, and the deliveries without their headers.
+/// The answer to `GET /_deliveries`: counts, and the deliveries without their headers.
 fn summary(deliveries: &[Delivery]) -> Value {
     let ids: BTreeSet<&str> = deliveries.iter().map(|delivery| delivery.webhook_id.as_str()).collect();
     let verified = deliveries.iter().filter(|delivery| delivery.verified).count();
@@ -172,13 +172,13 @@ pub(crate) struct ReceiverArgs {
     webhook_secret: String,
 }
 
-/// `devkit receiver`: prints a line per delivery until a signal comes.
+/// `devkit receiver`: prints a line per delivery until a signal arrives.
 pub(crate) async fn run(args: ReceiverArgs) -> Result<()> {
     let receiver = Receiver::start(args.listen, ReceiverOptions { secret: Some(args.webhook_secret) }).await?;
     say!("webhook receiver on {}; deliveries: {}", receiver.url("/"), receiver.url("/_deliveries"));
     let mut changed = receiver.service.changed.subscribe();
     let mut printed = 0;
-    // One future for all rounds, so that no signal falls between two.
+    // One future for all iterations, so that no signal is lost between two.
     let mut stop = std::pin::pin!(signals::terminate());
     loop {
         for delivery in receiver.deliveries().iter().skip(printed) {

@@ -1,4 +1,4 @@
-//! The HTTP side of the receiver: records a delivery, then answers as it was told to behave.
+//! The HTTP side of the receiver: records a delivery, then answers according to the behaviour that is set.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,16 +13,16 @@ use tokio::sync::watch;
 use super::{Behaviour, Delivery, Misbehaviour};
 use crate::wire::{self, Body, Handler, Reply};
 
-/// How often a slow body has another byte.
+/// The interval between two bytes of a slow body.
 const SLOW: Duration = Duration::from_millis(250);
-/// Deliveries that are remembered; the oldest go first.
+/// The number of deliveries that are kept; the oldest are dropped first.
 const REMEMBERED: usize = 100_000;
 
-/// Everything that the requests share.
+/// The state shared by all requests.
 pub(super) struct Service {
     pub(super) secret: Option<Webhook>,
     pub(super) state: Mutex<State>,
-    /// Told after every change, so that whoever waits looks again.
+    /// Notified after every delivery, so that waiters check again.
     pub(super) changed: watch::Sender<()>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct State {
     pub(super) behaviour: Behaviour,
     pub(super) behaviour_of_path: HashMap<String, Behaviour>,
     pub(super) deliveries: Vec<Delivery>,
-    /// Deliveries seen of each webhook id.
+    /// The number of deliveries of each webhook ID.
     seen: HashMap<String, u32>,
 }
 
@@ -110,7 +110,7 @@ impl State {
     }
 }
 
-/// The answer, if there is one.
+/// The answer; `None` if none is given.
 fn answer(behaviour: &Behaviour, misbehaviour: Option<&Misbehaviour>) -> Option<Response<Body>> {
     let status = |status| StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = match misbehaviour {
@@ -142,7 +142,7 @@ impl Handler for Service {
             (_, path) if path.starts_with("/_") => {
                 Reply::Answer(wire::text(StatusCode::NOT_FOUND, "GET|DELETE /_deliveries, PUT /_behaviour[?path=/…]"))
             }
-            // Any method: one that follows a redirect with GET should be seen, not hidden.
+            // Any method: a client that follows a redirect with GET should be recorded, not hidden.
             _ => self.deliver(request).await,
         }
     }

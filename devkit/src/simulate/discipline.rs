@@ -1,4 +1,4 @@
-//! In which order waiting messages are called, and when one that failed is due again.
+//! The order in which waiting messages are called, and when a failed one is due again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,29 +9,29 @@ use super::world::Message;
 use crate::backoff::{Backoff, FailedAttempt};
 use crate::policy::{self, Due, Slot};
 
-/// A way to schedule.
+/// A scheduling discipline.
 #[derive(Clone, Copy, Debug)]
 pub enum Discipline {
-    /// One queue; what failed goes to its end at once.
+    /// One queue; a failed message goes to its end at once.
     Fifo,
-    /// One queue; what failed goes to its end after a delay. The limiter, delayed set and FIFO `wait` list of `BullMQ` come to this; its
-    /// `exponential` backoff is [`Backoff`]'s, from the base without jitter.
+    /// One queue; a failed message goes to its end after a delay. The limiter, delayed set and FIFO `wait` list of `BullMQ` amount to this;
+    /// its `exponential` backoff is that of [`Backoff`], from the base without jitter.
     Delayed(Backoff),
     /// Ours: [`policy::pick`] and the delays of `SIGN_RETRY_STRATEGY`.
     Ours(Backoff),
-    /// Knows every outage: begins the longest ones first, and calls again when they are over, never sooner.
+    /// Knows every outage: starts the longest ones first, and calls again when they are over, never sooner.
     Clairvoyant,
 }
 
-/// The messages that wait, in the order of a discipline.
+/// The waiting messages, in the order of a discipline.
 #[derive(Debug)]
 pub struct Queue<'a> {
     discipline: Discipline,
     messages: &'a [Message],
-    /// Never tried.
+    /// Messages that have never been tried.
     fresh: BTreeSet<Due>,
     retries: BTreeSet<Due>,
-    /// When each message is or was due, by its number.
+    /// When each message is or was due, by message number.
     due_at: Vec<Duration>,
 }
 
@@ -41,13 +41,13 @@ impl<'a> Queue<'a> {
         Self { discipline, messages, fresh: BTreeSet::new(), retries: BTreeSet::new(), due_at: vec![Duration::ZERO; messages.len()] }
     }
 
-    /// A message was posted.
+    /// Adds a message that was posted.
     pub fn arrived(&mut self, now: Duration, number: usize) {
         self.due_at[number] = now;
         self.fresh.insert(Due { at: now, job: job(number) });
     }
 
-    /// A message failed; when it is due again.
+    /// Adds a message that failed, and returns when it is due again.
     pub fn failed(&mut self, now: Duration, number: usize, failure: FailedAttempt, outage_ends: Duration, rng: &mut SmallRng) -> Duration {
         let at = match self.discipline {
             Discipline::Fifo => now,
@@ -59,12 +59,12 @@ impl<'a> Queue<'a> {
         at
     }
 
-    /// Does a due message wait?
+    /// Returns whether a due message is waiting.
     pub fn due_waits(&self, now: Duration) -> bool {
         !self.fresh.is_empty() || self.retries.first().is_some_and(|due| due.at <= now)
     }
 
-    /// Takes out the messages to call now, each with a slot.
+    /// Removes the messages to call now and returns them, each with a slot.
     pub fn pick(&mut self, now: Duration, window: Duration, slots: &[Slot]) -> Vec<(usize, u32)> {
         let most = slots.len();
         let due = |queue: &BTreeSet<Due>| queue.iter().copied().take(most).take_while(|due| due.at <= now).collect::<Vec<_>>();

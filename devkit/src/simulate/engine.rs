@@ -1,4 +1,4 @@
-//! One run: events in the order of their times, nothing else. No clock, no sleep; the same world, discipline and seed give the same run.
+//! One run: events in time order, and nothing else. There is no clock and no sleep; the same world, discipline and seed give the same run.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,34 +12,35 @@ use super::world::World;
 use crate::backoff::FailedAttempt;
 use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS, Slot};
 
-/// A window is stretched by so much when a slot waits for it: `store::upstream::CLOCKS_DRIFT` in production.
+/// The factor that stretches the window for which a slot waits: `store::upstream::CLOCKS_DRIFT` in production.
 const CLOCKS_DRIFT: f64 = 1.001;
-/// The claim counts no further than this how many messages compete.
+/// The claim counts competing messages only up to this number.
 const COMPETING_COUNTED: usize = 1_000;
 
 /// What happened in a run.
 #[derive(Clone, Debug, Default)]
 pub struct Run {
-    /// When the answer with its signature came, for each message; none for those that the horizon cut off.
+    /// When the answer with its signature arrived, for each message; `None` for those that the horizon cut off.
     pub signed: Vec<Option<Duration>>,
-    /// When the calls arrived, in order.
+    /// When the calls arrived, in ascending order.
     pub calls: Vec<Duration>,
-    /// How long due work waited for a free slot, in all.
+    /// The total time in which due work waited for a free slot.
     pub due_time: Duration,
-    /// The part of the budget that was spent in that time, in slots × time.
+    /// The part of the budget that was used in that time, in slots × time.
     pub spent_time: Duration,
-    /// The longest time that a due message waited for its next try.
+    /// The longest time that a due message waited for its next attempt.
     pub longest_wait: Duration,
-    /// The largest part of [`bound`] that a due message waited; above 1, the bound does not hold.
+    /// The largest fraction of its [`bound`] that a due message waited; above 1, the bound does not hold.
     pub largest_part_of_bound: f64,
 }
 
-/// The longest that a due message may wait for its next try when `ahead` messages of its lane are due before it; `cycle` is a window and
-/// an answer, the time in which a slot is used once while due work waits.
+/// The longest that a due message can wait for its next attempt when `ahead` messages of its lane are due before it.
 ///
-/// Of [`RETRY_EVERY`] uses in a row of a slot, one prefers a retry that has been due for [`RETRY_OVERDUE_WINDOWS`], and the others
-/// first tries; each lane goes in the order of being due. So in every so many cycles `calls` retries are called, or that many first tries
-/// for each of the other uses, and nobody goes before those that were ahead.
+/// `cycle` is a window plus the time of an answer: while due work waits, each slot is used once per cycle.
+///
+/// Of every [`RETRY_EVERY`] consecutive uses of a slot, one prefers a retry that has been due for [`RETRY_OVERDUE_WINDOWS`] windows, and
+/// the others prefer first attempts; each lane is served in the order of due times. So in every [`RETRY_EVERY`] cycles, `calls` retries are
+/// called, or `calls` first attempts for each of the other uses, and no message overtakes those ahead of it.
 pub fn bound(ahead: usize, retry: bool, calls: u16, cycle: Duration) -> Duration {
     let every = u32::from(RETRY_EVERY);
     let called = u32::from(calls) * if retry { 1 } else { every - 1 };
@@ -51,11 +52,11 @@ pub fn bound(ahead: usize, retry: bool, calls: u16, cycle: Duration) -> Duration
 struct State {
     attempt: u32,
     first_call: Option<Duration>,
-    /// When it became, or becomes, due.
+    /// When the message became, or becomes, due.
     due_at: Duration,
-    /// Messages of its lane that were due when it became so.
+    /// The number of messages of its lane that were due when it became due.
     ahead: Option<usize>,
-    /// What the claim saw.
+    /// The number of competing messages that the claim saw.
     competing: usize,
     age: Duration,
 }
@@ -73,18 +74,18 @@ struct Simulation<'a> {
     now: Duration,
     states: Vec<State>,
     slots: Vec<UsedSlot>,
-    /// Calls under way: when the answer comes, for which message, and whether it is a signature.
+    /// Calls in flight: when the answer arrives, for which message, and whether it is a signature.
     answers: BinaryHeap<Reverse<(Duration, usize, bool)>>,
     /// Retries that are not due yet.
     becoming_due: BinaryHeap<Reverse<(Duration, usize)>>,
-    /// Due messages of either lane: first tries, retries.
+    /// The number of due messages in each lane: first attempts, retries.
     due: [usize; 2],
     pending: usize,
     next_arrival: usize,
     run: Run,
 }
 
-/// Runs a world under a discipline. The seed decides latencies and jitter.
+/// Runs a world under a discipline. The seed determines latencies and jitter.
 #[must_use]
 pub fn run(world: &World, discipline: Discipline, seed: u64) -> Run {
     let slots = (1..=u32::from(world.rate.calls()))
@@ -123,7 +124,7 @@ impl Simulation<'_> {
         [arrival, answer, due, free].into_iter().flatten().min().map(|at| at.max(self.now)).filter(|at| *at <= self.world.horizon)
     }
 
-    /// Adds up what was spent of the budget while due work waited, until `next`.
+    /// Adds up the budget that is used until `next`, if due work is waiting.
     fn account(&mut self, next: Duration) {
         if !self.queue.due_waits(self.now) {
             return;
@@ -148,7 +149,7 @@ impl Simulation<'_> {
         self.ripen();
     }
 
-    /// Retries whose time has come.
+    /// Counts the retries that have become due.
     fn ripen(&mut self) {
         while let Some(Reverse((at, number))) = self.becoming_due.peek().copied().filter(|Reverse((at, _))| *at <= self.now) {
             debug_assert_eq!(at, self.states[number].due_at);

@@ -1,4 +1,4 @@
-//! What many runs of one scenario under one discipline come to.
+//! The figures of many runs of one scenario under one discipline.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use crate::units::Rate;
 /// The figures of one line of the table.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Figures {
-    /// The time until the last signature, as a multiple of the earliest possible end: mean and 95th percentile. Nothing where load is
-    /// cut off at the horizon.
+    /// The time until the last signature, as a multiple of the earliest possible end: mean and 95th percentile. `None` if the load is cut
+    /// off at the horizon.
     pub to_oracle: Option<(f64, f64)>,
-    /// Mean time from the POST to the signature, of what was signed.
+    /// The mean time from the POST to the signature, over the signed messages.
     pub to_signature: Duration,
     /// Calls made for each signature.
     pub calls_per_signature: f64,
-    /// The part of the budget that was spent while due work waited, 0 to 1.
+    /// The fraction of the budget that was used while due work waited, 0 to 1.
     pub budget_used: f64,
-    /// The longest that a due message waited for a try.
+    /// The longest that a due message waited for an attempt.
     pub longest_wait: Duration,
-    /// The largest part of [`engine::bound`] that a due message waited.
+    /// The largest fraction of its [`engine::bound`] that a due message waited.
     pub part_of_bound: f64,
 }
 
-/// Runs the scenario with the seeds from 0.
+/// Runs the scenario with the seeds from 0 upwards.
 #[must_use]
 pub fn figures(scenario: &Scenario, discipline: Discipline, seeds: u32, rate: Rate) -> Figures {
     let mut figures = Figures::default();
@@ -52,7 +52,7 @@ pub fn figures(scenario: &Scenario, discipline: Discipline, seeds: u32, rate: Ra
     figures.to_oracle = ratios.get((ratios.len() * 95).div_ceil(100).saturating_sub(1)).map(|p95| (mean(&ratios), *p95));
     figures.to_signature = waited / signed.max(1);
     figures.calls_per_signature = f64::from(calls) / f64::from(signed.max(1));
-    // Without waiting there is nothing to miss.
+    // If nothing waited, no budget was left unused.
     figures.budget_used = if due.is_zero() { 1.0 } else { spent.div_duration_f64(due * u32::from(rate.calls())) };
     figures
 }

@@ -1,14 +1,14 @@
-//! `devkit simulate`: the scheduling policy by simulation, against others and against what is possible.
+//! `devkit simulate`: simulates the scheduling policy, and compares it with others and with what is possible.
 //!
-//! - `world` and `scenarios`: what is posted when, and what the upstream will do to it;
-//! - `discipline`: the orders and delays that are compared. Ours is production's own code: [`crate::backoff`] and [`crate::policy`] are
-//!   the sources of `shared`, and a test there holds the SQL of the claim to `policy`;
-//! - `engine`: one run, event by event, with slots as production has them; no clock, no sleep;
-//! - `oracle`: the earliest end that anybody could reach who knows every outage;
-//! - `figures`, `report`: what many runs come to, and whether the targets are met.
+//! - `world` and `scenarios`: what is posted when, and what the upstream does to it;
+//! - `discipline`: the orders and delays that are compared. Ours is the production code: [`crate::backoff`] and [`crate::policy`] are the
+//!   sources of `shared`, and a test there checks the SQL of the claim against `policy`;
+//! - `engine`: one run, event by event, with slots as in production; no clock, no sleep;
+//! - `oracle`: the earliest possible end, even for a scheduler that knows every outage;
+//! - `figures`, `report`: the figures of many runs, and whether the targets are met.
 //!
-//! What it leaves out: the time that a claim takes (milliseconds), crashes, and faults other than a message's outage. Those are for the
-//! tests with real processes.
+//! It leaves out the time that a claim takes (milliseconds), crashes, and faults other than a message's outage. The tests with real
+//! processes cover those.
 
 mod discipline;
 mod engine;
@@ -50,7 +50,7 @@ pub(crate) struct SimulateArgs {
     jitter: Jitter,
 }
 
-/// Runs every scenario under every discipline and prints the table. The code is 1 when a target is missed.
+/// Runs every scenario under every discipline and prints the table. The exit code is 1 if a target is missed.
 pub(crate) fn run(args: &SimulateArgs) -> Result<ExitCode> {
     let backoff = Backoff::new(args.strategy, args.base, args.max, args.jitter).map_err(Error::new)?;
     let report = simulate(backoff, args.seeds, |line| say!("{line}")).map_err(Error::new)?;
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<ExitCode> {
     Ok(if report.targets().iter().all(report::Target::is_met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The challenge's: ten calls in a minute.
+/// The rate of the challenge: ten calls per minute.
 fn rate() -> Result<Rate, String> {
     Rate::new(10, Duration::from_mins(1))
 }
@@ -68,7 +68,7 @@ fn simulate(backoff: Backoff, seeds: u32, progress: impl Fn(&str)) -> Result<Rep
     let mut lines = Vec::new();
     for scenario in scenarios::scenarios() {
         let started = Instant::now();
-        // Every discipline on a thread of its own: they share nothing.
+        // Each discipline runs on its own thread: they share nothing.
         let figures: Vec<_> = std::thread::scope(|scope| {
             let (scenario, rate) = (&scenario, &rate);
             let threads: Vec<_> = disciplines

@@ -1,4 +1,4 @@
-//! The table, and the targets.
+//! The table and the targets.
 
 use std::fmt;
 
@@ -16,13 +16,13 @@ pub(super) struct Line {
     pub(super) figures: Figures,
 }
 
-/// All of them.
+/// All lines.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub(super) lines: Vec<Line>,
 }
 
-/// What ours has to reach.
+/// A target that our discipline has to reach.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Target {
     what: String,
@@ -38,10 +38,10 @@ impl Target {
 }
 
 impl Report {
-    /// The targets and what ours measures.
+    /// The targets, with the measured figures of our discipline.
     pub(super) fn targets(&self) -> Vec<Target> {
         let ours = || self.lines.iter().filter(|line| line.discipline == "ours");
-        // A figure that is not there meets nothing.
+        // A missing figure meets no target.
         let of = |scenario: &str, figure: fn(&Figures) -> Option<f64>| {
             ours().find(|line| line.scenario == scenario).and_then(|line| figure(&line.figures)).unwrap_or(f64::NAN)
         };

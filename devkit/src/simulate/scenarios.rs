@@ -1,4 +1,4 @@
-//! The worlds that the disciplines are compared in, and the disciplines.
+//! The scenarios in which the disciplines are compared, and the disciplines.
 
 use std::time::Duration;
 
@@ -13,11 +13,13 @@ const LONG: std::ops::RangeInclusive<Duration> = Duration::from_mins(30)..=Durat
 pub const AT_ONCE: &str = "60 at once";
 /// The challenge's burst, over a minute.
 pub const OVER_A_MINUTE: &str = "60 over a minute";
-/// The load that nothing can keep up with.
+/// A load that no discipline can keep up with.
 pub const OVERLOAD: &str = "150 % of capacity, 3 h";
 
-/// All of them. With half of the messages failing at first, a message costs a clairvoyant 1.5 calls, so ten calls a minute are good
-/// for 6.67 messages: that is the capacity.
+/// All scenarios.
+///
+/// Half of the messages fail at first, so a message costs a clairvoyant 1.5 calls. Ten calls per minute are therefore enough for 6.67
+/// messages per minute, which is the capacity.
 #[must_use]
 pub fn scenarios() -> Vec<Scenario> {
     let capacity = 10.0 / 1.5;
@@ -42,7 +44,7 @@ pub fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// What is compared, by name; `ours` is with these delays.
+/// The disciplines to compare, by name; `ours` uses the given delays.
 ///
 /// # Errors
 /// None: the delays of the others are valid.

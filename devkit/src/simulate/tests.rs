@@ -1,4 +1,4 @@
-//! The simulation against schedules that can be checked by hand, its oracle against schedules that were made, and the targets.
+//! Tests of the simulation against schedules that can be checked by hand, of its oracle against actual schedules, and of the targets.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What is simulated: messages with their fates, and the budget. Everything is decided before a run, so that every discipline and the
-//! oracle meet the same world.
+//! The simulated world: messages with their outages, and the budget. Everything is decided before a run, so that every discipline and the
+//! oracle get the same world.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use rand::{RngExt, SeedableRng};
 
 use crate::units::Rate;
 
-/// A message and what the upstream will do to it.
+/// A message and what the upstream does to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// When it is posted, since the start.
+    /// When it is posted, relative to the start.
     pub arrives: Duration,
-    /// How long it fails, counted from its first call; zero: never. As `upstream::outages` has it, drawn beforehand.
+    /// How long it fails, counted from its first call; zero if it never fails. As in `upstream::outages`, but drawn in advance.
     pub outage: Duration,
 }
 
-/// Messages in the order of their arrival, and the rules that hold for calls.
+/// Messages in the order of their arrival, and the rules for calls.
 #[derive(Clone, Debug)]
 pub struct World {
     /// The messages.
@@ -27,47 +27,47 @@ pub struct World {
     pub rate: Rate,
     /// How long an answer takes.
     pub latency: RangeInclusive<Duration>,
-    /// Calls later than this are not made: load that never ends is cut off here.
+    /// The time after which no calls are made; it cuts off load that never ends.
     pub horizon: Duration,
 }
 
-/// How messages come.
+/// How messages arrive.
 #[derive(Clone, Copy, Debug)]
 pub enum Arrivals {
-    /// So many, evenly over a time; zero: all at once.
+    /// A number of messages, spread evenly over a time; if that is zero, all at once.
     Burst(u32, Duration),
-    /// At random moments (a Poisson process), this many in a window on average, for so long.
+    /// A Poisson process with this mean number of messages per window, for this long.
     Sustained(f64, Duration),
-    /// A burst at once, and sustained load from the same moment on.
+    /// A burst at once, and sustained load from the same time on.
     Both(u32, f64, Duration),
 }
 
 /// How long outages last.
 #[derive(Clone, Debug)]
 pub enum Outages {
-    /// Evenly between two lengths.
+    /// Uniformly distributed between two lengths.
     Even(RangeInclusive<Duration>),
-    /// Mostly as the first, and with this share (0 to 1) as the second.
+    /// Like the first range, but with this probability (0 to 1) like the second one.
     Mixed(RangeInclusive<Duration>, f64, RangeInclusive<Duration>),
 }
 
-/// A kind of world. [`Scenario::world`] makes one of them.
+/// A kind of world. [`Scenario::world`] generates one of them.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// What it is called.
+    /// The name of the scenario.
     pub name: &'static str,
-    /// How messages come.
+    /// How messages arrive.
     pub arrivals: Arrivals,
     /// The share of messages that fail at first.
     pub failing: f64,
-    /// For how long those fail.
+    /// How long those messages fail.
     pub outages: Outages,
-    /// Of `--seeds`, one in so many is run: long runs tell as much as many short ones.
+    /// Only one in this many of `--seeds` is run: a long run says as much as many short ones.
     pub one_in: u32,
 }
 
 impl Scenario {
-    /// The world of a seed.
+    /// Generates the world of a seed.
     #[must_use]
     pub fn world(&self, seed: u64, rate: Rate) -> World {
         let rng = &mut SmallRng::seed_from_u64(seed);
@@ -98,7 +98,7 @@ impl Scenario {
     }
 }
 
-/// Moments with exponential gaps of this mean.
+/// Arrival times with exponentially distributed gaps of this mean.
 fn poisson(mean_gap: Duration, length: Duration, rng: &mut SmallRng) -> Vec<Duration> {
     let mut times = Vec::new();
     let mut now = Duration::ZERO;

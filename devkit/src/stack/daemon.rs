@@ -1,4 +1,4 @@
-//! Background processes: started so that they outlive the terminal's command, and ended in good order.
+//! Background processes: they outlive the command that starts them, and are shut down gracefully.
 
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
@@ -14,16 +14,16 @@ use super::settings::{Environment, set};
 use super::state::{Running, start_of};
 use crate::error::{Context, Error, Result};
 
-/// How long a process may take to end in good order: the worker finishes the calls that are under way.
+/// How long a process may take to shut down gracefully: the worker finishes the calls in flight.
 const TERM_BOUND: Duration = Duration::from_secs(40);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Where a process's log is.
+/// The path of a process's log.
 pub(super) fn log_path(name: &str) -> Result<PathBuf> {
     Ok(folder()?.join("logs").join(format!("{name}.log")))
 }
 
-/// Starts a program in the background; its log begins anew.
+/// Starts a program in the background, with an empty log.
 pub(super) fn start(name: &str, program: &Path, arguments: &[&str], environment: &Environment) -> Result<Running> {
     let path = log_path(name)?;
     let logs = path.parent().expect("it is in a folder");
@@ -37,7 +37,7 @@ pub(super) fn start(name: &str, program: &Path, arguments: &[&str], environment:
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(both)
-        // Control-C in the terminal is for whoever is in front.
+        // Control-C in the terminal is for the foreground process.
         .process_group(0)
         .spawn()
         .context(|| format!("starting {}", program.display()))?;
@@ -46,14 +46,14 @@ pub(super) fn start(name: &str, program: &Path, arguments: &[&str], environment:
     Ok(Running { name: name.to_owned(), pid, started })
 }
 
-/// Ends a process: SIGTERM, and SIGKILL when it does not. Blocks until it is gone. Returns whether it ran.
+/// Ends a process with SIGTERM, or with SIGKILL if that does not end it. Blocks until it is gone. Returns whether it was running.
 pub(super) fn stop(process: &Running) -> Result<bool> {
     if !process.runs() {
         return Ok(false);
     }
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let pid = i32::try_from(process.pid).context(|| "a process number")?;
-        // It may end between the look and the signal; then there is nothing to do.
+        // It may end between the check and the signal; then there is nothing to do.
         let _ = kill(Pid::from_raw(pid), signal);
         let deadline = Instant::now() + TERM_BOUND;
         while Instant::now() < deadline {
@@ -66,7 +66,7 @@ pub(super) fn stop(process: &Running) -> Result<bool> {
     Err(Error::new(format!("{} (process {}) does not end", process.name, process.pid)))
 }
 
-/// The last line of a log that says something, without colours.
+/// The last non-blank line of a log.
 pub(super) fn last_line(name: &str) -> String {
     let text = log_path(name).and_then(|path| std::fs::read(path).context(|| "the log")).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

@@ -1,10 +1,10 @@
-//! `devkit down`: ends the stack in the order that loses nothing, and says so.
+//! `devkit down`: stops the stack in the order that loses nothing, and reports it.
 
 use super::{State, daemon, postgres_folder};
 use crate::error::Result;
 use crate::postgres::Detached;
 
-/// Stops everything that runs. The data stays.
+/// Stops everything that is running. The data stays.
 pub(crate) fn down() -> Result<()> {
     if stop_all()? {
         say!("the stack is down; its data stays in .countersign/");
@@ -14,7 +14,7 @@ pub(crate) fn down() -> Result<()> {
     Ok(())
 }
 
-/// Stops the services before what they need, the last started first; returns whether anything ran.
+/// Stops the services before their dependencies, in reverse start order. Returns whether anything was running.
 pub(super) fn stop_all() -> Result<bool> {
     let mut any = false;
     for process in State::load()?.unwrap_or_default().processes.iter().rev() {

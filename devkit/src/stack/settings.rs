@@ -1,4 +1,4 @@
-//! What can be set of the local stack, and the environment that each of its processes gets.
+//! The settings of the local stack, and the environment of each of its processes.
 
 use clap::Args;
 
@@ -27,7 +27,7 @@ pub(crate) struct StackArgs {
     pub(super) real_time: String,
 }
 
-/// Variables for one process: those that always hold, and those that hold unless the developer set them.
+/// The environment variables of one process: fixed ones, and defaults for those that the developer has not set.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Environment {
     pub(super) fixed: Vec<(&'static str, String)>,
@@ -35,7 +35,7 @@ pub(super) struct Environment {
 }
 
 impl StackArgs {
-    /// Milliseconds that so many seconds of the challenge take.
+    /// Converts seconds of the challenge to milliseconds at the chosen speed.
     fn scaled(&self, seconds: u32) -> u32 {
         let speed = if self.real_time.is_empty() { self.speed } else { 1 };
         seconds * 1000 / speed
@@ -45,7 +45,7 @@ impl StackArgs {
         ("UPSTREAM_RATE", format!("10/{}ms", self.scaled(60)))
     }
 
-    /// Each port, whose it is, and the variable that moves it.
+    /// Each port, what it is for, and the variable that changes it.
     pub(super) fn ports(&self) -> [(u16, &'static str, &'static str); 4] {
         [
             (self.api_port, "the API", "API_PORT"),
@@ -90,25 +90,25 @@ impl StackArgs {
     }
 }
 
-/// Receivers on this machine.
+/// The networks of receivers on this machine.
 const LOCAL_NETWORKS: &str = "127.0.0.0/8,::1/128";
 
-/// The key that exists from the start: the developer's, or the known one.
+/// The API key that exists from the start: the developer's, or the default.
 pub(super) fn api_key() -> String {
     set("BOOTSTRAP_API_KEY").unwrap_or_else(|| API_KEY.to_owned())
 }
 
-/// Its webhook secret.
+/// The webhook secret of that key.
 pub(super) fn webhook_secret() -> String {
     set("BOOTSTRAP_WEBHOOK_SECRET").unwrap_or_else(|| WEBHOOK_SECRET.to_owned())
 }
 
-/// A variable that is set to something.
+/// The value of a variable; `None` if it is unset or empty.
 pub(super) fn set(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// An address on this machine that no other machine reaches.
+/// A loopback address, which no other machine can reach.
 pub(super) fn local(port: u16) -> String {
     format!("127.0.0.1:{port}")
 }

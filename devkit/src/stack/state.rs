@@ -1,4 +1,4 @@
-//! What runs, written down: `state.json`, and how a process is told from another one with the same number.
+//! The record of what is running (`state.json`), and how a process is told apart from another one with the same ID.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,16 +13,16 @@ use crate::error::{Context, Result};
 pub(crate) struct Running {
     /// `api`, `worker` or `upstream`.
     pub(crate) name: String,
-    /// Its number.
+    /// Its process ID.
     pub(crate) pid: u32,
-    /// When it started, as the system tells it; numbers are given out again, starts are not.
+    /// When it started, as the system reports it: process IDs are reused, start times are not.
     pub(crate) started: String,
 }
 
-/// The stack as `up` left it.
+/// The stack, as started by `up`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
-    /// In the order of their start.
+    /// In the order in which they were started.
     pub(crate) processes: Vec<Running>,
     /// Address of the API.
     pub(crate) api_url: String,
@@ -35,18 +35,18 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// What `up` left; `None` when nothing runs.
+    /// Loads the record that `up` has saved; `None` if there is none that can be used.
     pub(crate) fn load() -> Result<Option<Self>> {
         let path = path()?;
         match std::fs::read(&path) {
-            // A file that cannot be read is from another version, or half written by a machine that went down.
+            // A file that cannot be parsed is from another version, or half written because the machine went down.
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context(|| format!("reading {}", path.display())),
         }
     }
 
-    /// Writes it down, whole or not at all.
+    /// Saves the record, entirely or not at all.
     pub(super) fn save(&self) -> Result<()> {
         let path = path()?;
         let new = path.with_extension("new");
@@ -54,7 +54,7 @@ impl State {
         std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path)).context(|| format!("writing {}", path.display()))
     }
 
-    /// Forgets it.
+    /// Removes the record.
     pub(super) fn remove() -> Result<()> {
         let path = path()?;
         match std::fs::remove_file(&path) {
@@ -63,14 +63,14 @@ impl State {
         }
     }
 
-    /// Do all processes still run?
+    /// Returns whether all processes are still running.
     pub(crate) fn runs(&self) -> bool {
         !self.processes.is_empty() && self.processes.iter().all(Running::runs)
     }
 }
 
 impl Running {
-    /// Is it still the process that was started?
+    /// Returns whether the process with this ID is still the one that was started.
     pub(super) fn runs(&self) -> bool {
         start_of(self.pid).is_some_and(|started| started == self.started)
     }
@@ -80,19 +80,19 @@ fn path() -> Result<PathBuf> {
     Ok(folder()?.join("state.json"))
 }
 
-/// When the process started, in words that no other process with its number ever has; `None` when it has ended.
+/// The start of a process, as a text that no other process with its ID ever has; `None` if it has ended.
 pub(super) fn start_of(pid: u32) -> Option<String> {
     if let Ok(boot) = std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         return start_in_stat(&stat).map(|ticks| format!("{} {ticks}", boot.trim()));
     }
-    // No Linux.
+    // Not Linux.
     let output = Command::new("ps").args(["-o", "lstart=", "-p", &pid.to_string()]).env("LC_ALL", "C").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     (!text.is_empty()).then_some(text)
 }
 
-/// Field 22 of `/proc/PID/stat`, unless field 3 says that the process is dead. The second field may hold anything, also `) `.
+/// Field 22 of `/proc/PID/stat`, unless field 3 says that the process is dead. The second field can contain anything, even `) `.
 fn start_in_stat(stat: &str) -> Option<&str> {
     let mut fields = stat.rsplit_once(") ")?.1.split_whitespace();
     let state = fields.next()?;

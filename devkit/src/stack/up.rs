@@ -1,4 +1,4 @@
-//! `devkit up`: builds the services, starts everything in the background, and returns when it is ready.
+//! `devkit up`: builds the services, starts everything in the background, and waits until it is ready.
 
 use std::fs::{File, TryLockError};
 use std::net::{Ipv4Addr, TcpListener};
@@ -12,11 +12,11 @@ use crate::error::{Context, Error, Result};
 use crate::postgres::{ClusterOptions, Detached, Durability};
 use crate::{http, processes};
 
-/// How long a service may take until it is ready: it brings the schema up to date first.
+/// How long a service may take to become ready; it first migrates the schema.
 const READY_BOUND: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(50);
 
-/// Starts the stack, or says that it runs.
+/// Starts the stack, or reports that it is already running.
 pub(crate) async fn up(args: StackArgs) -> Result<()> {
     let folder = folder()?;
     std::fs::create_dir_all(&folder).context(|| format!("making {}", folder.display()))?;
@@ -27,7 +27,7 @@ pub(crate) async fn up(args: StackArgs) -> Result<()> {
             announce(&state);
             return Ok(());
         }
-        // A machine that went down, or a process that somebody killed.
+        // The machine went down, or a process was killed.
         tokio::task::block_in_place(down::stop_all)?;
     }
     refuse_taken_ports(&args)?;
@@ -36,7 +36,7 @@ pub(crate) async fn up(args: StackArgs) -> Result<()> {
     let mut state = State::default();
     let started = start(&args, &mut state).await;
     if started.is_err() {
-        // Half a stack helps nobody; the first error is the one to show.
+        // Half a stack is of no use. The first error is the one to report.
         let _ = tokio::task::block_in_place(down::stop_all);
     }
     started?;
@@ -62,7 +62,7 @@ async fn start(args: &StackArgs, state: &mut State) -> Result<()> {
     state.upstream_url = url(args.upstream_port);
     state.database_url.clone_from(&database);
 
-    // The api makes the schema; a worker that is earlier makes it too, so the order is only the one that down reverses.
+    // The api creates the schema; a worker that starts earlier creates it, too. So the start order matters only because `down` reverses it.
     launch(state, "upstream", "devkit", &["upstream"], &args.upstream())?;
     launch(state, "worker", "worker", &[], &args.worker(&database))?;
     launch(state, "api", "api", &[], &args.api(&database))?;
@@ -102,7 +102,7 @@ async fn ready(state: &State) -> Result<bool> {
     Ok(http::is_ready(&client, &format!("{}/health/ready", state.api_url)).await)
 }
 
-/// Two `up` at once would start two of everything.
+/// Takes a lock, because two concurrent `up` would start everything twice.
 fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).context(|| format!("opening {}", path.display()))?;
     match file.try_lock() {

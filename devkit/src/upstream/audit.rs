@@ -1,4 +1,4 @@
-//! What the upstream saw: every call at its arrival, and the summary that tests and the demonstration judge the services by.
+//! What the upstream saw: every call at its arrival, and the summary by which tests and the demonstration judge the services.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::Digest;
 use super::window::most_in_a_window;
 use crate::hex::hex;
 
-/// Calls that are remembered; the oldest go first.
+/// The number of calls that are kept; the oldest are dropped first.
 const REMEMBERED: usize = 250_000;
 
 /// A summary of the calls since the start, the last reset, or the time asked for.
@@ -18,9 +18,9 @@ const REMEMBERED: usize = 250_000;
 pub struct Audit {
     /// Calls that arrived: to sign and to verify, answered or not.
     pub calls: u64,
-    /// Those to sign.
+    /// Calls to sign.
     pub sign_calls: u64,
-    /// Those to verify.
+    /// Calls to verify.
     pub verify_calls: u64,
     /// Calls allowed in one window.
     pub limit: u64,
@@ -28,19 +28,19 @@ pub struct Audit {
     pub window_ms: u64,
     /// The largest number of calls that arrived within any one window.
     pub max_in_window: u64,
-    /// The largest number of calls to sign one message that were under way at once.
+    /// The largest number of calls to sign one message that were in flight at once.
     pub max_in_flight_per_message: u64,
     /// Calls that arrived when the window was full.
     pub over_budget: u64,
     /// Answers by status; `none` counts the calls that got no answer (yet).
     pub by_status: BTreeMap<String, u64>,
-    /// Calls to sign a message that had already got a complete 200.
+    /// Calls to sign a message that had already received a complete 200.
     pub signed_twice: u64,
-    /// The time of the audit, in milliseconds since the start of the simulator; what `since` is compared with.
+    /// The time of the audit, in milliseconds since the start of the simulator; `since` is on the same scale.
     pub now_ms: u64,
-    /// Calls too old to be remembered; above 0, the figures leave them out.
+    /// Calls that are no longer kept; if above 0, the figures leave them out.
     pub forgotten: u64,
-    /// The calls, in the order of their arrival.
+    /// The calls, in the order of arrival.
     pub recent: Vec<CallSummary>,
 }
 
@@ -52,9 +52,9 @@ pub struct CallSummary {
     pub at_ms: u64,
     /// `/crypto/sign` or `/crypto/verify`.
     pub path: String,
-    /// The answer's status; none as long as there is no answer.
+    /// The status of the answer; `None` as long as there is no answer.
     pub status: Option<u16>,
-    /// SHA-256 of the message, in hexadecimal; none when the call had no readable one.
+    /// SHA-256 of the message, in hexadecimal; `None` if the call had no readable message.
     pub message_digest: Option<String>,
 }
 
@@ -85,11 +85,11 @@ struct Call {
     already_signed: bool,
 }
 
-/// Names a call until it ends.
+/// Identifies a call until it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CallNumber(u64);
 
-/// The calls that are remembered. Times are since the start of the simulator.
+/// The calls that are kept. Times are since the start of the simulator.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     calls: VecDeque<Call>,
@@ -102,7 +102,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// A call arrived, not earlier than the one before.
+    /// Records the arrival of a call, which must not be earlier than the previous one.
     pub(super) fn arrived(&mut self, at: Duration, kind: CallKind, message: Option<Digest>, over_budget: bool) -> CallNumber {
         let to_sign = message.filter(|_| kind == CallKind::Sign);
         let in_flight = to_sign.map_or(0, |message| {
@@ -119,7 +119,7 @@ impl Log {
         CallNumber(self.first + self.calls.len() as u64 - 1)
     }
 
-    /// A call ended with a complete answer, or with none.
+    /// Records the end of a call, and whether its answer, if any, was complete.
     pub(super) fn ended(&mut self, call: CallNumber, kind: CallKind, message: Option<Digest>, status: Option<u16>, complete: bool) {
         if let (CallKind::Sign, Some(message)) = (kind, message) {
             if let Some(count) = self.in_flight.get_mut(&message) {
@@ -138,7 +138,7 @@ impl Log {
         }
     }
 
-    /// Leaves all calls so far out of later summaries. What is known of messages stays.
+    /// Excludes all calls so far from later summaries. What is known about messages is kept.
     pub(super) fn reset(&mut self) {
         self.reset = self.first + self.calls.len() as u64;
     }

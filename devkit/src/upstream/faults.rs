@@ -1,32 +1,32 @@
-//! Faults that a test switches on: what goes wrong, and for which calls.
+//! Faults that a test can switch on: what goes wrong, and for which calls.
 
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-/// Everything that is wrong with the upstream for now. [`Default`]: nothing.
+/// All active faults of the upstream. [`Default`] has none.
 ///
 /// As JSON: `{"calls":[{"kind":"hang","when":{"next":3}}],"dropConnections":"always","goneForMs":5000}`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Faults {
-    /// What replaces the answer to a call; the first that applies to it.
+    /// The faults that replace the answer to a call; the first one that applies is used.
     pub calls: Vec<Fault>,
-    /// New connections that are accepted and closed before anything is read; their calls never arrive.
+    /// Which new connections are accepted and closed before anything is read; their calls never arrive.
     pub drop_connections: Option<When>,
-    /// Connections are refused, as if the upstream was stopped; until the faults are set again.
+    /// Refuses connections, as if the upstream were stopped, until the faults are set again.
     #[serde(skip)]
     pub gone: bool,
-    /// Connections are refused for so many milliseconds. Over HTTP, an upstream that is gone could not be called back.
+    /// Refuses connections for this many milliseconds. Over HTTP, an upstream that is gone for good could not be brought back.
     pub gone_for_ms: Option<u64>,
 }
 
-/// One fault and the calls that meet it.
+/// A fault and the calls that it affects.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fault {
     /// What happens instead of the answer.
     #[serde(flatten)]
     pub kind: FaultKind,
-    /// To which calls.
+    /// The calls that it affects.
     pub when: When,
 }
 
@@ -34,7 +34,7 @@ pub struct Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum FaultKind {
-    /// Nothing, for as long as the client waits.
+    /// No answer, for as long as the client waits.
     Hang,
     /// The connection is reset (RST).
     Reset,
@@ -51,35 +51,35 @@ pub enum FaultKind {
     Unauthorized,
     /// 500.
     Error,
-    /// 502 with the words of a message's outage.
+    /// 502 with the text of a message's outage.
     Outage,
 }
 
-/// The calls (or connections) that a fault is for.
+/// The calls (or connections) that a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum When {
     /// All of them.
     Always,
-    /// The next so many, counted down in place.
+    /// This many of the next ones; the number is counted down in place.
     Next(u32),
     /// Each with this probability, from 0 to 1.
     Probability(f64),
 }
 
 impl Faults {
-    /// One fault of calls.
+    /// Faults with a single fault of calls.
     #[must_use]
     pub fn one(kind: FaultKind, when: When) -> Self {
         Self { calls: vec![Fault { kind, when }], ..Self::default() }
     }
 
-    /// What happens to the call that arrives now, if anything.
+    /// The fault that the call arriving now meets, if any.
     pub(super) fn pick(&mut self, rng: &mut impl Rng) -> Option<FaultKind> {
         self.calls.iter_mut().find_map(|fault| fault.when.applies(rng).then_some(fault.kind))
     }
 
-    /// Are all probabilities such?
+    /// Returns whether all probabilities are valid.
     pub(super) fn valid(&self) -> bool {
         let whens = self.calls.iter().map(|fault| fault.when).chain(self.drop_connections);
         whens.into_iter().all(|when| !matches!(when, When::Probability(share) if !(0.0..=1.0).contains(&share)))

@@ -1,12 +1,13 @@
 //! The unreliable signing API, simulated: real HTTP, real RSA signatures, message-specific outages, a strict budget, and faults.
 //!
-//! It stands in for the challenge's API in tests, in the demonstration and in benchmarks, and it is the judge of the guarantees about
-//! the upstream: it records every call at the moment its head was parsed, before anything else happens to it.
+//! It stands in for the challenge's API in tests and in the demonstration, and it judges the guarantees about the upstream: it records
+//! every call as soon as its head is parsed, before anything else happens to the call.
 //!
 //! - `model` decides what happens to a call, from `window` (the budget), `outages` and `faults`; all of it pure;
-//! - `service` is the HTTP side; [`Simulator`] the running thing; `audit` what it saw; `signer` and `query` do what they say.
+//! - `service` is the HTTP side; [`Simulator`] is the running server; `audit` is what it saw; `signer` makes the signatures; `query`
+//!   decodes the query string.
 //!
-//! What it does not do: the root page and the routes that begin with `_` cost no budget, and are no calls.
+//! The root page and the routes that begin with `_` cost no budget and do not count as calls.
 
 mod audit;
 mod faults;
@@ -37,7 +38,7 @@ fn sha256(message: &[u8]) -> Digest {
     ring::digest::digest(&ring::digest::SHA256, message).as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// `devkit upstream`: runs until a signal comes.
+/// `devkit upstream`: runs until a signal arrives.
 pub(crate) async fn run(args: UpstreamArgs) -> Result<()> {
     let (listen, rate) = (args.listen, args.rate);
     let simulator = Simulator::start(listen, args.into()).await?;

@@ -1,4 +1,4 @@
-//! What the upstream decides about a call: a table from what arrived to what happens. Pure: no socket, no clock, no sleep.
+//! What the upstream decides about a call: a mapping from what arrived to what happens. Pure: no socket, no clock, no sleep.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -12,26 +12,26 @@ use super::outages::Outages;
 use super::window::SlidingWindow;
 use super::{Digest, SimulatorOptions};
 
-/// A call, read as far as it could be.
+/// A call, as far as it could be parsed.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) kind: CallKind,
-    /// Was the key the right one?
+    /// Whether the key is the right one.
     pub(super) key_matches: bool,
-    /// Digest of the message; `None` when it is missing or not UTF-8.
+    /// The digest of the message; `None` if it is missing, empty or not UTF-8.
     pub(super) message: Option<Digest>,
 }
 
 /// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// A signature, whole.
+    /// A complete signature.
     Sign,
-    /// A signature, cut off in the middle.
+    /// A signature that is cut off in the middle.
     SignTruncated,
-    /// The signature that came with the call is looked at.
+    /// The signature sent with the call is checked.
     Verify,
-    /// 400: no message that could be read.
+    /// 400: no readable message.
     BadRequest,
     /// 401.
     Unauthorized,
@@ -75,7 +75,7 @@ impl Model {
         }
     }
 
-    /// Decides about a call that arrives now, and after how long the answer goes out.
+    /// Decides what happens to a call that arrives now, and how long its answer is delayed.
     pub(super) fn arrive(&mut self, now: Duration, call: &Call) -> (CallNumber, Verdict, Duration) {
         let over_budget = self.budget.push(now) > usize::from(self.limit);
         let number = self.log.arrived(now, call.kind, call.message, over_budget);
@@ -111,7 +111,7 @@ impl Model {
         }
     }
 
-    /// Is a connection that arrives now served?
+    /// Returns whether a connection that arrives now is served.
     pub(super) fn accepts(&mut self) -> bool {
         !self.faults.drop_connections.as_mut().is_some_and(|when| when.applies(&mut self.rng))
     }

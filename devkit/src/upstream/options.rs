@@ -8,14 +8,14 @@ use clap::Args;
 
 use crate::units::{Rate, duration, fraction};
 
-/// How the simulated upstream behaves. [`Default`] is the challenge's: 10 calls a minute, half of the messages out for 1 to 5 minutes.
+/// How the simulated upstream behaves. [`Default`] is the challenge: 10 calls per minute, and half of the messages fail for 1 to 5 minutes.
 #[derive(Clone, Debug)]
 pub struct SimulatorOptions {
     /// Calls that are allowed in any window.
     pub rate: Rate,
-    /// Are calls over the rate refused, or only audited?
+    /// Whether calls over the rate are refused, or only audited.
     pub enforce_rate: bool,
-    /// What `Authorization` must hold.
+    /// The required value of `Authorization`.
     pub api_key: String,
     /// The share of messages whose first call starts an outage, from 0 to 1.
     pub failure_probability: f64,
@@ -23,7 +23,7 @@ pub struct SimulatorOptions {
     pub outage: RangeInclusive<Duration>,
     /// How long an answer takes.
     pub latency: RangeInclusive<Duration>,
-    /// Makes the decisions repeatable.
+    /// Makes the random decisions repeatable.
     pub seed: Option<u64>,
 }
 
@@ -42,7 +42,7 @@ impl Default for SimulatorOptions {
 }
 
 impl SimulatorOptions {
-    /// An upstream that signs everything at once and has budget for all of it: for tests of something else.
+    /// An upstream that signs everything at once and has enough budget for all of it: for tests of something else.
     #[must_use]
     pub fn reliable() -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Which messages the upstream is failing for, and until when. Pure: time and randomness are arguments.
+//! Which messages the upstream fails, and until when. Pure: time and randomness are arguments.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -8,10 +8,10 @@ use rand::{Rng, RngExt};
 
 use super::Digest;
 
-/// When a message's outage begins and ends, since the start of the simulator. Empty for a message that never failed.
+/// When a message's outage begins and ends, relative to the start of the simulator. Empty for a message that never failed.
 pub type Outage = std::ops::Range<Duration>;
 
-/// The fate of every message seen so far, decided at its first call.
+/// The outage of every message seen so far, decided at its first call.
 #[derive(Debug)]
 pub(super) struct Outages {
     probability: f64,
@@ -24,7 +24,7 @@ impl Outages {
         Self { probability, length, fates: HashMap::new() }
     }
 
-    /// Does a call for the message that arrives now fail?
+    /// Returns whether a call for the message that arrives now fails.
     pub(super) fn fails(&mut self, message: Digest, now: Duration, rng: &mut impl Rng) -> bool {
         let fate = self.fates.entry(message).or_insert_with(|| {
             let length = if rng.random_bool(self.probability) { rng.random_range(self.length.clone()) } else { Duration::ZERO };

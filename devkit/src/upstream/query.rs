@@ -1,11 +1,11 @@
-//! The query string, decoded as a form decoder does: `%XX` is a byte and `+` is a space.
+//! The query string, decoded like a form: `%XX` is a byte and `+` is a space.
 //!
-//! A client that leaves a `+` as it is asks for another message than it meant, here as with the real upstream.
+//! A client that does not encode a `+` asks for a different message than it meant, as with the real upstream.
 
-/// The value of a parameter, as bytes; `None` when it is not there.
+/// The value of a parameter, as bytes; `None` if it is missing.
 ///
 /// # Errors
-/// When a `%` is not followed by two hexadecimal digits.
+/// If a `%` is not followed by two hexadecimal digits.
 pub(super) fn parameter(query: &str, name: &str) -> Result<Option<Vec<u8>>, BadEscape> {
     for pair in query.split('&') {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));

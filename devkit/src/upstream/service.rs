@@ -13,14 +13,14 @@ use super::signer::Signer;
 use super::{Digest, Faults, query, sha256};
 use crate::wire::{self, Body, Handler, Reply};
 
-/// Everything that the requests share.
+/// The state shared by all requests.
 pub(super) struct Service {
     pub(super) api_key: String,
     pub(super) rate: crate::units::Rate,
     pub(super) signer: Signer,
     pub(super) started: Instant,
     pub(super) model: Mutex<Model>,
-    /// Faults that came over HTTP go to the simulator, which owns the listener.
+    /// Sends faults that came over HTTP to the simulator, which owns the listener.
     pub(super) fault_requests: tokio::sync::mpsc::UnboundedSender<Faults>,
 }
 
@@ -47,7 +47,7 @@ impl Service {
 
         let (number, verdict, latency) = {
             let mut model = self.model();
-            // Read under the lock, so that calls are recorded in the order of their times.
+            // The clock is read under the lock, so that calls are recorded in time order.
             let now = self.started.elapsed();
             model.arrive(now, &call)
         };
@@ -79,7 +79,7 @@ impl Service {
         Reply::Answer(response)
     }
 
-    /// Signing takes a millisecond or more of a core; the runtime's threads have sockets to serve.
+    /// Signs on a blocking thread: it takes a millisecond or more of CPU time, and the runtime's threads have sockets to serve.
     async fn sign(&self, message: Vec<u8>) -> String {
         let signer = self.signer.clone();
         tokio::task::spawn_blocking(move || signer.sign(&message)).await.expect("signing does not panic")
@@ -108,11 +108,11 @@ impl Service {
         }
     }
 
-    /// Faults of calls hold from the answer on; what they do to connections begins when the answer is on its way.
+    /// Sets the faults. Faults of calls apply at once; open connections are cut, and the listener is closed, when the answer is on its way.
     fn request_faults(&self, faults: Faults) -> Response<Body> {
         self.model().faults = faults.clone();
         let requests = self.fault_requests.clone();
-        // It fails only while the simulator stops, which does the same to connections.
+        // It fails only while the simulator stops, which closes the connections anyway.
         wire::and_then(wire::empty(StatusCode::NO_CONTENT), move || drop(requests.send(faults)))
     }
 }
@@ -140,7 +140,7 @@ fn unauthorized() -> Response<Body> {
     wire::text(StatusCode::UNAUTHORIZED, "The API key is missing or wrong.")
 }
 
-/// A call from its arrival to its end. The end is recorded by `drop`, because a client that goes away ends a call too.
+/// A call in flight. Its end is recorded by `drop`, because a client that disconnects ends a call, too.
 struct UnderWay<'a> {
     service: &'a Service,
     number: CallNumber,

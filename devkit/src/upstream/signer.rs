@@ -14,20 +14,20 @@ pub(super) struct Signer {
 }
 
 impl Signer {
-    /// The key of this process. It takes a while to make, so every simulator in a test binary shares one.
+    /// A signer with the key of this process. The key takes a while to generate, so all simulators in a test binary share one.
     pub(super) fn of_this_process() -> Self {
         static KEY: OnceLock<Arc<PrivateKey>> = OnceLock::new();
         let key = KEY.get_or_init(|| Arc::new(PrivateKey::new(&mut rand::rng(), 2048).expect("2048 bits are a valid size")));
         Self { key: Arc::clone(key) }
     }
 
-    /// The signature of a message; the same one every time.
+    /// The signature of a message; always the same one.
     pub(super) fn sign(&self, message: &[u8]) -> String {
         let signature = self.key.pkcs1v15_sign::<Sha256>(message).expect("a valid key signs any message");
         URL_SAFE_NO_PAD.encode(signature)
     }
 
-    /// Is this the signature of the message?
+    /// Returns whether this is the signature of the message.
     pub(super) fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         URL_SAFE_NO_PAD
             .decode(signature)

@@ -21,17 +21,19 @@ use crate::wire::{Gate, Server};
 pub struct Simulator {
     server: Server,
     service: Arc<Service>,
-    /// Brings the listener back when its absence has a term; and does what faults that came over HTTP ask for.
+    /// The task that reopens the listener after `gone_for_ms`.
     returns: Arc<Mutex<Option<JoinHandle<()>>>>,
+    /// The task that applies faults that came over HTTP.
     fault_requests: JoinHandle<()>,
 }
 
 impl Simulator {
-    /// Starts on the address; port 0 is a free one, and remains free for its return while it is gone. The first start of a process makes
-    /// the RSA key.
+    /// Starts a simulator on the address. Port 0 is any free port, which stays reserved while the upstream is gone.
+    ///
+    /// The first start in a process generates the RSA key.
     ///
     /// # Errors
-    /// When it cannot listen there.
+    /// If it cannot listen there.
     pub async fn start(mut listen: SocketAddr, options: SimulatorOptions) -> Result<Self> {
         if listen.port() == 0 {
             listen.set_port(free_port()?);
@@ -51,46 +53,47 @@ impl Simulator {
         let (gate, slot) = (server.gate(), Arc::clone(&returns));
         let fault_requests = tokio::spawn(async move {
             while let Some(faults) = inbox.recv().await {
-                // It fails only when the server is gone, and then this task is aborted.
+                // It fails if the server is gone, and then this task is aborted, or if another process has taken the port.
                 let _ = apply(&gate, &slot, &faults).await;
             }
         });
         Ok(Self { server, service, returns, fault_requests })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
     }
 
-    /// Its address, as `UPSTREAM_URL` wants it.
+    /// Its URL, as needed for `UPSTREAM_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.addr())
     }
 
-    /// All calls since the start or the last [`reset_audit`](Self::reset_audit).
+    /// The audit of all calls since the start or the last [`reset_audit`](Self::reset_audit).
     #[must_use]
     pub fn audit(&self) -> Audit {
         self.audit_since(Duration::ZERO)
     }
 
-    /// The calls that arrived so long after the start, or later.
+    /// The audit of the calls that arrived at least this long after the start.
     #[must_use]
     pub fn audit_since(&self, since: Duration) -> Audit {
         self.service.audit(since)
     }
 
-    /// Leaves all calls so far out of later audits.
+    /// Excludes all calls so far from later audits.
     pub fn reset_audit(&self) {
         self.service.model().log.reset();
     }
 
-    /// Replaces the faults; [`Faults::default`] ends them all. Returns when they hold: a listener that is to be gone is gone.
+    /// Replaces the faults; [`Faults::default`] ends them all. Returns when they are in effect: if the upstream is gone, its listener is
+    /// closed.
     ///
     /// # Errors
-    /// When a probability is none, or the port was taken by somebody else while the upstream was gone.
+    /// If a probability is invalid, or another process took the port while the upstream was gone.
     pub async fn set_faults(&self, faults: Faults) -> Result<()> {
         if !faults.valid() {
             return Err(Error::new("a probability is a number from 0 to 1"));
@@ -99,29 +102,29 @@ impl Simulator {
         apply(&self.server.gate(), &self.returns, &faults).await
     }
 
-    /// The outage of every message called for so far, by the SHA-256 of the message; empty ranges for those that never failed.
-    /// Times are since the start, as in the audit.
+    /// The outage of every message seen so far, by the SHA-256 of the message; empty ranges for messages that never failed. Times are since
+    /// the start, as in the audit.
     #[must_use]
     pub fn outages(&self) -> HashMap<Digest, Outage> {
         self.service.model().outages().fates().clone()
     }
 
-    /// The signature that the upstream gives for a message, without a call.
+    /// The signature that the upstream gives for a message. This makes no call.
     #[must_use]
     pub fn signature(&self, message: &[u8]) -> String {
         self.service.signer.sign(message)
     }
 
-    /// Is this the signature of the message? Without a call.
+    /// Returns whether this is the signature of the message. This makes no call.
     #[must_use]
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         self.service.signer.verify(message, signature)
     }
 
-    /// Stops, and returns when the port is free and every connection closed.
+    /// Stops the simulator, and waits until the port is free and every connection is closed.
     pub async fn stop(self) {
         let gate = self.server.gate();
-        // An error means that it is stopped already.
+        // An error means that it is already stopped.
         let _ = gate.listen(false).await;
         let _ = gate.cut().await;
     }
@@ -134,7 +137,8 @@ impl Drop for Simulator {
     }
 }
 
-/// Makes the listener be as the faults say. A fault of connections cuts those that are open, so that no kept-alive one slips past it.
+/// Opens or closes the listener according to the faults. A fault of connections also cuts the open ones, so that no keep-alive connection
+/// escapes it.
 async fn apply(gate: &Gate, returns: &Mutex<Option<JoinHandle<()>>>, faults: &Faults) -> Result<()> {
     replace(returns, None);
     let gone = faults.gone || faults.gone_for_ms.is_some();
@@ -146,7 +150,7 @@ async fn apply(gate: &Gate, returns: &Mutex<Option<JoinHandle<()>>>, faults: &Fa
         let gate = gate.clone();
         let task = tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(term)).await;
-            // If somebody took the port, it stays gone, and the caller's bounded wait says so.
+            // If another process took the port, the upstream stays gone, and the caller's wait times out.
             let _ = gate.listen(true).await;
         });
         replace(returns, Some(task));

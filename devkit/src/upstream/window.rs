@@ -1,4 +1,4 @@
-//! How many calls a sliding window holds: the rule by which the budget is enforced and audited.
+//! How many calls a sliding window holds: the rule for enforcing and auditing the budget.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,12 +11,13 @@ pub(super) struct SlidingWindow {
 }
 
 impl SlidingWindow {
-    /// An empty one of this length.
+    /// An empty window of this length.
     pub(super) fn new(length: Duration) -> Self {
         Self { length, times: VecDeque::new() }
     }
 
-    /// Adds a call, not earlier than the one before; the number of calls, this one included, in the window that ends with it.
+    /// Adds a call, which must not be earlier than the previous one. Returns the number of calls in the window that ends with it, this one
+    /// included.
     pub(super) fn push(&mut self, now: Duration) -> usize {
         while self.times.front().is_some_and(|first| *first + self.length <= now) {
             self.times.pop_front();
@@ -25,7 +26,7 @@ impl SlidingWindow {
         self.times.len()
     }
 
-    /// How long after `now` a call would be within `limit` again, if none came until then.
+    /// How long after `now` a call would be within `limit` again, if no other call arrives until then.
     pub(super) fn free_in(&self, limit: usize, now: Duration) -> Duration {
         match self.times.len().checked_sub(limit.max(1)) {
             Some(index) => (self.times[index] + self.length).saturating_sub(now),
@@ -34,7 +35,7 @@ impl SlidingWindow {
     }
 }
 
-/// The largest number of calls in any window of the length. Times ascend.
+/// The largest number of calls in any window of this length. Times must be in ascending order.
 pub(super) fn most_in_a_window(times: impl IntoIterator<Item = Duration>, length: Duration) -> usize {
     let mut window = SlidingWindow::new(length);
     times.into_iter().map(|time| window.push(time)).max().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! Bodies: the ordinary ones, and those that end too early or come too slowly.
+//! Bodies: ordinary ones, and ones that end too early or arrive too slowly.
 
 use std::io;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
-/// A body of an answer.
+/// The body of a response.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// The largest body that is read: well above anything the services send.
+/// The largest request body that is read, in bytes; well above anything the services send.
 const READ_BOUND: usize = 4 << 20;
 
-/// Reads a whole request body, up to a bound.
+/// Reads a whole request body, up to [`READ_BOUND`].
 pub(crate) async fn read(body: Incoming) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
     Ok(Limited::new(body, READ_BOUND).collect().await?.to_bytes())
 }
@@ -30,25 +30,25 @@ fn whole(status: StatusCode, content_type: &'static str, body: Bytes) -> Respons
     response
 }
 
-/// An answer in plain text.
+/// A response in plain text.
 pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     whole(status, "text/plain; charset=utf-8", body.into())
 }
 
-/// An answer in JSON.
+/// A response in JSON.
 pub(crate) fn json(status: StatusCode, body: &impl serde::Serialize) -> Response<Body> {
     let body = serde_json::to_vec(body).expect("our own types have string keys only");
     whole(status, "application/json", body.into())
 }
 
-/// An answer without a body.
+/// A response without a body.
 pub(crate) fn empty(status: StatusCode) -> Response<Body> {
     let mut response = text(status, Bytes::new());
     response.headers_mut().remove(CONTENT_TYPE);
     response
 }
 
-/// The same answer, and something to do once it is on its way: when hyper has taken the body, in the step that also sends it.
+/// The same response, with an action that runs once it is on its way: when hyper has consumed the body, in the step that also sends it.
 pub(crate) fn and_then(response: Response<Body>, action: impl FnOnce() + Send + 'static) -> Response<Body> {
     struct OnDrop<F: FnOnce()>(Option<F>);
     impl<F: FnOnce()> Drop for OnDrop<F> {
@@ -68,12 +68,12 @@ pub(crate) fn and_then(response: Response<Body>, action: impl FnOnce() + Send + 
     })
 }
 
-/// A 200 that promises the whole body and ends after the first half of it.
+/// A 200 response that promises the whole body and ends after the first half of it.
 pub(crate) fn truncated(body: &Bytes) -> Response<Body> {
     let length = HeaderValue::from(body.len());
     let half = body.slice(..body.len() / 2);
     let rest = stream::once(async {
-        // Back to hyper once, so that it writes the first half before it hears of the end.
+        // Yield to hyper once, so that it writes the first half before it sees the error.
         tokio::task::yield_now().await;
         Err(io::Error::other("truncated on purpose"))
     });
@@ -83,7 +83,7 @@ pub(crate) fn truncated(body: &Bytes) -> Response<Body> {
     response
 }
 
-/// Bytes without an end, one every `pause`.
+/// A response with an endless body: one byte every `pause`.
 pub(crate) fn slow(status: StatusCode, pause: Duration) -> Response<Body> {
     let frames = stream::unfold((), move |()| async move {
         tokio::time::sleep(pause).await;

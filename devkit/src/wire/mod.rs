@@ -1,9 +1,9 @@
-//! The HTTP server below the simulated upstream and the webhook receiver: one whose handlers can misbehave.
+//! The HTTP server of the simulated upstream and the webhook receiver, whose handlers can misbehave.
 //!
-//! Real clients break on real sockets, so a fault is not a mocked error: a reset is a RST on the wire, a truncated body ends before
-//! its `Content-Length`, a service that is gone has no listener. A framework hides the socket; this is hyper with nothing above it.
+//! Real clients fail on real sockets, so a fault is not a mocked error: a reset is an RST on the wire, a truncated body ends before its
+//! `Content-Length`, and a service that is gone has no listener. A framework hides the socket, so this uses hyper directly.
 //!
-//! - `server` accepts, and can close its listener and come back; `body` has the bodies, well-behaved and not.
+//! - `server` accepts connections, and can close and reopen its listener; `body` has the bodies, well-behaved and not.
 
 mod body;
 mod server;
@@ -16,23 +16,25 @@ use std::sync::Arc;
 use hyper::Request;
 use hyper::body::Incoming;
 
-/// What a handler wants to happen to the connection that brought the request.
+/// How a handler answers a request, or ends its connection.
 pub(crate) enum Reply {
-    /// An ordinary answer; the connection may be used again.
+    /// An ordinary response; the connection can be reused.
     Answer(hyper::Response<Body>),
-    /// No answer; the connection is closed.
+    /// No response; the connection is closed.
     Close,
-    /// No answer; the connection is reset (RST).
+    /// No response; the connection is reset (RST).
     Reset,
 }
 
-/// What serves the requests of a [`Server`].
+/// Serves the requests of a [`Server`].
 pub(crate) trait Handler: Send + Sync + 'static {
-    /// Is a new connection served, or closed at once?
+    /// Returns whether a new connection is served; otherwise, it is closed at once.
     fn accepts(&self) -> bool {
         true
     }
 
-    /// Serves one request. Called as soon as the head of the request is parsed; dropped when the client goes away.
+    /// Serves one request.
+    ///
+    /// It is called as soon as the head of the request is parsed. The future is dropped if the client disconnects.
     fn handle(self: Arc<Self>, request: Request<Incoming>) -> impl Future<Output = Reply> + Send;
 }

@@ -1,4 +1,4 @@
-//! Accepts connections, serves each in a task it owns, and can take its listener away and bring it back on the same port.
+//! A server that owns the task of each connection, and that can close its listener and reopen it on the same port.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,14 +28,14 @@ pub(crate) struct Server {
 
 #[derive(Debug)]
 enum Command {
-    /// Listen or not.
+    /// Open or close the listener.
     Listen(bool, oneshot::Sender<io::Result<()>>),
-    /// Close every connection that there is.
+    /// Close every open connection.
     Cut(oneshot::Sender<io::Result<()>>),
 }
 
 impl Server {
-    /// Listens on the address (port 0: a free one) and serves with the handler.
+    /// Listens on the address (port 0: any free port) and serves requests with the handler.
     pub(crate) async fn start<H: Handler>(listen: SocketAddr, handler: Arc<H>) -> Result<Self> {
         let listener = TcpListener::bind(listen).await.context(|| format!("listening on {listen}"))?;
         let addr = listener.local_addr().context(|| format!("listening on {listen}"))?;
@@ -44,20 +44,20 @@ impl Server {
         Ok(Self { addr, commands, task })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Something that can open and close the listener.
+    /// A handle that opens and closes the listener.
     pub(crate) fn gate(&self) -> Gate {
         Gate { commands: self.commands.clone() }
     }
 
-    /// Closes everything, and returns when it is closed.
+    /// Closes the listener and every connection, and waits until they are closed.
     pub(crate) async fn stop(mut self) {
         self.task.abort();
-        // The only way it ends is the abort.
+        // The task ends only by being aborted.
         let _ = (&mut self.task).await;
     }
 }
@@ -75,12 +75,12 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Listens, or refuses connections. Those that are open stay open. Returns when that is done.
+    /// Opens or closes the listener, and waits until that is done. Open connections stay open.
     pub(crate) async fn listen(&self, listening: bool) -> Result<()> {
         self.ask(|done| Command::Listen(listening, done)).await
     }
 
-    /// Closes every open connection. Returns when that is done.
+    /// Closes every open connection, and waits until that is done.
     pub(crate) async fn cut(&self) -> Result<()> {
         self.ask(Command::Cut).await
     }
@@ -107,14 +107,14 @@ async fn run<H: Handler>(listener: TcpListener, addr: SocketAddr, handler: Arc<H
                         (Ok(()), done)
                     }
                     Some(Command::Cut(done)) => {
-                        // The tasks own the sockets; waiting for the tasks makes it true before it is said.
+                        // The tasks own the sockets: wait for the tasks before reporting that the sockets are closed.
                         connections.shutdown().await;
                         (Ok(()), done)
                     }
-                    // The server and every gate are gone.
+                    // The server and every gate have been dropped.
                     None => return,
                 };
-                // Whoever asked may have stopped waiting.
+                // The caller may have stopped waiting.
                 let _ = done.send(outcome);
             }
             stream = accept(listener.as_ref()) => {
@@ -127,11 +127,11 @@ async fn run<H: Handler>(listener: TcpListener, addr: SocketAddr, handler: Arc<H
     }
 }
 
-/// The next connection; never, while nobody listens.
+/// Accepts the next connection. Never returns while there is no listener.
 async fn accept(listener: Option<&TcpListener>) -> TcpStream {
     let Some(listener) = listener else { return std::future::pending().await };
     loop {
-        // An error belongs to one connection that is gone already, or to a shortage that others will end.
+        // An error concerns either one connection that is already gone, or a shortage of resources that passes.
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(_) => tokio::task::yield_now().await,
@@ -140,7 +140,7 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
 }
 
 async fn serve<H: Handler>(stream: TcpStream, handler: Arc<H>) {
-    // A small answer should not wait for more; if the option is refused, it does.
+    // Small responses should not wait for more data; if the option is refused, they do.
     let _ = stream.set_nodelay(true);
     let reset = Arc::new(AtomicBool::new(false));
     let io = TokioIo::new(Wire { stream, reset: Arc::clone(&reset) });
@@ -157,11 +157,11 @@ async fn serve<H: Handler>(stream: TcpStream, handler: Arc<H>) {
             }
         }
     });
-    // The error is the fault that a handler asked for, or a client that went away.
+    // The error is either the fault that a handler asked for, or a client that disconnected.
     let _ = http1::Builder::new().serve_connection(io, service).await;
 }
 
-/// A socket that is reset instead of closed when a handler said so.
+/// A socket that is reset instead of closed if a handler asked for it.
 struct Wire {
     stream: TcpStream,
     reset: Arc<AtomicBool>,
@@ -170,7 +170,7 @@ struct Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         if self.reset.load(Ordering::Acquire) {
-            // With nothing to linger for, the system sends RST instead of FIN.
+            // With a linger time of zero, the system sends RST instead of FIN.
             let _ = self.stream.set_zero_linger();
         }
     }

@@ -1,5 +1,5 @@
-//! Every kind of fault once, against the real programs. A binary of its own, because cargo runs those one after the other: callers are
-//! promised an answer within two seconds, and no other test must take the processor from them.
+//! Injects every kind of fault once, against the real programs. This is a separate test binary, because Cargo runs test binaries one after
+//! the other: callers are promised an answer within two seconds, and no other test must take the CPU from them.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The benchmarks' harness, on the smallest of its measurements: what it prints and writes, not what it measures.
+//! Tests of the benchmark harness, on its smallest measurements: what it prints and writes, not what it measures.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -12,10 +12,10 @@ fn bench(arguments: &[&str], path: Option<&Path>) -> (bool, String, Value) {
     let output = folder.path().join("results.json");
     let temporary = folder.path().join("temporary");
     std::fs::create_dir(&temporary).unwrap();
-    // As `/tmp` is: Postgres may run under another account than this test.
+    // Like `/tmp`: Postgres may run under a different account than this test.
     std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     std::fs::set_permissions(&temporary, Permissions::from_mode(0o1777)).unwrap();
-    // The harness looks for `api` and `worker` beside itself, so they are built as this test is.
+    // The harness looks for `api` and `worker` next to itself, so they are built in the same profile as this test.
     devkit::processes::build().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_devkit"));
     command.args(["bench", "--quick", "--time", "300ms", "--output"]).arg(&output).args(arguments);
@@ -59,7 +59,7 @@ fn a_quick_benchmark_prints_its_rows_and_writes_them_with_the_machine_and_every_
 
 #[test]
 fn a_peer_that_is_not_there_is_reported_with_the_reason() {
-    // No Node in an empty folder; the services and Postgres are found without a PATH.
+    // There is no Node in an empty folder; the services and Postgres are found without a PATH.
     let empty = tempfile::tempdir().unwrap();
     let (success, text, results) = bench(&["accept", "--peers", "fastify", "--clients", "4"], Some(empty.path()));
     assert!(success && text.contains("not run: no Node"), "{text}");

@@ -1,4 +1,4 @@
-//! Devkit against the real thing: a Postgres that is killed, sockets that are reset, processes that come and go.
+//! Integration tests of devkit: a Postgres that is killed, sockets that are reset, processes that come and go.
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may too")]
 

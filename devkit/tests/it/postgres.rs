@@ -1,4 +1,4 @@
-//! The embedded Postgres: it answers, survives a crash, and never outlives its owner.
+//! Tests of the private Postgres server: it answers, survives a crash, and never outlives its owner.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -105,7 +105,7 @@ async fn databases_are_made_copied_and_removed() {
     let mut connection = cluster.connect(copy).await.unwrap();
     sqlx::query("select from marker").execute(&mut connection).await.unwrap();
 
-    // Connected or not, it goes.
+    // It is dropped whether or not it has connections.
     cluster.drop_database(copy).await.unwrap();
     cluster.drop_database(copy).await.unwrap();
     assert!(!cluster.has_database(copy).await.unwrap() && cluster.has_database(template).await.unwrap());
@@ -181,7 +181,7 @@ async fn a_detached_server_is_found_again_and_stopped_by_its_folder() {
     assert_eq!(found.running(), None);
 }
 
-/// A folder that an unprivileged account can pass through, as the one of a repository is.
+/// Lets an unprivileged account pass through the folder, as it can through that of a repository.
 fn open_to_all(folder: &Path) {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Child processes: a clean environment, a log to wait on, signals, and an end.
+//! Tests of child processes: a clean environment, a log to wait on, signals, and the exit.
 
 use std::collections::HashMap;
 use std::path::Path;

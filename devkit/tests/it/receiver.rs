@@ -1,4 +1,4 @@
-//! The webhook receiver: what it records, what it believes, and how it misbehaves.
+//! Tests of the webhook receiver: what it records, what it verifies, and how it misbehaves.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! The simulated upstream over real HTTP: what a client sees, and what the audit says of it.
+//! Tests of the simulated upstream over real HTTP: what a client sees, and what the audit reports.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -208,7 +208,7 @@ async fn calls_for_one_message_at_once_are_counted_and_a_client_that_left_is_not
     while upstream.audit().calls < 1 {
         tokio::task::yield_now().await;
     }
-    // The server hears of the closed connection a moment after the client closed it.
+    // The server notices the closed connection a moment after the client closed it.
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         upstream.reset_audit();
@@ -220,7 +220,7 @@ async fn calls_for_one_message_at_once_are_counted_and_a_client_that_left_is_not
     }
 }
 
-/// One call over a bare socket: everything that came until the end.
+/// Makes one call over a raw socket, and returns everything received until the end.
 async fn raw_call(upstream: &Simulator) -> std::io::Result<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut socket = tokio::net::TcpStream::connect(upstream.addr()).await?;

@@ -1,4 +1,4 @@
-//! The known ways around such guards, and the ranges that no address of may be connected to.
+//! Known ways to bypass such guards, and the networks that must not be connected to.
 
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ fn judged(url: &str) -> Result<(), Forbidden> {
     guard("", "").check(&url.parse().unwrap())
 }
 
-/// The ways around such guards that are known from reports and from the lists that testers use.
+/// Bypasses that are known from reports and from the lists that testers use.
 #[test]
 fn every_known_spelling_of_an_address_that_is_not_public_is_refused() {
     for host in [
@@ -266,7 +266,7 @@ proptest! {
         prop_assert!(!guard("", "").allows(address.into()));
     }
 
-    /// However a number is written, it is judged as the number.
+    /// However the number of an address is written, the verdict is the same.
     #[test]
     fn all_spellings_of_one_address_get_one_verdict(number: u32) {
         let guard = guard("", "");

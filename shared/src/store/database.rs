@@ -1,13 +1,13 @@
-//! The way to Postgres: which host, over what kind of connection, and what every session is told.
+//! The connection to Postgres: which host, what kind of connection, and the settings of every session.
 //!
-//! Postgres as it is run for real is more than one server, and often has a proxy in front.
+//! In production, Postgres is usually more than one server, and often has a proxy in front.
 //!
-//! - **Several hosts.** The address may name more than one (`postgres://user@a:5432,b:5432/db`). The one that takes writes is used, and
-//!   when it can't be reached any more, it is looked for again: that is a failover. A host that is only a standby is never used.
-//! - **A proxy that pools transactions**, such as PgBouncer. It gives each transaction another session, so nothing that belongs to a
-//!   session survives: no setting, no prepared statement, no LISTEN. It is recognised by what it does with the session settings that a
-//!   connection asks for: it refuses them or forgets them. Then every statement runs in a transaction that brings its settings along,
-//!   and is prepared without a name.
+//! - **Several hosts.** The address may name more than one (`postgres://user@a:5432,b:5432/db`). The host that accepts writes is used, and
+//!   when it can't be reached any more, the hosts are searched again: that handles a failover. A standby is never used.
+//! - **A proxy that pools transactions**, such as PgBouncer. It gives each transaction another session, so no session state survives: no
+//!   setting, no prepared statement, no LISTEN. It is recognized by what it does with the session settings that a connection asks for: it
+//!   refuses them or forgets them. Then every statement runs in a transaction that brings its settings along, and is prepared without a
+//!   name.
 
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -22,29 +22,29 @@ use tokio::sync::Mutex;
 
 use crate::settings::each_host;
 
-/// How long a statement waits for a free connection. Short: a caller is promised an answer within two seconds.
+/// How long a statement waits for a free connection. It is short because callers are promised an answer within two seconds.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(1);
 
-/// How long a connection may take, while nobody else gets one either, before the hosts are asked: several hosts, and one alone.
+/// How long to wait for a connection, while nobody else gets one either, before asking the hosts: with several hosts, and with only one.
 const ELSEWHERE_AFTER: Duration = Duration::from_millis(250);
 const ALONE_AFTER: Duration = Duration::from_millis(900);
 
-/// How long the hosts may take to say what they are.
+/// How long the hosts may take to report their role.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
 
-/// Most pools to one host that were given up and whose connections are still open. With the one in use, a process never has more connections
-/// than three times its setting.
+/// The maximum number of retired pools to one host that still have open connections. With the one in use, a process has at most three times
+/// its setting in connections to a host.
 const MOST_RETIRED: usize = 2;
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
-/// How long a connection that worked is believed to work.
+/// How long after its last use a connection is assumed to work.
 const TRUSTED_FOR: Duration = Duration::from_millis(200);
 
-/// What every session is told. A process that stands still in a transaction must not hold its rows for long, nor may anybody wait for
-/// them for long; and an acknowledged commit is a durable one, whatever the default of the server is. Plans are made once, and by indexes:
-/// statements are prepared while the tables may still be empty, when reading all of them looks cheap; what they join is written so that one
-/// step of an index is the only way. Planning them anew would take longer than most of them run, and compiling them longer still.
+/// The settings of every session. A process that hangs in a transaction must not hold its row locks for long, and nobody may wait for them
+/// for long. An acknowledged commit is durable, whatever the server's default is. Plans are made once, and by indexes: statements are
+/// prepared while the tables may still be empty, when sequential scans look cheap, and joins are written so that an index lookup is the
+/// only possible plan. Planning on each execution would take longer than most statements run, and JIT compilation longer still.
 const SESSION: [(&str, &str); 8] = [
     ("lock_timeout", "500ms"),
     ("statement_timeout", "10s"),
@@ -56,25 +56,25 @@ const SESSION: [(&str, &str); 8] = [
     ("plan_cache_mode", "force_generic_plan"),
 ];
 
-/// The same for one transaction, where statements have no names and so no generic plans.
+/// The same settings for one transaction, where statements have no names and so no generic plans.
 static BEGIN_WITH_SETTINGS: LazyLock<String> = LazyLock::new(|| {
     let settings = SESSION.iter().filter(|(name, _)| *name != "plan_cache_mode");
     settings.fold("begin".to_owned(), |begin, (name, value)| format!("{begin}; set local {name} = '{value}'"))
 });
 
-/// A setting that only we know. Who still has it after connecting has a session of its own.
+/// A setting that only this program uses. A connection that still has it after connecting has a session of its own.
 const MARK: &str = "countersign.session";
 
-/// What a connection is good for.
+/// How long a connection keeps its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pooling {
-    /// A session of Postgres for as long as it is open.
+    /// One Postgres session for as long as the connection is open.
     Session,
     /// A session for one transaction, and another one for the next.
     Transaction,
 }
 
-/// Connections to the Postgres that takes writes. Clones share them. Runs statements like a pool: each in a transaction of its own.
+/// Connections to the Postgres that accepts writes. Clones share them. Like a pool, it runs each statement in its own transaction.
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     hosts: Arc<[PgConnectOptions]>,
@@ -83,23 +83,23 @@ pub(super) struct Database {
     looking: Arc<Mutex<()>>,
 }
 
-/// What was found out about the hosts.
+/// What is known about the hosts.
 #[derive(Clone, Debug)]
 struct Found {
     /// Connections to the host that was found last.
     pool: PgPool,
-    /// Those before it, while some of their connections are still open.
+    /// Earlier pools that still have open connections.
     retired: Vec<PgPool>,
-    /// What they are good for; nothing: no host was asked yet.
+    /// How long connections keep their session; `None` if no host was asked yet.
     pooling: Option<Pooling>,
-    /// How often hosts were asked with success.
+    /// How often hosts were asked successfully.
     looks: u64,
-    /// When a connection was had last.
+    /// When a connection was last acquired.
     had: Instant,
 }
 
 impl Database {
-    /// Connects when it is first used. `url` may name several hosts.
+    /// Creates a handle that connects on first use. `url` may name several hosts.
     pub(super) fn connect_lazily(url: &str, most: u32) -> Result<Self, sqlx::Error> {
         let hosts = each_host(url)
             .iter()
@@ -109,9 +109,9 @@ impl Database {
         Ok(Self { hosts, most, found: Arc::new(RwLock::new(found)), looking: Arc::default() })
     }
 
-    /// Closes every connection, after the statements that run on them.
+    /// Closes every connection after its running statements.
     pub(super) async fn close(&self) {
-        // A Postgres that stands still must not keep the process.
+        // A Postgres that hangs must not keep the process alive.
         let _ = tokio::time::timeout(CLOSE_WITHIN, self.found().pool.close()).await;
     }
 
@@ -124,13 +124,14 @@ impl Database {
         let pooling = self.pooling().await?;
         let connection = self.acquire().await?;
         let settings = (pooling == Pooling::Transaction).then(|| AssertSqlSafe(BEGIN_WITH_SETTINGS.as_str()).into_sql_str());
-        // In a task, because a BEGIN must not be cut off: sqlx 0.9.0 takes a transaction for begun when it has read the answer, and a connection
-        // that is given back before would be in a transaction that nobody ends (https://github.com/launchbadge/sqlx/issues/4385).
+        // In its own task, because a BEGIN must not be cancelled: sqlx 0.9.0 counts a transaction as begun only after it has read the
+        // answer. A connection that is returned before that would stay in a transaction that nobody ends
+        // (https://github.com/launchbadge/sqlx/issues/4385).
         let begin = tokio::spawn(sqlx::Transaction::begin(connection, settings));
         Ok(Transaction { inner: begin.await.map_err(|_| sqlx::Error::WorkerCrashed)??, pooling })
     }
 
-    /// A connection that hears notifications; none where sessions are shared, for they would be somebody else's.
+    /// A connection that receives notifications. `None` where sessions are shared, because the notifications would reach other clients.
     pub(super) async fn listener(&self) -> Result<Option<PgListener>, sqlx::Error> {
         match self.pooling().await? {
             Pooling::Session => PgListener::connect_with(&self.found().pool).await.map(Some),
@@ -138,8 +139,8 @@ impl Database {
         }
     }
 
-    /// A connection to the host that takes writes. If nobody could get one for a while, the hosts are asked, and connections to the one that
-    /// takes writes take the place of those that may be waiting for a host that has vanished without a word.
+    /// A connection to the host that accepts writes. If nobody could get one for a while, the hosts are asked, and connections to the one
+    /// that accepts writes replace those that may be waiting for a host that vanished silently.
     async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         self.try_acquire().await.map_err(not_connected)
     }
@@ -149,7 +150,7 @@ impl Database {
         let patience = if self.hosts.len() == 1 { ALONE_AFTER } else { ELSEWHERE_AFTER };
         let acquired = match tokio::time::timeout(patience, found.pool.acquire()).await {
             Ok(acquired) => acquired,
-            // Others get connections: there are only too few of them.
+            // Others get connections: there are just too few.
             Err(_) if self.found().had.elapsed() < patience => return found.pool.acquire().await,
             Err(_) => Err(sqlx::Error::PoolTimedOut),
         };
@@ -157,18 +158,18 @@ impl Database {
             self.found.write().unwrap_or_else(PoisonError::into_inner).had = Instant::now();
             return Ok(connection);
         }
-        // Only the end of the process closes what is in use: what still runs then must not open it again.
+        // Only the shutdown of the process closes the pool in use. A statement that still runs then must not open it again.
         if self.found().pool.is_closed() {
             return Err(sqlx::Error::PoolClosed);
         }
-        // Whoever waits for this connection may give up any moment; the search goes on.
+        // The caller may give up at any moment, but the search continues.
         let database = self.clone();
         let look = tokio::spawn(async move { database.look(found.looks).await });
         look.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
         self.found().pool.acquire().await
     }
 
-    /// What connections are good for; the first call finds it out.
+    /// How long connections keep their session. The first call finds it out.
     pub(super) async fn pooling(&self) -> Result<Pooling, sqlx::Error> {
         let known = self.found.read().unwrap_or_else(PoisonError::into_inner).pooling;
         match known {
@@ -177,7 +178,8 @@ impl Database {
         }
     }
 
-    /// Asks all hosts, and uses the first that says it takes writes from now on; unless somebody did so since there were `looks`.
+    /// Asks all hosts, and switches to the first that reports that it accepts writes. Does nothing if another call has succeeded since the
+    /// count was `looks`.
     async fn look(&self, looks: u64) -> Result<Pooling, sqlx::Error> {
         let _one_at_a_time = self.looking.lock().await;
         let before = self.found();
@@ -196,26 +198,26 @@ impl Database {
             let known = pool.connect_options();
             (known.get_host(), known.get_port()) == (options.get_host(), options.get_port())
         };
-        // The host answers, and still connections to it hang: one that lets nobody commit, say. More of them would only fill it up.
+        // The host answers, and still connections to it hang: for example, it lets nobody commit. More connections would only fill it up.
         if retired.iter().filter(|pool| same_host(pool)).count() >= MOST_RETIRED {
             return Err(sqlx::Error::PoolTimedOut);
         }
         retired.push(before.pool.clone());
         let found = Found { pool: pool(self.most, options), retired, pooling: Some(pooling), looks: looks + 1, had: Instant::now() };
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
-        // What is idle is closed; what hangs is left to the system.
+        // Idle connections are closed; hanging ones are left to the operating system.
         tokio::spawn(async move { tokio::time::timeout(CLOSE_WITHIN, before.pool.close()).await });
         Ok(pooling)
     }
 }
 
-/// Connections that are made when they are needed.
+/// A pool that connects on demand.
 fn pool(most: u32, options: PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .max_connections(most)
         .acquire_timeout(ACQUIRE_WITHIN)
-        // One more round trip for each statement is not worth it: a connection that worked a moment ago works. One that was idle for longer
-        // is asked whether its server is still there, so that whoever comes first after a restart is not told 503.
+        // Another round trip for each statement is not worth it: a connection that worked a moment ago works. A connection that was idle
+        // for longer is pinged first, so that the first caller after a restart does not get a 503.
         .test_before_acquire(false)
         .before_acquire(|connection, about| {
             let idle = about.idle_for;
@@ -226,19 +228,20 @@ fn pool(most: u32, options: PgConnectOptions) -> PgPool {
                 Ok(true)
             })
         })
-        // A host that takes writes today may be a standby tomorrow.
+        // A host that accepts writes today may be a standby tomorrow.
         .after_connect(|connection, _| Box::pin(async move { takes_writes(connection).await }))
         .connect_lazy_with(options)
 }
 
-/// Connects to `host` once: what its connections are good for, and how to make them. An error, if it does not take writes.
+/// Connects to `host` once. Returns how long its connections keep their session and how to make them, or an error if it does not accept
+/// writes.
 async fn ask(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions), sqlx::Error> {
     let kept = host.clone().options(SESSION).options([(MARK, "kept")]);
-    // Named statements would outlive the transaction, in a session that is somebody else's by then.
+    // Named statements would outlive the transaction, in a session that belongs to another client by then.
     let shared = host.clone().extra_float_digits(None).statement_cache_capacity(0);
     let (mut connection, options) = match kept.connect().await {
         Ok(connection) => (connection, kept),
-        // "unsupported startup parameter", says PgBouncer.
+        // PgBouncer answers "unsupported startup parameter".
         Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some("08P01") => (shared.connect().await?, shared.clone()),
         Err(error) => return Err(error),
     };
@@ -249,8 +252,8 @@ async fn ask(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions), sql
     Ok((pooling, if pooling == Pooling::Session { options } else { shared }))
 }
 
-/// Why there is no connection. What Postgres says when it refuses one, such as a role that may not log in at present or a database that takes no
-/// connections, is its state, and says nothing about the statement that was to come.
+/// Converts an error from connecting. When Postgres refuses a connection, for example because the role may not log in at present or the
+/// database accepts no connections, that is its state, and says nothing about the statement that was to follow.
 fn not_connected(error: sqlx::Error) -> sqlx::Error {
     match error {
         sqlx::Error::Database(refused) => sqlx::Error::Configuration(refused.to_string().into()),
@@ -258,7 +261,7 @@ fn not_connected(error: sqlx::Error) -> sqlx::Error {
     }
 }
 
-/// An error, if the server behind this connection is only a standby.
+/// Returns an error if the server behind this connection is a standby.
 async fn takes_writes(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let row = sqlx::raw_sql("select pg_is_in_recovery()").fetch_one(connection).await?;
     if row.try_get(0)? { Err(sqlx::Error::Configuration("this server is a standby".into())) } else { Ok(()) }
@@ -272,23 +275,23 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
-    /// Makes it durable.
+    /// Commits it.
     pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
         self.inner.commit().await
     }
 
-    /// Takes it back.
+    /// Rolls it back.
     pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
         self.inner.rollback().await
     }
 
-    /// The connection, for what brings its own statements.
+    /// The connection, for code that runs its own statements.
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         &mut self.inner
     }
 }
 
-/// A statement that keeps a name only where its session does.
+/// A statement that is prepared with a name only where sessions are kept.
 struct Prepared<E> {
     statement: E,
     pooling: Pooling,

@@ -1,4 +1,4 @@
-//! The delivery log of a request, and sending its webhook again.
+//! The delivery log of a request, and replays of its webhook.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -8,21 +8,22 @@ use super::webhook_claim::KEPT_ATTEMPTS;
 use super::{Result, Store, count, listen};
 use crate::contract::{Deliveries, DeliveryAttempt, DeliveryOutcome};
 
-/// What became of the wish to send a webhook again.
+/// The outcome of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replay {
     /// It is sent again, or is about to be sent anyway.
     Sending,
-    /// The request is not final: there is nothing to tell yet.
+    /// The request is not final: there is no outcome to send yet.
     NotFinal,
     /// The request asked for no webhook.
     NoWebhook,
-    /// There is no such request, or it is somebody else's.
+    /// There is no such request, or it belongs to another key.
     Unknown,
 }
 
 impl Store {
-    /// The delivery log of a request, oldest first; nothing if there is no such request, or if it is not `owner`'s (nobody: everybody's).
+    /// The delivery log of a request, oldest attempt first. `None` if there is no such request, or if it does not belong to `owner`.
+    /// Without an `owner`, every request is visible.
     ///
     /// # Errors
     /// If a statement fails.
@@ -55,14 +56,14 @@ impl Store {
         Ok(Some(Deliveries { webhook_id: webhook_id(id), webhook: state.request.webhook, deliveries }))
     }
 
-    /// Sends the webhook of a request again, with its whole schedule of tries before it. One that waits for its next try is sent now; one
-    /// that is being sent stays as it is.
+    /// Sends the webhook of a request again, with a full new retry schedule. A webhook that waits for its next attempt is sent now, and one
+    /// that is being sent is left alone.
     ///
-    /// The row of the request is held, so that retention does not take it away meanwhile; the worker that has the job now is fenced by its
-    /// lease, and asking twice at once changes the job once.
+    /// The request's row is locked, so that retention does not delete it meanwhile. A worker that holds the job is fenced by its lease. Two
+    /// calls at once change the job once.
     ///
     /// # Errors
-    /// If a statement fails; then nothing has changed, or (if the connection broke during the commit) it is sent again.
+    /// If a statement fails. Then nothing has changed or, if the connection broke during the commit, the webhook is sent again.
     pub async fn replay(&self, id: Uuid, owner: Option<KeyId>) -> Result<Replay> {
         let mut transaction = self.database.begin().await?;
         let found = sqlx::query!(

@@ -1,27 +1,27 @@
-//! Which encryption keys stored values need, and moving them to the first one.
+//! Which encryption keys stored values need, and re-encrypting values with the first key.
 
 use uuid::Uuid;
 
 use super::{Result, Store};
 use crate::encryption::{EncryptionError, Place, Stored};
 
-/// What is proven: that a key opens it.
+/// The plaintext that is encrypted with a key, to tell later whether a key of the same name is the right one.
 const PROOF: &[u8] = b"countersign";
 
-/// What became of `api keys reencrypt`.
+/// The result of `api keys reencrypt`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reencrypted {
     /// Webhook secrets that are encrypted with the first key now, and were not before.
     pub secrets: usize,
-    /// Other keys that are still needed, with the number of requests whose headers need them: they end with their retention.
+    /// Other keys that are still needed, each with the number of requests whose headers need it. Retention deletes those requests.
     pub needed: Vec<(String, i64)>,
 }
 
 impl Store {
-    /// Registers the first key, and checks that every key that stored values may need is there and is the right one.
+    /// Registers the first key, and checks that every key that stored values may need is configured and is the right one.
     ///
     /// # Errors
-    /// [`StoreError::Encryption`](super::StoreError::Encryption) if one is not; or if a statement fails.
+    /// [`StoreError::Encryption`](super::StoreError::Encryption) if a key is missing or wrong; another error if a statement fails.
     pub async fn agree_on_encryption(&self) -> Result<()> {
         if let Some(first) = self.keyring.first() {
             sqlx::query!(
@@ -33,7 +33,7 @@ impl Store {
             .execute(&self.database)
             .await?;
         }
-        // Read afterwards: two processes that register other keys under one name both see the one that was first.
+        // Read after the insert: if two processes register different keys under one name, both see the one that came first.
         let registered = sqlx::query!("-- encryption.registered\nselect id, proof from encryption_keys order by first_used_at")
             .fetch_all(&self.database);
         for row in registered.await? {
@@ -46,11 +46,11 @@ impl Store {
         Ok(())
     }
 
-    /// Encrypts every webhook secret with the first key. Keys that nothing needs any more are forgotten: they can be taken out of
-    /// `ENCRYPTION_KEY` then. Headers of requests stay as they are, and go with their requests.
+    /// Encrypts every webhook secret with the first key. Unregisters keys that nothing needs any more: they can be removed from
+    /// `ENCRYPTION_KEY`. Headers of requests stay as they are, and are deleted with their requests.
     ///
     /// # Errors
-    /// If a statement fails, or if a value can't be read; then nothing was changed, or only the secrets were.
+    /// If a statement fails, or if a value can't be read. Then nothing was changed, or only the secrets were.
     pub async fn reencrypt(&self) -> Result<Reencrypted> {
         let first = self.keyring.first().map(ToOwned::to_owned);
         let mut transaction = self.database.begin().await?;
@@ -97,7 +97,7 @@ impl Store {
             .execute(&mut transaction)
             .await?;
         }
-        // What may take long comes after, so that no key's row is held meanwhile.
+        // The potentially slow part comes after the commit, so that no key's row is locked meanwhile.
         transaction.commit().await?;
         let needed = sqlx::query!(
             r#"-- encryption.needed
@@ -109,7 +109,7 @@ impl Store {
         .await?;
         let (needed, forgotten): (Vec<_>, Vec<_>) = needed.into_iter().map(|row| (row.id, row.requests)).partition(|(_, n)| *n > 0);
         let forgotten: Vec<String> = forgotten.into_iter().map(|(id, _)| id).collect();
-        // Another process may have used one in the meantime.
+        // Another process may have used one of them in the meantime.
         sqlx::query!(
             "-- encryption.forget
             delete from encryption_keys k

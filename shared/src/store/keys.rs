@@ -1,4 +1,4 @@
-//! API keys: 256 random bits, shown once, kept as a digest.
+//! API keys: 256 random bits, shown once, stored as a digest.
 
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ impl ApiKey {
     /// A new key of 256 random bits.
     ///
     /// # Panics
-    /// If the operating system has no randomness to give.
+    /// If the operating system provides no random bytes.
     #[must_use]
     pub fn generate() -> Self {
         let mut bytes = [0; 32];
@@ -65,7 +65,7 @@ impl ApiKey {
         Self(Secret::new(format!("cs_{}", URL_SAFE_NO_PAD.encode(bytes))))
     }
 
-    /// A key that came from outside.
+    /// A key that a caller presented.
     #[must_use]
     pub fn presented(text: &str) -> Self {
         Self(Secret::new(text.to_owned()))
@@ -77,7 +77,7 @@ impl ApiKey {
         self.0.expose()
     }
 
-    /// What the store knows of the key.
+    /// The digest of the key, which is what the store keeps.
     #[must_use]
     pub fn digest(&self) -> KeyDigest {
         KeyDigest(sha256(&[self.0.expose().as_bytes()]))
@@ -95,8 +95,8 @@ impl std::fmt::Debug for KeyDigest {
 }
 
 impl KeyDigest {
-    /// Compares in constant time: ring verifies an HMAC of one against an HMAC of the other, so that how long it takes says nothing
-    /// about where they differ.
+    /// Whether this is the digest `stored`, compared in constant time: ring verifies an HMAC of one against an HMAC of the other, so the
+    /// time it takes says nothing about where they differ.
     #[must_use]
     pub fn is(&self, stored: &[u8]) -> bool {
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"api key comparison");
@@ -111,7 +111,7 @@ pub struct Caller {
     pub key: KeyId,
     /// What it may do.
     pub scopes: Vec<Scope>,
-    /// When it ends, if it does, by the clock of this process.
+    /// When it expires, if it does, by the clock of this process.
     pub expires: Option<Instant>,
 }
 
@@ -122,20 +122,20 @@ pub struct KeyRow {
     pub name: String,
     /// What it may do.
     pub scopes: Vec<String>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
-    /// When it ends, if it does.
+    /// When it expires, if it does.
     pub expires_at: Option<OffsetDateTime>,
     /// When it was revoked, if it was.
     pub revoked_at: Option<OffsetDateTime>,
 }
 
-/// What became of a new key.
+/// The outcome of creating a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
-    /// It is there.
+    /// The key was created.
     Created,
-    /// A live key has this name.
+    /// A live key already has this name.
     NameTaken,
 }
 
@@ -160,7 +160,7 @@ impl Store {
             .filter_map(|row| {
                 let digest = digests.iter().find(|digest| digest.is(&row.digest))?;
                 let scopes: Result<Vec<Scope>, _> = row.scopes.iter().map(|scope| scope.parse()).collect();
-                // Too far away to be said is never.
+                // An expiry too far away to be represented is never.
                 let expires = row.expires_in.and_then(duration).and_then(|left| asked.checked_add(left));
                 let caller = scopes.map(|scopes| Caller { key: KeyId(row.id), scopes, expires });
                 Some(caller.map(|caller| (*digest, caller)).map_err(|_| StoreError::Corrupt("scope")))
@@ -201,9 +201,9 @@ impl Store {
         Ok(if inserted.rows_affected() == 1 { Created::Created } else { Created::NameTaken })
     }
 
-    /// Makes `key` exist with both scopes under the name `bootstrap`, in place of the one that was there before. Without a `secret`, the
-    /// one that is stored stays; the first time, one is made. False, and nothing changes, if the same key is there under another name,
-    /// or was revoked: what an operator did by hand counts more.
+    /// Makes `key` exist with both scopes under the name `bootstrap`, replacing the one that was there before. Without a `secret`, the
+    /// stored one stays; the first time, one is generated. Returns `false`, and changes nothing, if the same key exists under another name,
+    /// or was revoked: what an operator did by hand takes precedence.
     ///
     /// # Errors
     /// If a statement fails.
@@ -212,7 +212,7 @@ impl Store {
         let id = Uuid::now_v7();
         let first = self.keyring.seal(Place::WebhookSecret(id), secret.unwrap_or(&fallback).expose_bytes());
         let mut transaction = self.database.begin().await?;
-        // One after the other: who comes second finds the row of the first one.
+        // One at a time: the second one finds the row of the first.
         sqlx::query!("-- keys.alone\nselect from pg_advisory_xact_lock(hashtext('countersign.bootstrap'))")
             .execute(&mut transaction)
             .await?;
@@ -230,7 +230,7 @@ impl Store {
         )
         .fetch_optional(&mut transaction)
         .await?;
-        // The secret is encrypted for the row that it is in, so it can only be replaced once it is known which one that is.
+        // The secret is encrypted for its row, so it can only be replaced once the row is known.
         if let (Some(row), Some(secret)) = (made.filter(|row| *row != id), secret) {
             let stored = self.keyring.seal(Place::WebhookSecret(row), secret.expose_bytes());
             sqlx::query!(
@@ -246,8 +246,9 @@ impl Store {
         Ok(made.is_some())
     }
 
-    /// Gives the live key of this name another webhook secret. Webhooks are signed with the one before too, and with those before it whose
-    /// grace is not over, until `grace` is over; without a grace, with the new one only. False if there is no such key.
+    /// Replaces the webhook secret of the live key of this name. Until `grace` is over, webhooks are also signed with the previous secret,
+    /// and with earlier ones until their own grace is over. Without a grace, they are signed with the new secret only. Returns `false` if
+    /// there is no such key.
     ///
     /// # Errors
     /// If a statement fails.
@@ -298,7 +299,7 @@ impl Store {
         .await?)
     }
 
-    /// Revokes the live key of this name and tells every `api` process. False if there is none.
+    /// Revokes the live key of this name and notifies every `api` process. Returns `false` if there is none.
     ///
     /// # Errors
     /// If a statement fails.

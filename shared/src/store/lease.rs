@@ -1,4 +1,4 @@
-//! Who has a job, and until when; what a claim gives and what a finish answers, for any kind of job.
+//! Who holds a job, and until when; the results of claims and finishes, for any kind of job.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,9 +9,9 @@ use uuid::Uuid;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct JobId(pub(super) i64);
 
-/// The right to work on one job. Only a claim makes one, and finishing the job takes it: there is no second way to write an outcome.
+/// The right to work on one job. Only a claim creates one, and finishing the job takes it: there is no other way to write an outcome.
 ///
-/// The token is the fence: a worker that was away for longer than its lease finds that its token is not the job's any more, and
+/// The token is the fencing token: a worker that was away for longer than its lease finds that its token is no longer the job's, and
 /// changes nothing.
 #[derive(Debug)]
 pub struct Lease {
@@ -26,11 +26,11 @@ pub struct Lease {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub(super) number: i32,
-    /// When it would be free if nobody freed it. With the number, that is where it stands in its index.
+    /// When it is free if nobody frees it. With the number, this is its position in its index.
     pub(super) taken_until: OffsetDateTime,
 }
 
-/// When a claim was sent, by both clocks.
+/// When a claim was sent, by the monotonic and the wall clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClaimSentAt {
     steady: Instant,
@@ -38,26 +38,26 @@ pub(super) struct ClaimSentAt {
 }
 
 impl ClaimSentAt {
-    /// Now. To be called before the statement is sent: a machine may be suspended while it runs.
+    /// Now. Must be called before the statement is sent: the machine may be suspended while the statement runs.
     pub(super) fn now() -> Self {
         Self { steady: Instant::now(), wall: SystemTime::now() }
     }
 }
 
 impl Lease {
-    /// A lease that was claimed by a statement sent at `sent_at`, for `length`. Postgres counts from when it ran the statement, which
-    /// was later; so this process thinks the lease ends no later than Postgres does, whatever the two clocks show.
+    /// A lease of this `length`, claimed by a statement that was sent at `sent_at`. Postgres counts from when it ran the statement, which
+    /// was later. So for this process the lease ends no later than for Postgres, whatever the two clocks show.
     pub(super) fn new(job: JobId, token: Uuid, sent_at: ClaimSentAt, length: Duration) -> Self {
         Self { job, token, slot: None, ends: sent_at.steady + length, ends_at_wall_clock: sent_at.wall + length }
     }
 
-    /// The same, with a slot of the upstream's budget.
+    /// The same lease, with a slot of the upstream's budget.
     pub(super) fn with_slot(self, slot: Slot) -> Self {
         Self { slot: Some(slot), ..self }
     }
 
-    /// The same, whose slot stays taken for as long as if nobody had freed it: a window after the lease has ended. For a call of which nobody knows
-    /// whether it has arrived yet.
+    /// The same lease, but the slot stays taken as if nobody had freed it: until a window after the end of the lease. For a call that may
+    /// not have arrived yet.
     #[must_use]
     pub fn leaving_its_slot(self) -> Self {
         Self { slot: None, ..self }
@@ -71,7 +71,7 @@ impl Lease {
 
     /// How much of the lease is left. Work that can take longer must not begin.
     ///
-    /// By the clock that says less: the steady one stands still while a machine is suspended, the other one may be set.
+    /// Uses the clock that says less: the monotonic clock stops while a machine is suspended, and the wall clock may be set.
     #[must_use]
     pub fn left(&self) -> Duration {
         let by_the_wall = self.ends_at_wall_clock.duration_since(SystemTime::now()).unwrap_or_default();
@@ -79,22 +79,22 @@ impl Lease {
     }
 }
 
-/// What a claim found.
+/// The result of a claim.
 #[derive(Debug)]
 pub struct Claimed<J> {
     /// The jobs to do now.
     pub jobs: Vec<J>,
-    /// If there were fewer than were wanted: after how long something else can be claimed, as far as this statement saw. Nothing: nothing
+    /// If there were fewer jobs than wanted: the time until another one can be claimed, as far as this statement saw. `None` if nothing
     /// else waits.
     pub next_in: Option<Duration>,
 }
 
-/// What became of a finish.
+/// The result of a finish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finished {
-    /// It is written.
+    /// The outcome was written.
     Written,
-    /// The lease had run out and somebody else has the job, or had it: nothing of it was written.
+    /// The lease had expired and another worker holds the job, or held it: nothing was written.
     LeaseLost,
 }
 
@@ -107,9 +107,9 @@ mod tests {
         const LENGTH: Duration = Duration::from_secs(40);
         let lease = |asked| Lease::new(JobId(1), Uuid::nil(), asked, LENGTH);
         assert!(lease(ClaimSentAt::now()).left() > LENGTH / 2);
-        // The steady clock stood still.
+        // The monotonic clock stopped.
         assert_eq!(lease(ClaimSentAt { wall: SystemTime::now() - Duration::from_mins(10), ..ClaimSentAt::now() }).left(), Duration::ZERO);
-        // The clock on the wall was set back.
+        // The wall clock was set back.
         let set_back = ClaimSentAt { steady: Instant::now().checked_sub(Duration::from_mins(10)).unwrap(), wall: SystemTime::now() };
         assert_eq!(lease(set_back).left(), Duration::ZERO);
     }

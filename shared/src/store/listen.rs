@@ -1,4 +1,4 @@
-//! Notifications: hints that something may have changed. Never data, and never needed: whoever waits looks again by itself.
+//! Notifications: hints that something may have changed. They are never data, and never required: whoever waits also polls.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -7,17 +7,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::Store;
 
-/// What kind of job.
+/// The kind of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobKind {
     /// Get a message signed.
     Sign,
-    /// Tell a receiver.
+    /// Send a webhook to a receiver.
     Webhook,
 }
 
 impl JobKind {
-    /// What it is called in a notification.
+    /// Its name in a notification.
     pub(super) fn payload(self) -> &'static str {
         match self {
             Self::Sign => "sign",
@@ -29,9 +29,9 @@ impl JobKind {
 /// What a notification hints at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
-    /// There may be a job of this kind to do.
+    /// There may be a job of this kind.
     Jobs(JobKind),
-    /// The outcome of messages may be there, by [`crate::message::MessageDigest::hint`].
+    /// The outcomes of messages may be available, by [`crate::message::MessageDigest::hint`].
     Results(Vec<u64>),
     /// The API keys have changed.
     Keys,
@@ -43,10 +43,10 @@ pub(super) const JOBS: &str = "countersign_jobs";
 pub(super) const RESULTS: &str = "countersign_results";
 pub(super) const KEYS: &str = "countersign_keys";
 
-/// Most digests in one notification: Postgres allows payloads below 8,000 bytes, and each takes 17.
+/// The maximum number of digests in one notification: Postgres allows payloads below 8,000 bytes, and each digest takes 17.
 pub(super) const MOST_HINTS: usize = 400;
 
-/// The payload of a notification about these results; `*` when there are too many to name.
+/// The payload of a notification about these results; `*` if there are too many to list.
 pub(super) fn results_payload(hints: impl ExactSizeIterator<Item = u64>) -> String {
     if hints.len() > MOST_HINTS {
         return "*".to_owned();
@@ -77,9 +77,9 @@ pub enum Audience {
 }
 
 impl Store {
-    /// Passes hints to `tell` until `stop`. Each time it has (re)connected it tells [`Hint::Everything`], because what was notified in
-    /// between is lost. Never fails: while Postgres is away there is nothing to hear, and behind a proxy that keeps no sessions there
-    /// never is; whoever waits looks by itself.
+    /// Passes hints to `tell` until `stop` is cancelled. Each time it has (re)connected, it passes [`Hint::Everything`], because
+    /// notifications in between are lost. It never fails: while Postgres is down there is nothing to hear, and behind a proxy that keeps no
+    /// sessions there never is. Whoever waits also polls.
     pub async fn listen(&self, audience: Audience, stop: CancellationToken, tell: impl Fn(Hint)) {
         let channels: &[&str] = match audience {
             Audience::Api => &[RESULTS, KEYS],
@@ -115,7 +115,7 @@ impl Store {
                 Ok(Ok(Some(notification))) => tell(read(notification.channel(), notification.payload())),
                 Ok(Ok(None)) => return Ok(Listening::Ended),
                 Ok(Err(error)) => return Err(error),
-                // A server that has vanished without a word is silent too.
+                // A server that vanished silently sends nothing either.
                 Err(_) => {
                     let alive = tokio::time::timeout(ALIVE_WITHIN, sqlx::raw_sql("select 1").execute(&mut listener));
                     alive.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
@@ -124,7 +124,7 @@ impl Store {
         }
     }
 
-    /// Whether notifications arrive at present. If not, who waits for something has to look for it more often.
+    /// Whether notifications arrive at present. If not, whoever waits for something has to poll more often.
     #[must_use]
     pub fn is_listening(&self) -> bool {
         self.listening.load(Ordering::Acquire)
@@ -136,11 +136,11 @@ impl Store {
 enum Listening {
     /// The connection was lost.
     Ended,
-    /// There is no connection that could hear.
+    /// No connection can receive notifications.
     Unsupported,
 }
 
-/// After so long without a notification the connection is asked whether it is alive, and how long it may take to answer.
+/// The time without a notification after which the connection is checked, and the timeout of that check.
 const SILENT_FOR: Duration = Duration::from_secs(5);
 const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 

@@ -1,10 +1,11 @@
 //! Low-water marks: where a process begins to scan the queue.
 //!
-//! The indexes of the queue begin with what is leased at present, and with what was done and no vacuum has removed: a long transaction may
-//! hold that back for hours. So that not every scan steps over it, a scan says how far it came ([`LowWater`]), and the next one starts there.
+//! The queue's indexes begin with entries that are leased at present, and with dead entries that no vacuum has removed; a long transaction
+//! may hold the vacuum back for hours. So that not every scan steps over them, a scan reports how far it came ([`LowWater`]), and the next
+//! one starts there.
 //!
-//! A job may still appear behind the mark: one that is given back returns to its place, and an insert may be committed long after it began.
-//! So each process also makes full scans, for at most one thirtieth of its time. While a full scan is quick, it is part of a claim. When it is
+//! A job may still appear behind the mark: a job that is given back returns to its place, and an insert may commit long after it began. So
+//! each process also makes full scans, for at most one thirtieth of its time. While a full scan is quick, it is part of a claim. When it is
 //! slow, no claim waits for it: it runs in the background, moves the mark back to what it finds, and wakes the worker.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,22 +24,22 @@ pub struct LowWater {
     pub(super) slots: Option<OffsetDateTime>,
 }
 
-/// How much later than it began an insert is mostly committed.
+/// How long after its start an insert has usually committed.
 pub(super) const LATE_BY: Duration = Duration::from_millis(100);
 
 impl LowWater {
-    /// This mark, and `before` where it says nothing.
+    /// This mark, with the values of `before` where it has none.
     #[must_use]
     fn or(self, before: Self) -> Self {
         Self { fresh: self.fresh.or(before.fresh), retries: self.retries.or(before.retries), slots: self.slots.or(before.slots) }
     }
 }
 
-/// Full scans take no more than this share of the time. Each process makes its own, so it adds up.
+/// Full scans take at most this share of the time. The share is per process, so it adds up.
 const ONE_IN: u32 = 30;
 
-/// A full scan that failed is repeated after this, and after twice as long each further time, up to what the share of the time allows. One that
-/// took longer than a statement can has failed: the process, or Postgres, stood still.
+/// The delay before a failed full scan is repeated. It doubles with each further failure, up to 256 s, or up to what the share of the time
+/// allows if that is less. A scan that took longer than [`WITHIN`] also counts as failed: the process, or Postgres, hung.
 const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Longer than a statement may take.
@@ -61,21 +62,21 @@ pub struct Marks {
 struct State {
     mark: LowWater,
     full_scan_took: Duration,
-    /// Full scans that failed, one after the other.
+    /// Consecutive failed full scans.
     failed: u32,
-    /// `None` while one is under way.
+    /// `None` while one is running.
     next_full_scan: Option<Instant>,
 }
 
 impl Marks {
-    /// At the beginning. `wake` is told when something was found behind the mark.
+    /// Marks at the beginning of the queue. `wake` is notified when something was found behind the mark.
     #[must_use]
     pub fn new(store: Store, wake: Arc<Notify>) -> Self {
         let state = State { mark: LowWater::default(), full_scan_took: Duration::ZERO, failed: 0, next_full_scan: Some(Instant::now()) };
         Self { store, wake, quick: QUICK, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// The same, where a full scan that takes longer than `quick` runs in the background.
+    /// The same marks, but a full scan that takes longer than `quick` runs in the background.
     #[must_use]
     pub fn quick_within(self, quick: Duration) -> Self {
         Self { quick, ..self }
@@ -98,7 +99,7 @@ impl Marks {
         Scan { marks: self.clone(), mark, all: due && quick, began: Instant::now(), reached: None }
     }
 
-    /// In how long a scan may find what the last one could not see.
+    /// The time until the next full scan, which may find what the last scan could not see. `None` while one is running.
     #[must_use]
     pub fn next_full_scan_in(&self) -> Option<Duration> {
         self.state().next_full_scan.map(|again| again.saturating_duration_since(Instant::now()))
@@ -106,7 +107,7 @@ impl Marks {
 
     async fn scan_behind(self, mark: LowWater) {
         let began = Instant::now();
-        // A server that has vanished without a word must not be the last that was asked.
+        // A server that vanished silently must not block all later full scans.
         let found = match tokio::time::timeout(WITHIN, self.store.behind(mark)).await {
             Ok(Ok(found)) => Some(found),
             Ok(Err(error)) => {
@@ -127,8 +128,8 @@ impl Marks {
 }
 
 impl State {
-    /// `reached` is `None` if the scan failed. The next one comes soon then, because what was given back meanwhile lies behind the mark; in the
-    /// background, if this one was slow.
+    /// `reached` is `None` if the scan failed. Then the next one comes soon, because jobs that were given back meanwhile lie behind the
+    /// mark. It runs in the background if this one was slow.
     fn record_full_scan(&mut self, took: Duration, reached: Option<LowWater>) {
         let share = took.min(WITHIN) * ONE_IN;
         let rest = if reached.is_some() && took <= WITHIN {
@@ -144,7 +145,7 @@ impl State {
     }
 }
 
-/// A scan that has begun. It ends when it is dropped, whatever became of it.
+/// A running scan. Dropping it ends it, whatever its result.
 #[derive(Debug)]
 pub struct Scan {
     marks: Marks,
@@ -155,19 +156,19 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Where it starts.
+    /// Where the scan starts.
     #[must_use]
     pub fn start(&self) -> LowWater {
         if self.all { LowWater::default() } else { self.mark }
     }
 
-    /// Whether it is a full one.
+    /// Whether it is a full scan.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.all
     }
 
-    /// The next one may start there; where that says nothing, it starts where this one did.
+    /// Records where the next scan may start. Where `reached` has no value, the next one starts where this one did.
     pub fn reached(&mut self, reached: LowWater) {
         self.reached = Some(reached);
     }
@@ -179,14 +180,14 @@ impl Drop for Scan {
         if self.all {
             state.record_full_scan(self.began.elapsed(), self.reached);
         } else if state.mark == self.mark {
-            // Unless it was taken back meanwhile.
+            // Unless the mark was moved meanwhile.
             state.mark = self.reached.unwrap_or_default().or(self.mark);
         }
     }
 }
 
 impl Store {
-    /// Where the first jobs and slots lie that can be claimed and are behind `mark`; `None` where there are none.
+    /// Where the first claimable jobs and slots behind `mark` are; `None` where there are none.
     ///
     /// # Errors
     /// If a statement fails.
@@ -219,7 +220,7 @@ impl Store {
 mod tests {
     use super::*;
 
-    /// After how long the next full scan is due, if the last one took so long.
+    /// The delay before the next full scan, if the last one took this long.
     fn again_after(took: Duration, reached: Option<LowWater>) -> Duration {
         let mut state = State { mark: LowWater::default(), full_scan_took: Duration::ZERO, failed: 0, next_full_scan: None };
         let before = Instant::now();

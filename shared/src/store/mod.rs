@@ -1,27 +1,27 @@
-//! Everything that is kept, and every statement of SQL. The only place that names sqlx.
+//! Everything that is stored, and every SQL statement. The only module that names sqlx.
 //!
 //! | file | what |
 //! |---|---|
-//! | `database` | the way to Postgres: hosts, connections, sessions |
-//! | `accept` | a group of POSTs becomes requests, messages and jobs |
-//! | `pending` | how many requests are unfinished |
+//! | `database` | the connection to Postgres: hosts, pools, sessions |
+//! | `accept` | a batch of POSTs becomes requests, messages and jobs |
+//! | `pending` | the number of unfinished requests |
 //! | `requests` | the state of requests, as callers see it |
 //! | `keys` | API keys |
-//! | `lease` | who has a job, and until when |
-//! | `low_water` | where claims and forecasts begin to look |
-//! | `sign_claim`, `sign_finish` | sign jobs: taken with a slot of the budget, given back with an outcome |
-//! | `webhook_claim`, `webhook_finish` | webhook jobs: taken receiver by receiver, given back |
+//! | `lease` | who holds a job, and until when |
+//! | `low_water` | where claims and forecasts start to scan |
+//! | `sign_claim`, `sign_finish` | sign jobs: claimed with a slot of the budget, finished with an outcome |
+//! | `webhook_claim`, `webhook_finish` | webhook jobs: claimed receiver by receiver, finished with an outcome |
 //! | `webhook_addresses` | where workers may send webhooks |
-//! | `deliveries` | the delivery log, and sending again |
+//! | `deliveries` | the delivery log, and replays |
 //! | `encryption` | which encryption keys stored values need |
 //! | `upstream` | the agreed rate, its slots, the circuit breaker |
-//! | `upstream_news` | what calls say about it |
-//! | `retention` | what is old enough to forget |
-//! | `notify`, `listen` | notifications: sent, heard |
+//! | `upstream_news` | what calls say about the upstream |
+//! | `retention` | what is old enough to delete |
+//! | `notify`, `listen` | notifications: sending, receiving |
 //! | `schema` | migrations |
 //!
-//! Functions take and return slices: callers group what they have, and a group is one transaction, or two where a part of it goes a
-//! longer way. No transaction is open while anything else than Postgres is waited for. Times are Postgres's; Rust sends durations.
+//! Functions take and return slices: callers batch their work, and a batch is one transaction, or two if a part of it takes the longer
+//! path. No transaction stays open while waiting for anything but Postgres. Times come from Postgres; Rust sends durations.
 
 pub mod accept;
 mod database;
@@ -60,34 +60,34 @@ use crate::telemetry::display_chain;
 pub use lease::{Claimed, Finished, JobId, Lease};
 pub use listen::{Audience, Hint, JobKind};
 
-/// Why the store did not do what it was asked.
+/// Why a store operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Postgres could not be reached, or not in time.
     #[error("Postgres is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// Others held what the statement needed for too long, or it had too much to do.
+    /// Other sessions held what the statement needed for too long, or the statement had too much to do.
     #[error("Postgres is contended")]
     Contended(#[source] sqlx::Error),
-    /// Postgres did not answer in time: what was asked for may have been done.
+    /// Postgres did not answer in time: the operation may have been done.
     #[error("Postgres did not answer in time")]
     TimedOut,
-    /// Others stored requests under the same idempotency key, each time that this was tried.
+    /// On every try, other callers stored requests under the same idempotency key.
     #[error("others use the same idempotency key again and again")]
     LostRaces,
-    /// Postgres refused a statement: a defect of ours, or a schema that does not fit.
+    /// Postgres refused a statement: a bug in this program, or a schema that does not fit.
     #[error("Postgres refused a statement")]
     Refused(#[source] sqlx::Error),
-    /// A stored value can't be read back: somebody changed it by hand.
+    /// A stored value can't be read back: someone changed it by hand.
     #[error("a stored {0} is not what was written")]
     Corrupt(&'static str),
-    /// A stored secret can't be read with the keys that were given.
+    /// A stored secret can't be read with the configured keys.
     #[error(transparent)]
     Encryption(#[from] EncryptionError),
-    /// No address was given.
+    /// No address is configured.
     #[error("not set; accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     NoAddress,
-    /// What was given is no address.
+    /// The address can't be parsed.
     #[error("not understood; accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     Address(#[source] sqlx::Error),
     /// Not all migrations of this program have been applied.
@@ -99,19 +99,19 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The setting that mends it.
+    /// The setting to fix.
     #[must_use]
     pub fn variable(&self) -> &'static str {
         if matches!(self, Self::Encryption(_)) { "ENCRYPTION_KEY" } else { "DATABASE_URL" }
     }
 
-    /// Whether that setting is wrong, whatever Postgres does.
+    /// Whether that setting is wrong, regardless of the state of Postgres.
     #[must_use]
     pub fn is_a_wrong_setting(&self) -> bool {
         matches!(self, Self::NoAddress | Self::Address(_) | Self::Encryption(_))
     }
 
-    /// Whether the same may work a moment later: it is Postgres's state, or what others do.
+    /// Whether a retry a moment later may succeed: the cause is the state of Postgres, or what other sessions do.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Contended(_) | Self::TimedOut | Self::LostRaces)
@@ -122,10 +122,9 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(ref refused) => match refused.code().as_deref() {
-                // Deadlock, serialisation, a lock that others held for too long, a statement that took too long: this one lost, and another
-                // try, or a smaller one, may win.
+                // Deadlock, serialization failure, lock timeout, statement timeout: a retry, or a smaller statement, may succeed.
                 Some(code) if code.starts_with("40") || matches!(code, "55P03" | "57014") => Self::Contended(error),
-                // Operator intervention, connection, resources, idle in a transaction, a server that is only a standby: Postgres's state.
+                // Operator intervention, connection, resources, idle in a transaction, a standby server: the state of Postgres.
                 Some(code) if ["57", "08", "53", "25"].iter().any(|class| code.starts_with(class)) => Self::Unavailable(error),
                 _ => Self::Refused(error),
             },
@@ -135,13 +134,13 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// How often Postgres is tried while it is not available.
+/// The delay between attempts while Postgres is not available.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
 
-/// How long the end of a process waits for what goes on beside the calls.
+/// How long [`Store::close`] waits for background tasks.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
-/// What this module answers.
+/// The result of a store operation.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// A handle to Postgres. Clones share the connections.
@@ -152,15 +151,15 @@ pub struct Store {
     keyring: Keyring,
     pending: Pending,
     notifier: Notifier,
-    /// What goes on beside the calls, and ends by itself.
+    /// Background tasks. They end by themselves.
     tasks: TaskTracker,
 }
 
 impl Store {
-    /// A store that connects when it is first used, so that a process starts, and says that it isn't ready, while Postgres is away.
+    /// Creates a store that connects on first use, so that a process starts, and reports that it isn't ready, while Postgres is down.
     ///
     /// # Errors
-    /// For an address that Postgres's client can't read.
+    /// If the address is missing, or Postgres's client can't parse it.
     pub fn connect_lazily(settings: &DatabaseSettings) -> Result<Self> {
         let url = settings.database_url.as_ref().ok_or(StoreError::NoAddress)?;
         let database = Database::connect_lazily(url.expose(), settings.database_max_connections).map_err(StoreError::Address)?;
@@ -177,18 +176,18 @@ impl Store {
         })
     }
 
-    /// Closes every connection, after what is still to be told and the statements that run on them; but waits for no Postgres that stands still.
+    /// Closes every connection after pending notifications and running statements. Does not wait for a Postgres that hangs.
     pub async fn close(&self) {
         self.tasks.close();
         let _ = tokio::time::timeout(CLOSE_WITHIN, self.tasks.wait()).await;
         self.database.close().await;
     }
 
-    /// Repeats `attempt` until it succeeds, while Postgres is not available or the schema is out of date; until `stop`, which counts as
-    /// success. One log line when the waiting begins, and one when it ends.
+    /// Repeats `attempt` until it succeeds, while Postgres is not available or the schema is out of date. Cancelling `stop` counts as
+    /// success. Logs one line when the waiting begins, and one when it ends.
     ///
     /// # Errors
-    /// Those that waiting does not mend.
+    /// Those that waiting does not fix.
     pub async fn when_available(&self, stop: &tokio_util::sync::CancellationToken, attempt: impl AsyncFn() -> Result<()>) -> Result<()> {
         let mut waiting = false;
         loop {
@@ -219,17 +218,17 @@ impl Store {
     }
 }
 
-/// Seconds as Postgres's `make_interval` takes them.
+/// Seconds, as Postgres's `make_interval` takes them.
 fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
 }
 
-/// Seconds as Postgres's `extract(epoch …)` gives them; what is past is zero.
+/// Seconds, as Postgres's `extract(epoch …)` gives them, as a duration. The past is zero.
 fn duration(seconds: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds.max(0.0)).ok()
 }
 
-/// A count that Postgres gave as a signed number.
+/// A count that Postgres returned as a signed number.
 fn count<N: TryInto<u32> + PartialOrd + Default>(number: N) -> u32 {
     if number < N::default() { 0 } else { number.try_into().unwrap_or(u32::MAX) }
 }

@@ -1,9 +1,11 @@
-//! Telling others, after the commit: what was hinted at while a notification was under way, or soon after it, goes together into the next one.
+//! Sends notifications after the commit. Hints that arrive while a notification is being sent, or soon after, go together into the next
+//! one.
 //!
-//! Not in the transaction that makes it true: while that is being forced to the disk, Postgres lets no other transaction commit that notifies,
-//! so that they would be forced there one by one. A statement that does nothing but notify has nothing to force. What a process does not tell,
-//! because it is killed in between or Postgres is away, is found by polling, as is whatever else is not heard. A single new message or a single
-//! outcome is told in its own transaction ([`goes_with_commit`]): no other commit of this process waits then, and it saves the round trip.
+//! They are not sent in the transaction that they announce: while it is being flushed to disk, Postgres lets no other notifying transaction
+//! commit, so these transactions would be flushed one by one. A statement that only notifies has nothing to flush. If a notification is not
+//! sent, because the process is killed in between or Postgres is down, polling finds the change, as it does for any notification that is
+//! not heard. A single new message or a single outcome is announced in its own transaction ([`goes_with_commit`]): no other commit of this
+//! process waits then, and it saves the round trip.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,23 +16,23 @@ use super::listen::{Hint, JOBS, JobKind, MOST_HINTS, RESULTS, results_payload};
 use super::{Store, StoreError};
 use crate::telemetry::display_chain;
 
-/// From the end of one to the begin of the next, of those that are sent after a commit. Each one wakes all who listen to this database,
-/// whatever they want to hear: with more processes there are more of both.
+/// The pause from the end of one notification to the start of the next, for those that are sent after a commit. Each one wakes everything
+/// that listens on this database, whatever it wants to hear; more processes mean more notifications and more listeners.
 const BETWEEN: Duration = Duration::from_millis(5);
 
-/// The longest a notification may take; beyond, the connection is taken for dead.
+/// The maximum time for a notification. After it, the connection is assumed dead.
 const SEND_WITHIN: Duration = Duration::from_secs(2);
 
-/// Most results that wait to be told, in as many notifications as they need; of more than these nobody is told which they are.
+/// The maximum number of waiting results that are announced by name, in as many notifications as needed; above it, none is named.
 const MOST_RESULTS: usize = 16 * MOST_HINTS;
 
-/// Whether a group of this size notifies in its own transaction: this process has nothing else to commit at the moment.
+/// Whether a batch of this size notifies in its own transaction: this process has nothing else to commit at the moment.
 pub(super) fn goes_with_commit(group: usize) -> bool {
     group == 1
 }
 
 impl Store {
-    /// Tells others of what was committed, soon, and waits for nothing.
+    /// Announces what was committed, soon, without waiting for anything.
     pub(super) fn tell(&self, hints: impl IntoIterator<Item = Hint>) {
         if self.notifier.add(hints) {
             self.tasks.spawn(self.notifier.clone().send(self.database.clone()));
@@ -38,7 +40,7 @@ impl Store {
     }
 }
 
-/// Sends notifications. Clones share what waits to be sent.
+/// Sends notifications. Clones share the outbox.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Notifier {
     outbox: Arc<Mutex<Outbox>>,
@@ -48,12 +50,12 @@ pub(super) struct Notifier {
 struct Outbox {
     jobs: HashSet<JobKind>,
     results: Vec<u64>,
-    /// Whether somebody is sending, and will look here again.
+    /// Whether a task is sending, and will look here again.
     is_sending: bool,
 }
 
 impl Notifier {
-    /// Takes `hints` into what is to be sent. True: nobody is sending, and the caller has to.
+    /// Adds `hints` to the outbox. Returns `true` if no task is sending, and the caller has to start one.
     fn add(&self, hints: impl IntoIterator<Item = Hint>) -> bool {
         let mut outbox = self.outbox();
         for hint in hints {
@@ -80,7 +82,7 @@ impl Notifier {
         }
     }
 
-    /// What waits, as columns. `None` if nothing does; then nobody is sending any more.
+    /// Takes what is waiting, as columns. `None` if nothing is; then no task is sending any more.
     fn next(&self) -> Option<(Vec<&'static str>, Vec<String>)> {
         let mut outbox = self.outbox();
         outbox.is_sending = !outbox.is_empty();
@@ -99,7 +101,7 @@ impl Outbox {
                 self.jobs.insert(kind);
             }
             Hint::Results(results) => self.results.extend(results.into_iter().take(MOST_RESULTS + 1 - self.results.len())),
-            // Told by what changes them.
+            // Announced by the code that changes them.
             Hint::Keys | Hint::Everything => {}
         }
     }

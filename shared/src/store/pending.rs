@@ -1,8 +1,8 @@
-//! How many requests are unfinished, so that the number can be bounded.
+//! The number of unfinished requests, so that it can be limited.
 //!
-//! A ledger: who accepts requests, or ends them, adds a row with the difference in the same transaction. Nobody waits for anybody, and no row
-//! is looked up, so that writing costs the same when no vacuum has run for hours. What costs is reading the sum. So a process remembers the
-//! sum that it read last and adds what it has accepted since; it reads again in the background, and before it refuses anything.
+//! It is a ledger: whoever accepts or ends requests adds a row with the difference in the same transaction. Nobody waits for anybody, and
+//! no row is looked up, so writing costs the same when no vacuum has run for hours. Reading the sum is what costs. So a process caches the
+//! last sum that it read and adds what it has accepted since. It reads again in the background, and before it refuses anything.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 use super::{Result, Store};
 use crate::telemetry::display_chain;
 
-/// How long the number is good for. What other processes accept meanwhile is not in it.
+/// The minimum time for which the cached number is used. The number does not include what other processes accept meanwhile.
 const GOOD_FOR: Duration = Duration::from_millis(250);
 
-/// No statement takes longer.
+/// No statement takes longer than this.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
-/// Reading takes no more than this share of the time. Each process reads for itself, so it adds up.
+/// Reading takes at most this share of the time. The share is per process, so it adds up.
 const ONE_IN: u32 = 30;
 
-/// More rows than this are made one.
+/// If there are more rows than this, they are merged into one.
 const MANY: i64 = 1_000;
 
-/// What a process knows of the number. Clones share it.
+/// What a process knows about the number. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pending {
     cached: Arc<Mutex<CachedCount>>,
@@ -31,7 +31,7 @@ pub(super) struct Pending {
 #[derive(Clone, Copy, Debug, Default)]
 struct CachedCount {
     seen: Option<Seen>,
-    /// Accepted by this process, ever.
+    /// Requests that this process has accepted since it started.
     accepted: i64,
 }
 
@@ -46,14 +46,14 @@ impl Pending {
         self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number was read, when this process had accepted so many. What it has accepted since may not be in it.
+    /// Stores the number that was read when this process had accepted `accepted` requests. It may not include those accepted since.
     fn read(&self, requests: i64, accepted: i64, good_for: Duration) {
         let mut cached = self.cached();
         let requests = requests.saturating_add(cached.accepted - accepted);
         cached.seen = Some(Seen { requests, good_until: Instant::now() + good_for });
     }
 
-    /// So many were accepted.
+    /// Adds requests that were accepted.
     pub(super) fn add(&self, requests: i64) {
         let mut cached = self.cached();
         cached.accepted = cached.accepted.saturating_add(requests);
@@ -62,7 +62,8 @@ impl Pending {
         }
     }
 
-    /// Whether the number should be read again: true for one caller, and for no other until that is done.
+    /// Whether the caller should read the number again: `true` for one caller, and for no other until the read is done or [`READ_WITHIN`]
+    /// has passed.
     fn take_refresh(&self) -> bool {
         self.cached().seen.as_mut().is_some_and(|seen| {
             let old = seen.good_until <= Instant::now();
@@ -75,8 +76,8 @@ impl Pending {
 }
 
 impl Store {
-    /// How many more requests may be accepted before `most` are unfinished. The cached number is used if it leaves room for `wanted`; if not, the
-    /// number is read first, so that nothing is refused because of an old one.
+    /// How many more requests may be accepted before `most` are unfinished. Uses the cached number if it leaves room for `wanted`.
+    /// Otherwise reads the number first, so that nothing is refused because of a stale one.
     pub(super) async fn room(&self, wanted: usize, most: u64) -> Result<i64> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
@@ -117,7 +118,7 @@ impl Store {
         Ok(u64::try_from(sum.requests).unwrap_or(0))
     }
 
-    /// Makes one row of many. Two at once take different ones.
+    /// Merges many rows into one. Two calls at once take different rows.
     async fn settle_pending_changes(&self) -> Result<()> {
         sqlx::query!(
             "-- pending.settle

@@ -11,21 +11,21 @@ use super::{Result, Store, StoreError, count, duration};
 use crate::contract::{LastError, SigningRequest, Status, WebhookState, WebhookStatus};
 use crate::forecast::{Forecast, Lane, Waiting};
 
-/// A request's state, and whose it is.
+/// The state of a request, and its owner.
 #[derive(Clone, Debug)]
 pub struct RequestState {
-    /// The key that posted it.
+    /// The API key that posted it.
     pub owner: KeyId,
-    /// What the caller sees, but for the place in the queue.
+    /// What the caller sees, except for the place in the queue.
     pub request: SigningRequest,
-    /// For a pending request: how its message waits, to be looked up in a [`Forecast`].
+    /// For a pending request: how its message waits, for a lookup in a [`Forecast`].
     pub waiting: Option<Waiting>,
 }
 
-/// How far each lane of the queue is looked into. Farther, a look would cost more than the place is worth.
+/// How far a forecast looks into each lane of the queue. Looking farther would cost more than the place is worth.
 const FARTHEST_PLACE: i64 = 10_000;
 
-/// So many of the first places of a lane are known exactly; of those behind, every so many.
+/// The first places of a lane, up to this number, are known exactly. Behind them, only every so many-th is.
 const EXACT_PLACES: i64 = 256;
 
 impl Store {
@@ -81,7 +81,7 @@ impl Store {
         rows.into_iter().map(|row| Ok((row.id, row.into_state()?))).collect()
     }
 
-    /// A look at the queue of sign jobs `from` low-water marks on, and where the next one may begin.
+    /// A forecast from the queue of sign jobs, scanned from the low-water marks `from`, and where the next scan may start.
     ///
     /// # Errors
     /// If a statement fails.
@@ -203,7 +203,7 @@ impl Row {
                 at: self.finished_at.filter(|_| status == Status::Failed).or(self.last_at).unwrap_or(self.now),
             }),
         };
-        // What keeps it waiting may have happened to another message.
+        // The failure that keeps it waiting may have happened to another message.
         let last_error = match self.breaker_at {
             Some(at) if own_error.as_ref().is_none_or(|own| own.at < at) => {
                 Some(LastError { code: "upstream-unavailable".to_owned(), status: None, at })

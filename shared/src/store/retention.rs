@@ -1,16 +1,16 @@
-//! What is old enough to forget.
+//! Deletes what is old enough.
 //!
-//! `offset 0` leaves the planner no way but one step of an index per row: see `plans.rs` among the tests.
+//! `offset 0` leaves the planner no choice but one index lookup per row: see `plans.rs` among the tests.
 
 use std::time::Duration;
 
 use super::{Result, Store, count, seconds};
 
 impl Store {
-    /// Deletes up to `most` requests that ended longer than `age` ago, with their webhook jobs, and the sign jobs and messages that no
-    /// request refers to any more. Says how many requests it deleted; fewer than `most` means that nothing is left to delete.
+    /// Deletes up to `most` requests that ended longer than `age` ago, with their webhook jobs, and with the sign jobs and messages that no
+    /// request refers to any more. Returns how many requests it deleted. Fewer than `most` normally means that nothing is left to delete.
     ///
-    /// A signature is forgotten with the last request for it: posted again, the message is signed again.
+    /// A signature is deleted with the last request for it. If the message is posted again, it is signed again.
     ///
     /// # Errors
     /// If a statement fails.
@@ -39,7 +39,7 @@ impl Store {
         if ids.is_empty() {
             return Ok(0);
         }
-        // Until the rows were held, somebody may have asked for a webhook to be sent again: what waits to be sent stays.
+        // Before the rows were locked, someone may have asked to send a webhook again: webhook jobs that wait to be sent stay.
         sqlx::query!(
             "-- retention.webhook_jobs
             with forgotten as (
@@ -59,8 +59,9 @@ impl Store {
         )
         .fetch_all(&mut transaction)
         .await?;
-        // The message is locked before it is judged, so that no POST attaches to a job that is about to go (see `accept`). Whoever holds it is
-        // waited for: it may be somebody else who forgets, and the last one of the two has to see that nothing refers to it any more.
+        // The message is locked before it is checked, so that no POST attaches to a job that is about to be deleted (see `accept`). This
+        // waits for other holders of the lock: another one may be deleting too, and the last of the two has to see that nothing refers to
+        // the message any more.
         let messages = sqlx::query_scalar!(
             r#"-- retention.lock_messages
             select id from messages
@@ -98,9 +99,10 @@ impl Store {
         Ok(count(sign_jobs.len()))
     }
 
-    /// Ends up to `most` webhook jobs that have been due for longer than `age`, to receivers that have failed for as long, as somebody watched:
-    /// a receiver that is down is asked so seldom that not each of its webhooks gets its tries. They are exhausted, and kept. While no
-    /// worker was there to ask, no receiver is taken for lost: its probe is overdue then, and the next one begins a new time of failures.
+    /// Ends up to `most` webhook jobs that have been due for longer than `age`, if their receivers were observed to fail for as long. A
+    /// receiver that is down is probed so rarely that not each of its webhooks gets its attempts. The jobs are exhausted, and kept. While
+    /// no worker was running to probe it, no receiver counts as lost: its probe is overdue then, and the next probe begins a new period of
+    /// failures.
     ///
     /// # Errors
     /// If a statement fails.
@@ -141,8 +143,8 @@ impl Store {
         Ok(count(ended))
     }
 
-    /// Forgets up to `most` receivers that have no webhook waiting and have not changed for longer than `age`, and as many webhook secrets
-    /// whose grace is over. Says how many of either it forgot, whichever is more.
+    /// Deletes up to `most` receivers that have no webhook waiting and have not changed for longer than `age`, and up to `most` webhook
+    /// secrets whose grace is over. Returns the larger of the two counts.
     ///
     /// # Errors
     /// If a statement fails.

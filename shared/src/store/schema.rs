@@ -1,4 +1,4 @@
-//! Migrations, and whether they have run.
+//! Migrations, and whether they have been applied.
 
 use std::sync::LazyLock;
 
@@ -7,19 +7,20 @@ use sqlx::migrate::{MigrateError, Migrator};
 use super::database::Pooling;
 use super::{Result, Store, StoreError};
 
-/// A newer schema is no error: migrations only go forward, and most let old processes run on. CHANGELOG.md says which do not.
+/// A newer schema is not an error: migrations only go forward, and most let old processes keep running. CHANGELOG.md lists those that do
+/// not.
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator = sqlx::migrate!("../migrations");
     migrator.set_ignore_missing(true);
-    // The library's lock belongs to a session, which a proxy may not keep; ours belongs to the transaction.
+    // sqlx's own lock belongs to a session, which a proxy may not keep; ours belongs to the transaction.
     migrator.set_locking(false);
     migrator
 });
 
-/// Serialises the processes that migrate at once; any number that nobody else takes.
+/// The advisory lock that serializes concurrent migrations; any number that nothing else uses.
 const LOCK: i64 = 0x636f_756e_7465_7273;
 
-/// Where sessions are shared, the library's named statements would meet those of the process that migrated before, in the same session.
+/// Where sessions are shared, sqlx's named statements would collide with those of a process that migrated before, in the same session.
 const FORGET_STATEMENTS: &str = r"do $$
     declare statement text;
     begin
@@ -29,7 +30,7 @@ const FORGET_STATEMENTS: &str = r"do $$
     end $$";
 
 impl Store {
-    /// Makes sure that the schema is this program's, which is brought up to date first if `migrate` says so, and that the encryption keys fit.
+    /// Checks that the schema and the encryption keys fit this program. If `migrate` is set, brings the schema up to date first.
     ///
     /// # Errors
     /// Those of [`migrate`](Self::migrate), [`check_schema`](Self::check_schema) and [`agree_on_encryption`](Self::agree_on_encryption).
@@ -41,15 +42,15 @@ impl Store {
         self.agree_on_encryption().await
     }
 
-    /// Brings the schema up to date, in one transaction: all of it, or nothing. Of several processes that call this at once, one works
-    /// and the others wait.
+    /// Brings the schema up to date in one transaction, all or nothing. If several processes call this at once, one works and the others
+    /// wait.
     ///
     /// # Errors
-    /// [`StoreError::Schema`] if a migration fails or an applied one was edited; or if a statement fails.
+    /// [`StoreError::Schema`] if an applied migration was edited; another error if a migration or another statement fails.
     pub async fn migrate(&self) -> Result<()> {
         let shared = self.database.pooling().await? == Pooling::Transaction;
         let mut transaction = self.database.begin().await?;
-        // A migration may take as long as it takes, and wait for others as long; the limits of a session are for everything else.
+        // A migration may run, and wait for locks, for as long as it needs. The session limits are for everything else.
         let no_limits = "set local statement_timeout = 0; set local lock_timeout = 0";
         sqlx::raw_sql(no_limits).execute(transaction.connection()).await?;
         sqlx::query("select pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut transaction).await?;
@@ -67,15 +68,14 @@ impl Store {
         Ok(())
     }
 
-    /// Reaches Postgres and compares the newest applied migration with the newest of this program.
+    /// Connects to Postgres and checks that all migrations of this program have been applied.
     ///
     /// # Errors
-    /// [`StoreError::SchemaBehind`] if this program's migrations have not all been applied; or if a statement fails. A newer schema
-    /// is no error: see `MIGRATOR`.
+    /// [`StoreError::SchemaBehind`] if they have not; another error if a statement fails. A newer schema is not an error: see `MIGRATOR`.
     pub async fn check_schema(&self) -> Result<()> {
         let applied = sqlx::query_scalar::<_, i64>("select version from _sqlx_migrations where success").fetch_all(&self.database).await;
         let applied = applied.map_err(|error| match error {
-            // Nothing was ever migrated: there is not even the table of migrations.
+            // Nothing was ever migrated: even the table of migrations is missing.
             sqlx::Error::Database(refused) if refused.code().as_deref() == Some("42P01") => StoreError::SchemaBehind,
             error => error.into(),
         })?;

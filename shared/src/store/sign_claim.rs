@@ -1,25 +1,26 @@
 //! The statement that claims sign jobs.
 //!
-//! A job may only be worked on with a slot of the budget, and taking the two apart could strand either; so one statement takes both.
-//! It reads like this:
+//! A job may only be worked on with a slot of the budget, and claiming the two separately could strand either. So one statement claims
+//! both. Its parts:
 //!
-//! 1. `gate`, `room`: how many slots are free; none, unless the rate is the agreed one, the server is the one whose clock the slots know (see
-//!    `upstream`), and the upstream is neither paused nor down. If the circuit breaker is open and a probe is due: one.
-//! 2. `fresh`, `retries`: the first due jobs of either lane, locked. `skip locked` passes over what another worker is taking at
-//!    this moment. The lock is `for no key update`, not the plain `for update`: it is the weakest that keeps two claims apart, and no check of
-//!    a foreign key makes it pass over a job.
-//!    A lease that ran out is as good as none. What is leased stays in its place in the index: the claim steps over it.
-//! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: who finds no job locks no slot, so slots are never
-//!    held by somebody who can't use them.
-//! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry that has been due for five windows:
-//!    [`policy`](crate::policy) says why, has the two constants, and makes the same choice in Rust, which a test compares with this one.
-//! 5. `probe`: an open breaker lets one worker through; `update` rechecks its condition after waiting, so it is one even if two race.
-//! 6. `spent`, `leased`: the slot taken until the lease has ended and a window has passed; and the lease with its fencing token, before the call
-//!    is made, so that a crash leaves a trace.
-//! 7. `lost`: the attempt under a lease that ran out. Nobody knows how it ended.
+//! 1. `gate`, `room`: how many slots are free. None, unless the rate is the agreed one, the slots are set by the clock of this server (see
+//!    `upstream`), and the upstream is neither paused nor down. One, if the circuit breaker is open and a probe is due.
+//! 2. `fresh`, `retries`: the first due jobs of each lane, locked. `skip locked` passes over jobs that another worker is claiming at this
+//!    moment. The lock is `for no key update` instead of plain `for update`: it is the weakest lock that keeps two claims apart, and a
+//!    foreign key check does not make it pass over a job. An expired lease is as good as none. A leased job stays in its place in the
+//!    index: the claim steps over it.
+//! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: a claim that finds no job locks no slot, so no claim holds
+//!    slots that it can't use.
+//! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry that has been due for five windows.
+//!    [`policy`](crate::policy) gives the reason, has the two constants, and makes the same choice in Rust; a test compares the two.
+//! 5. `probe`: an open circuit breaker lets one worker through. `update` rechecks its condition after waiting for the lock, so it lets only
+//!    one through even if two race.
+//! 6. `spent`, `leased`: the slot, taken until a window after the end of the lease; and the lease with its fencing token. They are written
+//!    before the call is made, so that a crash leaves a trace.
+//! 7. `lost`: the attempt under an expired lease. Its outcome is unknown.
 //!
-//! All of it is committed before any work starts. Killed before the commit, nothing happened; after it, the lease expires by itself,
-//! and the slot with it, a window later.
+//! All of it is committed before any work starts. If the worker is killed before the commit, nothing happened. After the commit, the lease
+//! expires by itself, and the slot a window later.
 
 use std::time::Duration;
 
@@ -37,30 +38,32 @@ use crate::units::Rate;
 /// A sign job that this process may work on.
 #[derive(Debug)]
 pub struct SignJob {
-    /// The right to do so.
+    /// The lease on the job.
     pub lease: Lease,
-    /// What is to be signed.
+    /// The message to sign.
     pub message: Message,
-    /// Which try this is, counted from 1, of those that count.
+    /// The number of this attempt, counted from 1. Only attempts that count are included.
     pub attempt: u32,
-    /// How long ago the job was made.
+    /// How long ago the job was created.
     pub age: Duration,
-    /// How many messages wait for a signature, this one included; counted up to 1,000, and from the low-water marks on.
+    /// How many messages wait for a signature, including this one. Counted from the low-water marks on, up to 1,000.
     pub competing: u32,
     /// The mean time between two calls when the whole budget is spent.
     pub interval: Duration,
-    /// Failures of the upstream in a row before this call; above 0 this call is a probe.
+    /// Consecutive failures of the upstream before this call. If above 0, this call is a probe.
     pub breaker_failures: u32,
-    /// The trace of the request that made the job.
+    /// The trace context of the request that created the job.
     pub traceparent: Option<String>,
 }
 
 impl Store {
-    /// Claims up to `most` sign jobs, each with a slot of the budget, for `lease`; none, unless `rate` is the agreed one. Looks at jobs and
-    /// slots `from` low-water marks on, and says where the next claim may begin to look. One with the default looks at all.
+    /// Claims up to `most` sign jobs for `lease`, each with a slot of the budget. Claims none unless `rate` is the agreed one.
+    ///
+    /// Scans jobs and slots from the low-water marks `from`, and also returns where the next claim may start. With the default marks, it is
+    /// a full scan.
     ///
     /// # Errors
-    /// If a statement fails; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
+    /// If a statement fails. Then nothing was claimed or, if the connection broke during the commit, the leases expire by themselves.
     pub async fn claim_sign_jobs(&self, most: usize, lease: Duration, rate: Rate, from: LowWater) -> Result<(Claimed<SignJob>, LowWater)> {
         let sent_at = ClaimSentAt::now();
         let rows = sqlx::query_as!(
@@ -223,8 +226,8 @@ impl Store {
         Ok((Claimed { jobs, next_in }, reached))
     }
 
-    /// Claims up to `most` sign jobs that are older than `deadline`, to end them; without a slot, for nothing is called. It finds also
-    /// those that no claim reaches, because the upstream has been away for so long.
+    /// Claims up to `most` sign jobs that are older than `deadline`, in order to end them. Takes no slots, because no call is made. It also
+    /// finds jobs that no claim reaches because the upstream has been down for so long.
     ///
     /// # Errors
     /// If a statement fails.
@@ -269,7 +272,7 @@ impl Store {
     }
 }
 
-/// A job that was claimed, or one row without any: what the statement says of the queue stands in every row.
+/// A claimed job, or a single row without one. The columns about the queue are the same in every row.
 struct Row {
     id: Option<i64>,
     slot: Option<i32>,
@@ -289,13 +292,13 @@ struct Row {
 }
 
 impl Row {
-    /// How far the claim came with this job.
+    /// Moves `reached` as far as the claim came with this job.
     fn advance(&self, mut reached: LowWater) -> LowWater {
         let due = self.next_run_at.map(|due| due - LATE_BY);
         match self.lane {
             Some(0) => reached.fresh = reached.fresh.max(due),
             Some(_) => reached.retries = reached.retries.max(due),
-            // Its lease ran out: it may come from either, and is not where the others are.
+            // Its lease had expired: it may come from either lane, and does not lie where the others do.
             None => {}
         }
         reached.slots = reached.slots.max(self.slots_reached);

@@ -1,10 +1,11 @@
-//! Giving sign jobs back with their outcome, in one statement: the fenced update, the attempt, the signature stored, a webhook
-//! job for each request that waits, and the slot released. See `notify` for who is told of it, and when.
+//! Finishes sign jobs with their outcome, in one statement: the fenced update, the attempt, the signature, a webhook job for each waiting
+//! request that asked for one, and the slot released. See `notify` for who is notified, and when.
 //!
-//! A request may be attached to a job just as it ends. Both hold the job's row, but a statement sees only what was committed before
-//! it began, and so a finish that had to wait for the row does not see the requests that were attached meanwhile. What it does see is the row
-//! as it is now (it is about to write it), and there they are counted: if it knows of fewer, it leaves the job alone. Then, and for
-//! whatever else was not written, a second try locks the jobs before its statement begins, which sees all.
+//! A request may be attached to a job just as the job ends. Both sides lock the job's row, but a statement sees only what was committed
+//! before it began. So a finish that had to wait for the row does not see the requests that were attached meanwhile. It does see the
+//! current version of the row, because it is about to write it, and the row counts the attached requests. If the finish knows of fewer, it
+//! leaves the job alone. For these jobs, and for any others that were not written, a second try locks the jobs before its statement begins,
+//! and so sees all requests.
 
 use std::time::Duration;
 
@@ -16,27 +17,27 @@ use crate::message::MessageDigest;
 
 pub use super::upstream_news::UpstreamNews;
 
-/// How an attempt to sign ended.
+/// The outcome of an attempt to sign.
 #[derive(Debug)]
 pub struct SignFinish {
-    /// The right to say so. It ends with this.
+    /// The lease of the attempt. Writing the outcome ends it.
     pub lease: Lease,
-    /// What was to be signed. Those who wait for it are told.
+    /// The digest of the message. Those who wait for it are notified.
     pub digest: MessageDigest,
     /// What becomes of the job.
     pub ending: Ending,
     /// Whether the call may have reached the upstream. If not, its slot is free again at once.
     pub called: bool,
-    /// HTTP status that the upstream answered, if it did.
+    /// The HTTP status that the upstream answered, if it did.
     pub status: Option<u16>,
-    /// Stable class of what went wrong, if something did.
+    /// A stable error class, if something went wrong.
     pub error: Option<&'static str>,
     /// What the attempt says about the upstream.
     pub upstream: UpstreamNews,
 }
 
 impl SignFinish {
-    /// The end of a job that is past its deadline; the upstream is not called for it any more.
+    /// The end of a job that is past its deadline. The upstream is not called for it any more.
     #[must_use]
     pub fn past_deadline(lease: Lease, digest: MessageDigest) -> Self {
         let ending = Ending::Failed(Failure::DeadlineExceeded);
@@ -47,20 +48,20 @@ impl SignFinish {
 /// What becomes of a sign job.
 #[derive(Debug)]
 pub enum Ending {
-    /// It is done: the signature, byte for byte.
+    /// It is signed: the signature, byte for byte.
     Signed(String),
-    /// It is tried again after this delay.
+    /// It is retried after this delay.
     Retry(Duration),
-    /// The upstream works for nobody at present; the job is tried again when it does, as if this attempt had not been.
+    /// The upstream works for nobody at present. The job is retried when it does, and this attempt does not count.
     Unavailable,
-    /// The worker gives the job back, as if this attempt had not been.
+    /// The worker gives the job back, and this attempt does not count.
     Released,
     /// It failed for good.
     Failed(Failure),
 }
 
 impl Ending {
-    /// Whether it is an outcome: nobody has to wait any more.
+    /// Whether it is an outcome: nobody has to wait any longer.
     fn is_final(&self) -> bool {
         matches!(self, Self::Signed(_) | Self::Failed(_))
     }
@@ -69,11 +70,11 @@ impl Ending {
 /// Why there will be no signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The upstream said that the message is unacceptable.
+    /// The upstream rejected the message as unacceptable.
     Refused,
-    /// As many attempts as are allowed failed.
+    /// All allowed attempts failed.
     AttemptsExhausted,
-    /// It took longer than is allowed.
+    /// It took longer than allowed.
     DeadlineExceeded,
 }
 
@@ -90,16 +91,16 @@ impl Failure {
 }
 
 impl Store {
-    /// Writes the outcomes of `finishes` together, durably. One result per finish, in order.
+    /// Writes the outcomes of `finishes` as a batch, durably. Returns one result per finish, in order.
     ///
     /// # Errors
-    /// If a statement fails; then nothing was written, or some was, or (if the connection broke during a commit) all was. Writing again what
-    /// was written gives [`Finished::LeaseLost`].
+    /// If a statement fails. Then nothing was written, or a part was, or (if the connection broke during a commit) everything was. Writing
+    /// again what was written returns [`Finished::LeaseLost`].
     pub async fn finish_sign_jobs(&self, finishes: &[SignFinish]) -> Result<Vec<Finished>> {
-        // First, so that a pause that the upstream asked for is kept even if the rest is not written.
+        // This comes first, so that a pause that the upstream asked for is kept even if the rest is not written.
         self.tell_of_upstream(finishes).await?;
         let results = self.write_outcomes(finishes).await?;
-        // Not sooner: while the outcome is not written this could be tried again, and give back what somebody else has claimed since.
+        // Not before: until the outcome is written, this could be retried and give back a probe that another worker has claimed since.
         self.give_probes_back(finishes.iter().zip(&results).filter(|(_, result)| **result == Finished::Written).map(|(finish, _)| finish))
             .await;
         Ok(results)
@@ -107,7 +108,7 @@ impl Store {
 
     async fn write_outcomes(&self, finishes: &[SignFinish]) -> Result<Vec<Finished>> {
         let mut order: Vec<usize> = (0..finishes.len()).collect();
-        // In the order in which `accept` takes them.
+        // In the order in which `accept` locks them.
         order.sort_unstable_by_key(|&place| finishes[place].lease.job.0);
         let mut results = vec![Finished::LeaseLost; finishes.len()];
         let columns = Columns::of(order.iter().map(|&place| &finishes[place]));
@@ -125,7 +126,7 @@ impl Store {
             return Ok(results);
         }
         let mut columns = Columns::of(order.iter().map(|&place| &finishes[place]));
-        // They were freed by the first.
+        // The first write freed them.
         columns.slots.fill(None);
         let mut transaction = self.database.begin().await?;
         sqlx::query!(
@@ -147,22 +148,22 @@ impl Store {
 
 /// An outcome that was written.
 struct Written {
-    /// Its place in the columns.
+    /// Its index in the columns.
     place: usize,
-    /// Whether there are webhook jobs for it now.
+    /// Whether it created webhook jobs.
     tells: bool,
 }
 
-/// What those who wait have to know. Of every outcome, whether it was written now or not: it may have been by an earlier try, of whose commit
-/// this process has not heard.
+/// The hints for those who wait. They include every final outcome, whether it was written now or not: an earlier try may have written it in
+/// a commit that this process has not heard of.
 fn hints(written: &[Written], finishes: &[SignFinish]) -> impl Iterator<Item = Hint> {
     let results: Vec<u64> = finishes.iter().filter(|finish| finish.ending.is_final()).map(|finish| finish.digest.hint()).collect();
     let webhooks = written.iter().any(|row| row.tells).then_some(Hint::Jobs(JobKind::Webhook));
     webhooks.into_iter().chain((!results.is_empty()).then_some(Hint::Results(results)))
 }
 
-/// Writes the outcomes in `columns`, and says of which. `all_is_seen`: the jobs were locked before. `told`: what those who wait are told of them
-/// in the same transaction, if it is that which tells them.
+/// Writes the outcomes in `columns`, and returns those that were written. `all_is_seen` says that the jobs were locked before. `told` is
+/// the payload that notifies those who wait in the same transaction; `None` if this transaction does not notify.
 async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_seen: bool, told: Option<&str>) -> Result<Vec<Written>> {
     let written = sqlx::query!(
         r#"-- sign.finish
@@ -263,7 +264,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
     written.into_iter().map(|row| Ok(Written { place: place(row.ord)?, tells: row.tells })).collect()
 }
 
-/// The finishes as columns, which is how `unnest` takes them.
+/// The finishes as columns, as `unnest` takes them.
 #[derive(Default)]
 struct Columns {
     jobs: Vec<i64>,

@@ -1,13 +1,13 @@
 //! What all workers know about the upstream: the agreed rate and its slots, a pause, the circuit breaker.
 //!
-//! A window of the budget has `calls` slots. A slot is taken with a job in one statement, and free again one window after the upstream
-//! answered (or, should the worker die, one window after its lease ended). The answer proves that the call had arrived by then, and the
-//! next call with this slot is sent later than a window after; so two uses never arrive less than a window apart. `calls` slots, each
-//! used at most once in any window: never more than `calls` arrivals.
+//! A window of the budget has `calls` slots. One statement takes a slot together with a job. The slot is free again one window after the
+//! upstream answered (or, if the worker dies, one window after its lease ended). The answer proves that the call had arrived by then, and
+//! the next call with this slot is sent more than a window later. So two uses never arrive less than a window apart. With `calls` slots,
+//! each used at most once in any window, never more than `calls` calls arrive in a window.
 //!
-//! That holds for one rate. So a worker says which one it was told when it starts, and again every [`SEEN_EVERY`] while it lives; a
-//! rate that differs from that of a living worker is refused. Where none lives, a new rate takes the place of the old one: more slots at
-//! once, fewer or longer ones when what was sent under the old rate is out of every window.
+//! This holds for one rate. So a worker reports its configured rate when it starts, and again every [`SEEN_EVERY`] while it is alive. A
+//! rate that differs from that of a living worker is refused. If no worker is alive, a new rate replaces the old one: more slots apply at
+//! once; fewer slots or longer windows apply when the calls that were sent under the old rate are out of every window.
 
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ use super::database::Transaction;
 use super::{Result, Store, StoreError, count, duration, seconds};
 use crate::units::Rate;
 
-/// A window is stretched by this factor when a slot waits for it, because clocks do not run alike: NTP may slew a clock by up to 500
-/// parts in a million (`adjtimex(2)`), Postgres's in one direction and the upstream's in the other.
+/// A window is stretched by this factor when a slot waits for it, because clocks drift: NTP may slew a clock by up to 500 parts in a
+/// million (`adjtimex(2)`), Postgres's in one direction and the upstream's in the other.
 pub(super) const CLOCKS_DRIFT: f64 = 1.001;
 
-/// How often a worker says that it lives.
+/// How often a worker sends a heartbeat.
 pub const SEEN_EVERY: Duration = Duration::from_secs(2);
 
-/// A worker that has not been seen for so long is taken for dead.
+/// A worker that has not been seen for this long is taken for dead.
 pub const LIVES_FOR: Duration = Duration::from_secs(10);
 
 /// Identifies one run of a worker.
@@ -32,7 +32,7 @@ pub const LIVES_FOR: Duration = Duration::from_secs(10);
 pub struct WorkerId(Uuid);
 
 impl WorkerId {
-    /// A new one.
+    /// A new id.
     #[must_use]
     pub fn generate() -> Self {
         Self(Uuid::now_v7())
@@ -42,18 +42,19 @@ impl WorkerId {
 /// Whether a worker may call the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agreement {
-    /// Its rate is everybody's.
+    /// Its rate is the agreed one.
     Agreed,
-    /// Others work with this rate.
+    /// Other workers use this rate.
     Differs(Rate),
 }
 
-/// What a worker hears when it says that it lives.
+/// The answer to a worker's heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Whether it may call the upstream.
     pub agreement: Agreement,
-    /// Another server has taken over, by whose clock the slots are not set yet. Nobody claims before [`take_over`](Store::take_over) has.
+    /// Another server has taken over, and the slots are not set by its clock yet. Nobody claims until [`take_over`](Store::take_over) has
+    /// run.
     pub taken_over: bool,
 }
 
@@ -62,7 +63,7 @@ pub struct Heartbeat {
 pub struct UpstreamState {
     /// The agreed rate.
     pub rate: Rate,
-    /// How long it asked everybody to wait from now; zero: it did not, or that time is over.
+    /// For how long from now the upstream asked all callers to wait; zero if it did not, or if that time is over.
     pub paused_for: Duration,
     /// The circuit breaker, while it is open.
     pub breaker: Option<OpenBreaker>,
@@ -73,16 +74,16 @@ pub struct UpstreamState {
 pub struct OpenBreaker {
     /// Stable class of the last failure.
     pub reason: String,
-    /// Failures in a row.
+    /// Consecutive failures.
     pub failures: u32,
-    /// In how long one call may be tried.
+    /// The time until one call may be tried.
     pub probe_in: Duration,
 }
 
 impl Store {
-    /// Lets `worker` take part with `rate`, unless others live that work with another one. If nobody lives, `rate` becomes the agreed
-    /// one: more slots are usable at once; when slots are taken away or the window grows, those that stay wait until what was sent
-    /// under the old rate is out of every window.
+    /// Lets `worker` take part with `rate`, unless living workers use another rate. If no other worker is alive, `rate` becomes the agreed
+    /// one. More slots are usable at once. If slots are removed or the window grows, the slots that stay wait until the calls that were
+    /// sent under the old rate are out of every window.
     ///
     /// # Errors
     /// If a statement fails.
@@ -99,7 +100,7 @@ impl Store {
         .execute(&mut transaction)
         .await?;
         lock_leased_jobs(&mut transaction).await?;
-        // The order in which claims lock: slots, then the row of the upstream. Workers that start together take turns here.
+        // The order in which claims lock: slots, then the upstream's row. Workers that start together take turns here.
         sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
         let old = sqlx::query!(
             r#"-- upstream.lock_rate
@@ -125,9 +126,9 @@ impl Store {
             return Ok(Agreement::Differs(read_rate(old.calls, old.window)?));
         }
         if !old.same {
-            // A slot that is in use stays taken until its lease ends and a window has passed: what its use before this one asks of the
-            // new rate is known to nobody, so a call that was not made must not free it sooner. In a longer window a slot may have been
-            // used more than once; so all slots wait until the last use of any is out of it.
+            // A slot in use stays taken until its lease ends and a window has passed: how its previous use counts under the new rate is not
+            // known, so a call that was not made must not free it sooner. In a longer window, a slot may have been used more than once, so
+            // all slots wait until the last use of any is out of it.
             sqlx::query!(
                 "-- upstream.change_window
                 update upstream_slots s
@@ -141,9 +142,9 @@ impl Store {
             .await?;
         }
         trust_no_other_clock(&mut transaction).await?;
-        // Those that stay are the ones that are free last. When the first of them is, all that were taken away have been, so no more
-        // than the new number of calls is in the window that the next call closes. The others are kept, with the time of their use,
-        // for the day when the rate is raised again.
+        // The slots that stay are those that are free last. When the first of them is free, all removed ones have been free too, so the
+        // window that the next call closes holds no more than the new number of calls. The removed slots are kept, with the time of their
+        // use, in case the rate is raised again.
         sqlx::query!(
             "-- upstream.retire_slots
             update upstream_slots s set retired = r.place > $1
@@ -153,7 +154,7 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
-        // In a longer window they wait like all others: as many as there were may have been used more than once in it.
+        // In a longer window, new slots wait like all others: the old slots may have been used more than once in it.
         sqlx::query!(
             "-- upstream.add_slots
             insert into upstream_slots (slot, window_length, free_at)
@@ -188,7 +189,7 @@ impl Store {
         Ok(Agreement::Agreed)
     }
 
-    /// Says that `worker` lives, and looks whether its rate is still the agreed one. It is not if the worker was taken for dead.
+    /// Records that `worker` is alive, and checks whether its rate is still the agreed one. It may differ if the worker was taken for dead.
     ///
     /// # Errors
     /// If a statement fails.
@@ -215,8 +216,8 @@ impl Store {
         Ok(Heartbeat { agreement, taken_over: row.taken_over })
     }
 
-    /// After a failover, makes the slots wait until the clock of the new server counts; nothing is claimed before. That looks at every job that
-    /// waits, so it may take a while. One does it; whoever comes meanwhile has nothing to do: `false`.
+    /// After a failover, makes the slots wait by the clock of the new server. Nothing is claimed before that. It reads every waiting job,
+    /// so it may take a while. Only one worker does it: a call in the meantime has nothing to do, and returns `false`.
     ///
     /// # Errors
     /// If a statement fails; then nothing has changed.
@@ -237,7 +238,7 @@ impl Store {
         Ok(alone)
     }
 
-    /// Says that `worker` is gone, so that nobody has to wait for that to show.
+    /// Records that `worker` is gone, so that nobody has to wait until it is taken for dead.
     ///
     /// # Errors
     /// If a statement fails.
@@ -246,7 +247,7 @@ impl Store {
         Ok(())
     }
 
-    /// The upstream as the workers see it; nothing before the first of them has started.
+    /// The upstream as the workers see it; `None` before the first of them has started.
     ///
     /// # Errors
     /// If a statement fails.
@@ -272,9 +273,9 @@ impl Store {
     }
 }
 
-/// If another server has taken over since the slots were set: each waits as if it had been used just now, by the clock of this one; and one
-/// that is in use, as if it had been claimed just now, and so does the lease it is used under. A clock that is behind makes slots and leases
-/// wait longer by itself. [`lock_leased_jobs`] comes before.
+/// Sets the slots by the clock of this server, if it has taken over since they were set. Each slot waits as if it had been used just now. A
+/// slot in use waits as if it had been claimed just now, and so does the lease that uses it. A clock that is behind makes slots and leases
+/// wait longer by itself. [`lock_leased_jobs`] must run before.
 async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
     sqlx::query!(
         "-- upstream.take_over
@@ -303,8 +304,8 @@ async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
     Ok(())
 }
 
-/// Locks what is leased, if another server has taken over since the slots were set: jobs come before slots, as in claims and finishes. Nobody claims
-/// anything more until the slots are set anew.
+/// Locks the leased jobs, if another server has taken over since the slots were set. Jobs are locked before slots, as in claims and
+/// finishes. Nobody claims anything more until the slots are set anew.
 async fn lock_leased_jobs(transaction: &mut Transaction) -> Result<()> {
     sqlx::query!(
         "-- upstream.lock_leased_jobs

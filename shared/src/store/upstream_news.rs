@@ -1,5 +1,5 @@
-//! What calls say about the upstream, beside what became of their messages: that it answers, that it works for nobody, that it wants to be
-//! left alone. Told with the outcomes (see `sign_finish`), and kept in the row that every claim reads (see `upstream`).
+//! What calls say about the upstream, apart from the outcomes of their messages: that it answers, that it works for nobody, that it asks
+//! for a pause. Recorded along with the outcomes (see `sign_finish`), in the row that every claim reads (see `upstream`).
 
 use std::mem::discriminant;
 use std::time::Duration;
@@ -14,33 +14,34 @@ pub enum UpstreamNews {
     None,
     /// It answers: the circuit breaker closes.
     Up,
-    /// It does not work for anybody: the circuit breaker opens.
+    /// It works for nobody: the circuit breaker opens.
     Down {
-        /// After which one call may be tried.
+        /// The delay before one call may be tried.
         probe_in: Duration,
-        /// Failures in a row with this one, as far as its claim knew. Calls that were in flight together fail together, and count once.
+        /// Consecutive failures including this one, as far as its claim knew. Calls that were in flight together fail together, and count
+        /// once.
         failures: u32,
     },
-    /// It asked everybody to wait.
+    /// It asked all callers to wait.
     Pause {
-        /// For this long.
+        /// How long to wait.
         length: Duration,
-        /// Whether that was the answer to a probe: then it answers, and the circuit breaker closes.
+        /// Whether this was the answer to a probe. If so, the upstream answers, and the circuit breaker closes.
         probed: bool,
     },
-    /// It was to be probed, and was not: somebody else may, at once.
+    /// It was to be probed, and was not: another worker may probe it at once.
     NotProbed {
-        /// Failures in a row before, as far as the claim knew.
+        /// Consecutive failures before, as far as the claim knew.
         failures: u32,
     },
 }
 
 impl Store {
-    /// Like an outcome, news count only while one of their leases does: a worker that stood still must not open or close a circuit breaker
-    /// that others have probed since. Only a pause is kept in any case.
+    /// Records what `finishes` say about the upstream. Like an outcome, news counts only while one of its leases is valid: a worker that
+    /// hung must not open or close a circuit breaker that others have probed since. Only a pause is always kept.
     ///
     /// # Errors
-    /// If a statement fails; then some was told, or nothing.
+    /// If a statement fails. Then some of the news was recorded, or none.
     pub(super) async fn tell_of_upstream(&self, finishes: &[SignFinish]) -> Result<()> {
         for news in together(finishes) {
             self.tell_news(&news).await?;
@@ -99,7 +100,7 @@ impl Store {
         Ok(())
     }
 
-    /// Gives back the probes that these did not make. Should it fail, they are somebody else's when their leases would have ended.
+    /// Gives back the probes that these finishes did not make. If this fails, others may probe once the leases would have ended.
     pub(super) async fn give_probes_back(&self, written: impl Iterator<Item = &SignFinish>) {
         for finish in written {
             if let UpstreamNews::NotProbed { failures } = finish.upstream {
@@ -121,7 +122,7 @@ impl Store {
     }
 }
 
-/// What some outcomes say about the upstream, and the leases that they were obtained under.
+/// What some outcomes say about the upstream, and the leases under which they were obtained.
 struct News {
     what: UpstreamNews,
     error: Option<&'static str>,
@@ -129,7 +130,7 @@ struct News {
     tokens: Vec<uuid::Uuid>,
 }
 
-/// What they say of the upstream, each kind of news once: the longest pause, the most failures.
+/// What the finishes say about the upstream, each kind of news once: the longest pause, the most failures.
 fn together(finishes: &[SignFinish]) -> Vec<News> {
     let mut all: Vec<News> = Vec::new();
     for SignFinish { upstream, error, lease, .. } in finishes.iter().filter(|finish| finish.upstream != UpstreamNews::None) {
@@ -152,7 +153,7 @@ fn together(finishes: &[SignFinish]) -> Vec<News> {
             }
         }
     }
-    // What answers closes the breaker before what fails opens it.
+    // News that closes the breaker comes before news that opens it.
     all.sort_by_key(|news| matches!(news.what, UpstreamNews::Down { .. }));
     all
 }

@@ -1,10 +1,11 @@
-//! Where the worker that started last may send webhooks, for an `api` that would refuse an address: it was not told so itself, perhaps.
+//! The addresses that the most recently started worker allows for webhooks. An `api` reads them before it refuses one, because its own
+//! settings may lack it.
 
 use super::{Result, Store, StoreError};
 use crate::address_guard::AddressSettings;
 
 impl Store {
-    /// Says what this worker lets through besides the public internet.
+    /// Publishes what this worker allows besides the public internet.
     ///
     /// # Errors
     /// If a statement fails.
@@ -22,7 +23,7 @@ impl Store {
         Ok(())
     }
 
-    /// What the worker that started last lets through; nothing is known if none ever did.
+    /// What the most recently started worker allows; `None` if no worker has ever started.
     ///
     /// # Errors
     /// If a statement fails.

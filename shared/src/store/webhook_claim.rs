@@ -1,27 +1,28 @@
 //! The statement that claims webhook jobs.
 //!
-//! Receivers are tenants' machines: some are slow, some are dead, and some have ten thousand webhooks waiting. None of that may be in the
-//! way of the others, so the claim does not take what has been due for longest, but a fair share from each receiver. It reads like this:
+//! Receivers are the tenants' machines: some are slow, some are dead, and some have ten thousand webhooks waiting. None of them may get in
+//! the way of the others. So the claim does not take the jobs that have been due the longest, but a fair share from each receiver. Its
+//! parts:
 //!
-//! 1. `walk`: from receiver to receiver in the index, one step each, wherever the last claim stopped. The entry that a step lands on is the
-//!    receiver's first job that nobody has, so the step also says whether anything is due. The ten thousand jobs behind it are never looked at. A walk has
-//!    [`STEPS`] steps at most; the caller goes on from where it ended.
-//! 2. `ready`: those with a due job and room for it. A receiver that works has room up to a bound that this process keeps; one that fails,
-//!    or that nobody knows yet, has room for one job, and only when its probe is due (see [`ReceiverNews`](super::webhook_finish::ReceiverNews));
-//!    and a slow one for one of this process.
-//! 3. `chosen`: as many receivers as jobs are wanted, and no more [new and troubled](Standing) ones than the caller has room for: those that
-//!    have been due for longest, so that each has its turn.
-//! 4. `due`: the same number of jobs from each, first due first, locked. `skip locked` passes over what another worker is taking.
-//! 5. `probes`: a failing receiver lets one worker through; `on conflict` rechecks its condition after waiting, so it is one even if two
-//!    race. Jobs first, then probes: who finds no job takes no probe.
-//! 6. `leased`, `lost`, `pruned`: the lease with its fencing token, before the delivery is made, so that a crash leaves a trace; the entry in
-//!    the delivery log for a lease that ran out; the oldest entries of a job that has very many go.
+//! 1. `walk`: a loose index scan from receiver to receiver, one step each, from where the last claim stopped. Each step lands on the entry
+//!    of the receiver's first job that nobody holds, so it also tells whether anything is due. The ten thousand jobs behind that entry are
+//!    never read. A walk has at most `STEPS` steps; the caller continues from where it ended.
+//! 2. `ready`: the receivers with a due job and room for it. A receiver that works has room up to a limit per process. One that fails, or
+//!    that is not known yet, has room for one job, and only when its probe is due (see
+//!    [`ReceiverNews`](super::webhook_finish::ReceiverNews)). A slow one has room for one job per process.
+//! 3. `chosen`: as many receivers as jobs are wanted, and no more [new and troubled](Standing) ones than the caller has room for. Of these,
+//!    the ones that have been due the longest are chosen, so that each has its turn.
+//! 4. `due`: the same number of jobs from each, first due first, locked. `skip locked` passes over jobs that another worker is claiming.
+//! 5. `probes`: a failing receiver lets one worker through. `on conflict` rechecks its condition after waiting for the lock, so it lets
+//!    only one through even if two race. Jobs first, then probes: a claim that finds no job takes no probe.
+//! 6. `leased`, `lost`, `pruned`: the lease with its fencing token, written before the delivery is made, so that a crash leaves a trace;
+//!    the entry in the delivery log for an expired lease; and the removal of the oldest entries of a job that has very many.
 //!
-//! All of it is committed before anything is sent. Killed before the commit, nothing happened; after it, the lease expires by itself, and
-//! the probe with it.
+//! All of it is committed before anything is sent. If the worker is killed before the commit, nothing happened. After the commit, the lease
+//! expires by itself, and the probe with it.
 //!
-//! What a process may have in flight for one receiver is bounded by that process, not by all together: it protects the permits of the
-//! process, and needs no row that every claim and every finish would have to lock. What is shared is what costs nothing while all is well:
+//! The number of deliveries in flight to one receiver is limited per process, not globally. The limit protects the permits of the process,
+//! and needs no row that every claim and every finish would have to lock. Processes share only what costs nothing while all is well:
 //! whether a receiver fails.
 
 use std::collections::HashMap;
@@ -38,10 +39,10 @@ use crate::encryption::{EncryptionError, Place, Stored};
 use crate::secret::Secret;
 use crate::standard_webhooks::WebhookSecret;
 
-/// Most receivers that one claim looks at.
+/// The maximum number of receivers that one claim looks at.
 const STEPS: i32 = 256;
 
-/// Entries of the delivery log that are kept for one request.
+/// How many entries of the delivery log are kept for one request.
 pub(super) const KEPT_ATTEMPTS: i32 = 100;
 
 /// Identifies a receiver: scheme, host, port and path of an address, for one API key (`receiver_of` in the migrations).
@@ -57,65 +58,66 @@ impl From<Uuid> for ReceiverId {
 /// A webhook that this process may send.
 #[derive(Debug)]
 pub struct WebhookJob {
-    /// The right to do so.
+    /// The lease on the job.
     pub lease: Lease,
-    /// Whose outcome it tells.
+    /// The request whose outcome it delivers.
     pub request: SigningRequest,
-    /// Where it goes.
+    /// Where to send it.
     pub url: String,
     /// The receiver at that address.
     pub receiver: ReceiverId,
-    /// Failures of the receiver in a row before this delivery; above 0 this delivery is a probe.
+    /// Consecutive failures of the receiver before this delivery. If above 0, this delivery is a probe.
     pub failures: u32,
-    /// What is known of the receiver.
+    /// What is known about the receiver.
     pub standing: Standing,
-    /// What it is signed with and sent along with, if that could be decrypted.
+    /// The secrets to sign it with and the headers to send, if they could be decrypted.
     pub confidential: Result<Confidential, EncryptionError>,
-    /// Which try this is, counted from 1, of those that count.
+    /// The number of this attempt, counted from 1. Only attempts that count are included.
     pub attempt: u32,
-    /// The trace of the request.
+    /// The trace context of the request.
     pub traceparent: Option<String>,
 }
 
-/// What is known of a receiver: those that may hold a call for long have a share of the calls each, and can't be in the others' way.
+/// What is known about a receiver. New and troubled ones may hold a call for long, so each of these standings has a limited share of the
+/// calls, and can't get in the way of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It works, and is quick.
+    /// It works, and is fast.
     Good,
-    /// Nothing, or it has failed once: the next delivery will show.
+    /// Nothing is known, or it has failed once: the next delivery will show.
     New,
     /// It fails, or it is slow.
     Troubled,
 }
 
-/// What is encrypted at rest.
+/// The data of a webhook that is encrypted at rest.
 #[derive(Debug)]
 pub struct Confidential {
-    /// Headers that the caller wants sent along.
+    /// Headers that the caller wants to be sent.
     pub headers: Secret<HashMap<String, String>>,
-    /// What the webhook is signed with, newest first.
+    /// The secrets to sign the webhook with, newest first.
     pub secrets: Vec<WebhookSecret>,
 }
 
 /// What a process wants to claim.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Most jobs.
+    /// The maximum number of jobs.
     pub most: usize,
-    /// Most jobs of one receiver that this process wants to have, those included that it has.
+    /// The maximum number of jobs of one receiver that this process wants to hold, including those that it holds already.
     pub per_receiver: u32,
-    /// Jobs that this process has.
+    /// The jobs that this process holds already, per receiver.
     pub held: Vec<(ReceiverId, u32)>,
-    /// Most jobs of receivers that are [new](Standing::New).
+    /// The maximum number of jobs of receivers that are [new](Standing::New).
     pub newcomers: u32,
-    /// Most jobs of receivers that are [troubled](Standing::Troubled).
+    /// The maximum number of jobs of receivers that are [troubled](Standing::Troubled).
     pub troubled: u32,
-    /// The receiver at which the last claim stopped; nothing: begin with the first.
+    /// The receiver at which the last claim stopped; `None` to begin with the first.
     pub after: Option<ReceiverId>,
 }
 
 impl Wanted {
-    /// Up to `most` jobs, whoever they are for.
+    /// Up to `most` jobs, for any receivers.
     #[must_use]
     pub fn up_to(most: usize) -> Self {
         Self { most, per_receiver: u32::MAX, held: Vec::new(), newcomers: u32::MAX, troubled: u32::MAX, after: None }
@@ -127,7 +129,7 @@ impl Wanted {
 pub struct ClaimedWebhooks {
     /// The jobs, and when there can be more.
     pub claimed: Claimed<WebhookJob>,
-    /// Where the next claim should go on; nothing: every receiver was looked at.
+    /// Where the next claim should continue; `None` if every receiver was looked at.
     pub stopped_at: Option<ReceiverId>,
 }
 
@@ -135,7 +137,7 @@ impl Store {
     /// Claims webhook jobs for `lease`, a fair share from each receiver.
     ///
     /// # Errors
-    /// If a statement fails; then nothing was claimed, or (if the connection broke during the commit) the leases run out by themselves.
+    /// If a statement fails. Then nothing was claimed or, if the connection broke during the commit, the leases expire by themselves.
     pub async fn claim_webhook_jobs(&self, wanted: &Wanted, lease: Duration) -> Result<ClaimedWebhooks> {
         let sent_at = ClaimSentAt::now();
         let (held_by, held): (Vec<Uuid>, Vec<i32>) =
@@ -280,7 +282,8 @@ impl Store {
         Ok(ClaimedWebhooks { claimed: Claimed { jobs, next_in }, stopped_at })
     }
 
-    /// Decrypts what belongs to one job. What can't be read is that job's misfortune, and must not keep the others from being sent.
+    /// Decrypts the secrets and headers of one job. A value that can't be read affects only this job, and must not keep the others from
+    /// being sent.
     fn confidential(
         &self,
         request: Uuid,
@@ -303,7 +306,7 @@ impl Store {
     }
 }
 
-/// A job that was claimed, or one row without any: what the statement says of the queue stands in every row.
+/// A claimed job, or a single row without one. The columns about the queue are the same in every row.
 struct Row {
     id: Option<i64>,
     request_id: Option<Uuid>,
@@ -327,7 +330,7 @@ struct Row {
 }
 
 impl Row {
-    /// The job, if there is one. Its request is among `states`.
+    /// The job, if there is one. Its request must be in `states`.
     fn into_job(
         self,
         store: &Store,

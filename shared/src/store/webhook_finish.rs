@@ -1,5 +1,5 @@
-//! Giving webhook jobs back with their outcome, in one statement: the fenced update, the entry of the delivery log, and what the
-//! delivery says about its receiver.
+//! Finishes webhook jobs with their outcome, in one statement: the fenced update, the entry of the delivery log, and what the delivery says
+//! about its receiver.
 
 use std::time::Duration;
 
@@ -7,69 +7,69 @@ use uuid::Uuid;
 
 use super::{Finished, Lease, Result, Store, seconds};
 
-/// How an attempt to deliver ended.
+/// The outcome of an attempt to deliver.
 #[derive(Debug)]
 pub struct WebhookFinish {
-    /// The right to say so. It ends with this.
+    /// The lease of the attempt. Writing the outcome ends it.
     pub lease: Lease,
     /// What becomes of the job.
     pub ending: Delivery,
-    /// HTTP status that the receiver answered, if it did.
+    /// The HTTP status that the receiver answered, if it did.
     pub status: Option<u16>,
-    /// Stable class of what went wrong, if something did.
+    /// A stable error class, if something went wrong.
     pub error: Option<&'static str>,
-    /// How long it took.
+    /// How long the attempt took.
     pub took: Duration,
-    /// The first bytes of what the receiver answered, at most [`LARGEST_RESPONSE`].
+    /// The first bytes of the receiver's answer. At most [`LARGEST_RESPONSE`] are kept.
     pub response: Option<Vec<u8>>,
     /// What the attempt says about the receiver.
     pub receiver: ReceiverNews,
 }
 
-/// Most bytes of an answer that are kept.
+/// The maximum number of bytes of an answer that are kept.
 pub const LARGEST_RESPONSE: usize = 2048;
 
 /// What becomes of a webhook job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// The receiver has it.
+    /// The receiver accepted it.
     Delivered,
-    /// It is tried again after this delay.
+    /// It is retried after this delay.
     Retry(Duration),
-    /// It is not tried again, and kept; with a stable code.
+    /// It is not retried any more, and kept; with a stable code.
     Exhausted(&'static str),
-    /// The worker gives the job back, as if this attempt had not been.
+    /// The worker gives the job back, and this attempt does not count.
     Released,
 }
 
-/// What an attempt says about its receiver. Each holds the failures in a row that the claim knew of: deliveries that were in flight
+/// What an attempt says about its receiver. `before` holds the consecutive failures that the claim knew of: deliveries that were in flight
 /// together fail together, and count once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceiverNews {
-    /// Nothing. If it was a probe, the next one may follow at once.
+    /// Nothing. If the attempt was a probe, the next probe may follow at once.
     None {
-        /// Failures before.
+        /// Consecutive failures before this attempt.
         before: u32,
     },
-    /// It answers: several deliveries at a time may go to it; or one, if it is slow.
+    /// It works: several deliveries at a time may go to it, or one if it is slow.
     Works {
         /// Whether its answer took so long that it must not hold several calls.
         slow: bool,
     },
-    /// It does not: one at a time, and the next one after this pause.
+    /// It fails: one delivery at a time, and the next one after this pause.
     Fails {
-        /// Failures before.
+        /// Consecutive failures before this attempt.
         before: u32,
-        /// Until the next delivery may be tried.
+        /// The delay before the next delivery.
         pause: Duration,
     },
 }
 
 impl Store {
-    /// Writes the outcomes of `finishes` together, durably. One result per finish, in order.
+    /// Writes the outcomes of `finishes` in one transaction, durably. Returns one result per finish, in order.
     ///
     /// # Errors
-    /// If a statement fails; then nothing was written, or (if the connection broke during the commit) all was.
+    /// If a statement fails. Then nothing was written or, if the connection broke during the commit, everything was.
     pub async fn finish_webhook_jobs(&self, finishes: &[WebhookFinish]) -> Result<Vec<Finished>> {
         let columns = Columns::of(finishes);
         let written = sqlx::query_scalar!(
@@ -147,7 +147,7 @@ impl Store {
     }
 }
 
-/// The finishes as columns, which is how `unnest` takes them.
+/// The finishes as columns, as `unnest` takes them.
 #[derive(Default)]
 struct Columns {
     jobs: Vec<i64>,

@@ -159,12 +159,12 @@ async fn an_idempotency_key_belongs_to_an_api_key() {
 async fn groups_that_race_for_one_idempotency_key_store_one_request_and_no_stray_job() {
     let f = Fixture::new().await;
     let posts = (0..12).map(|n| {
-        // Two payloads compete for one key, so that the loser's message is pointless.
+        // Two payloads compete for one key, so the loser's message is not needed.
         let request = keyed(f.request(if n % 2 == 0 { "even" } else { "odd" }), "k");
         let store = f.store.clone();
         async move { store.accept(&[request], u64::MAX).await }
     });
-    // Losing several races in a row is an error that a caller sees as 503; what it must not be is a second row.
+    // A request that loses several races in a row fails, and its caller sees 503; it must not become a second row.
     let stored = join_all(posts).await.into_iter().flatten().flatten().filter(|accepted| *accepted != Accepted::Mismatch);
     assert_eq!(stored.map(|accepted| id(&accepted)).collect::<HashSet<Uuid>>().len(), 1);
     for table in ["requests", "messages", "jobs"] {

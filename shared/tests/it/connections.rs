@@ -1,4 +1,4 @@
-//! Connections: what is left in them by who went away, how many there are, and what it means when there is none.
+//! Connections: what abandoned calls leave in them, how many there are, and what it means when there is none.
 
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ const OPEN: &str = "select count(*) from pg_stat_activity where datname = curren
 async fn a_transaction_whose_caller_goes_away_at_any_moment_is_not_left_open() {
     let f = Fixture::new().await;
     let mut cut = 0;
-    // An answer that is there at once is no moment at which anybody can go away: so each moment is tried more than once.
+    // Where an answer is ready at once, there is no point at which a caller can go away; so each number of steps is tried more than once.
     for (_, steps) in (0..40).flat_map(|round| (1..=4).map(move |steps| (round, steps))) {
         let mut left = steps;
         let mut replay = Box::pin(f.store.replay(Uuid::now_v7(), None));
@@ -50,7 +50,7 @@ async fn a_postgres_that_refuses_connections_is_not_available_and_refused_no_sta
     run(format!("alter database {name} with allow_connections false")).await;
     run(format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database}'")).await;
     let request = [f.request("m")];
-    // At first over connections that were ended, and then over none.
+    // First over terminated connections, then over none.
     for _ in 0..5 {
         let error = f.store.accept_new(&request, u64::MAX).await.unwrap_err();
         assert!(error.is_transient(), "{error:?}");
@@ -79,7 +79,7 @@ async fn while_no_commit_ends_a_process_opens_no_more_than_three_times_its_conne
     while refused < 3 {
         n += 1;
         assert!(n < 30, "it opens more and more: {most} connections");
-        // A single one would notify in its transaction, and wait for the others that do.
+        // A single request would notify in its transaction, and wait for the others that do.
         let request = [f.request(&format!("one {n}")), f.request(&format!("two {n}"))];
         match tokio::time::timeout(Duration::from_secs(2), store.accept_new(&request, u64::MAX)).await {
             Ok(Err(StoreError::Unavailable(_))) => refused += 1,

@@ -1,4 +1,4 @@
-//! Encryption at rest, as it is in the database.
+//! Encryption at rest, as seen in the database.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ struct Settings {
     database: DatabaseSettings,
 }
 
-/// The same database with these keys, as a process would use it: an error if a key is missing.
+/// The same database with these keys, opened as a process would do it: an error if a key is missing.
 async fn with(f: &Fixture, keys: &[&str]) -> Result<Store, StoreError> {
     let settings = Settings::parse_from(["test", "--database-url", &f.url, "--encryption-key", &keys.join(",")]);
     let store = Store::connect_lazily(&settings.database)?;
@@ -49,7 +49,7 @@ async fn claim(store: &Store) -> WebhookJob {
     store.claim_webhook_jobs(&Wanted::up_to(1), LEASE).await.unwrap().claimed.jobs.remove(0)
 }
 
-/// Gives every job and every probe back.
+/// Makes every webhook job and every probe due again.
 async fn again(f: &Fixture) {
     f.run("update jobs set next_run_at = now(), lease_token = null where kind = 'webhook'; update receivers set probe_at = now()").await;
 }
@@ -124,7 +124,7 @@ async fn a_secret_that_cannot_be_read_holds_up_its_own_webhook_and_no_other() {
     let a = with(&f, &[A]).await.unwrap();
     let one = id(&a.accept(&[request(&f, "one", None)], u64::MAX).await.unwrap()[0]);
     let two = id(&a.accept(&[request(&f, "two", None)], u64::MAX).await.unwrap()[0]);
-    // Somebody moves one request's headers to another.
+    // One request's headers are moved to another request.
     f.run(&format!(
         "update requests set sealed_webhook_headers = (select sealed_webhook_headers from requests where id = '{one}') where id = '{two}'"
     ))
@@ -194,7 +194,7 @@ async fn while_a_secret_is_replaced_requests_are_accepted() {
     use sqlx::Connection;
     let f = Fixture::new().await;
     let a = with(&f, &[A]).await.unwrap();
-    // Both stop where they write what they hold already.
+    // Both block where they write the row that they already hold.
     f.run(
         "create function wait() returns trigger language plpgsql as $$ begin perform pg_advisory_xact_lock(7); return new; end $$;
         create trigger wait before update on api_keys for each row execute function wait()",

@@ -1,4 +1,4 @@
-//! A database of one's own, and the shortest way to put something into it.
+//! A database for one test, and short ways to fill it.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -54,7 +54,7 @@ async fn new_database() -> String {
 }
 
 impl Fixture {
-    /// A migrated database with one API key, and ten calls a minute.
+    /// A migrated database with one API key, and a rate of ten calls per minute.
     pub(crate) async fn new() -> Self {
         let fixture = Self::without_rate().await;
         fixture.agree("10/60s").await;
@@ -65,7 +65,7 @@ impl Fixture {
         Self::in_database(new_database().await).await
     }
 
-    /// A database that was migrated up to this version, and in which `old` happened, before it was migrated to the newest.
+    /// A database that was migrated up to version `from`, in which `old` was run, and which was then migrated to the newest version.
     pub(crate) async fn upgraded(from: i64, old: &[&str]) -> Self {
         let url = new_database().await;
         let mut connection = PgConnection::connect(&url).await.unwrap();
@@ -85,7 +85,7 @@ impl Fixture {
         Self { store, url, key, rate: Mutex::new("10/60s".parse().unwrap()) }
     }
 
-    /// The same database, through sessions that have no plans yet. Those before have reported what they read, as sessions do at their end.
+    /// The same database with new sessions, which have no plans yet. The previous sessions have ended, and so have reported what they read.
     pub(crate) async fn with_new_sessions(self) -> Self {
         self.store.close().await;
         let left = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'countersign'";
@@ -93,7 +93,7 @@ impl Fixture {
         Self { store: connect(&self.url), ..self }
     }
 
-    /// A worker with this rate was here, and everybody else is one from now on.
+    /// Agrees on this rate, as a worker that has left again; later claims use it.
     pub(crate) async fn agree(&self, rate: &str) {
         let (worker, rate) = (WorkerId::generate(), rate.parse().unwrap());
         assert_eq!(self.store.join_workers(worker, rate).await.unwrap(), Agreement::Agreed);
@@ -105,21 +105,21 @@ impl Fixture {
         PgConnection::connect(&self.url).await.unwrap()
     }
 
-    /// Begins to count what is read and written.
+    /// Resets the counts of what is read and written.
     pub(crate) async fn count_anew(&self) {
         self.statistics_have_arrived().await;
         self.run("select pg_stat_reset()").await;
         self.statistics_have_arrived().await;
     }
 
-    /// The number that a query of the statistics gives, once those of every session that has ended are there.
+    /// The number that a query of the statistics returns, once those of all ended sessions have arrived.
     pub(crate) async fn counted(&self, sql: &str) -> i64 {
         self.statistics_have_arrived().await;
         self.number(sql).await
     }
 
-    /// Waits for what every session that has ended had to say. Before Postgres 15 it is told to a collector by messages, which are read one after
-    /// the other: when the last one has been read, so have the others.
+    /// Waits for the statistics of all ended sessions. Before Postgres 15, sessions send them to a collector in messages that are read in
+    /// order: when the last one has been read, so have the others.
     async fn statistics_have_arrived(&self) {
         let last = format!("last_{}", Uuid::now_v7().simple());
         let ending =
@@ -132,19 +132,19 @@ impl Fixture {
         until("the statistics have arrived", async || self.number(&arrived).await > 0).await;
     }
 
-    /// Runs a statement, to move stored times.
+    /// Runs a statement, for example to move stored times.
     pub(crate) async fn run(&self, sql: &str) {
         let mut connection = self.connection().await;
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
     }
 
-    /// Runs a statement that Postgres refuses, and gives its reason.
+    /// Runs a statement that Postgres refuses, and returns the reason.
     pub(crate) async fn refused(&self, sql: &str) -> String {
         let mut connection = self.connection().await;
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap_err().to_string()
     }
 
-    /// The number that a query gives.
+    /// The number that a query returns.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
         let mut connection = self.connection().await;
         sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap().get(0)
@@ -166,7 +166,7 @@ impl Fixture {
         NewRequest { webhook: Some(webhook), ..self.request(message) }
     }
 
-    /// Stores a request as `api` does: the short way, or else the long one.
+    /// Stores a request as `api` does: with `accept_new` if possible, otherwise with `accept`.
     pub(crate) async fn accept(&self, request: NewRequest) -> Accepted {
         let group = [request];
         match self.store.accept_new(&group, u64::MAX).await {
@@ -176,7 +176,7 @@ impl Fixture {
         }
     }
 
-    /// Rows that refer to what is not there, the references that Postgres is not asked to check; and rows that nothing refers to any more.
+    /// Counts rows that refer to missing rows, where Postgres does not check the reference, and rows that nothing refers to any more.
     pub(crate) async fn strays(&self) -> i64 {
         self.number(
             "select (select count(*) from jobs j where kind = 'sign' and not exists (select from messages m where m.id = j.message_id))
@@ -189,7 +189,7 @@ impl Fixture {
         .await
     }
 
-    /// Stores a request for `message` and gives its id.
+    /// Stores a request for `message`, and returns its id.
     pub(crate) async fn post(&self, message: &str) -> Uuid {
         id(&self.accept(self.request(message)).await)
     }
@@ -234,7 +234,7 @@ pub(crate) async fn new_key(store: &Store, name: &str) -> KeyId {
     store.callers(&[key.digest()]).await.unwrap().remove(0).1.key
 }
 
-/// A webhook to an address as an `api` would store it.
+/// A webhook to an address, as `api` would store it.
 pub(crate) fn webhook_to(url: &str, headers: BTreeMap<String, String>) -> WebhookTarget {
     WebhookTarget::new(url.to_owned(), &canonical(url.parse().unwrap()), Secret::new(headers))
 }

@@ -63,7 +63,7 @@ async fn groups_that_follow_one_another_closely_are_told_of_together() {
     let (mut jobs, stop) = listen(&f, Audience::Worker);
     assert_eq!(next(&mut jobs).await, Hint::Everything);
     let begun = Instant::now();
-    // One after the other: side by side, the first notification would wait for a connection behind all of them.
+    // One after the other: in parallel, the first notification would wait for a connection behind all of them.
     for n in 0..100 {
         let group = [f.request(&format!("a {n}")), f.request(&format!("b {n}"))];
         assert!(f.store.accept_new(&group, u64::MAX).await.unwrap().iter().all(Option::is_some));
@@ -98,7 +98,7 @@ async fn of_groups_that_end_at_once_every_result_is_told() {
             assert!(expected.remove(&hint), "each is told once");
         }
     }
-    // That they were posted may be told only now.
+    // The notification of the POSTs may arrive only now.
     while next(&mut jobs).await != Hint::Jobs(JobKind::Webhook) {}
     stop_jobs.cancel();
     stop_results.cancel();
@@ -126,7 +126,7 @@ async fn a_host_that_vanished_in_the_middle_of_a_notification_silences_nobody() 
     let relay = Relay::to(port).await.unwrap();
     let store = connect(&f.url.replace(&port.to_string(), &relay.port.to_string()));
 
-    // As who posts does it: not for long on a connection that may be dead.
+    // Like `api`, it does not wait long on a connection that may be dead.
     let accept = async || loop {
         let known = [f.with_webhook("a"), f.with_webhook("a")];
         if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(1), store.accept(&known, u64::MAX)).await {
@@ -135,7 +135,7 @@ async fn a_host_that_vanished_in_the_middle_of_a_notification_silences_nobody() 
     };
     accept().await;
     while next(&mut jobs).await != Hint::Jobs(JobKind::Webhook) {}
-    // As it is in an array by the protocol: how long it is, and what.
+    // An array element in the protocol: its length, then its bytes.
     relay.fall_silent_at(b"\0\0\0\x07webhook");
     accept().await;
     accept().await;

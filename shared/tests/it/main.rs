@@ -1,6 +1,6 @@
-//! The store against a real Postgres: what must hold when two do it at once, when a lease runs out, when nobody comes back.
+//! The store against a real Postgres: what must hold for concurrent calls, expired leases, and processes that do not come back.
 //!
-//! Each test has its own database. Nothing sleeps to be right: where time must pass, the test moves the stored times instead.
+//! Each test has its own database. No test relies on sleeping: where time must pass, the test moves the stored times instead.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 

@@ -1,4 +1,4 @@
-//! What the hot statements read, by Postgres's own count: whenever their plans were made, they must do when the tables are full.
+//! What the hot statements read, as counted by Postgres: whenever a plan was made, it must be good enough when the tables are full.
 
 use std::time::Duration;
 
@@ -13,17 +13,17 @@ use sqlx::Connection;
 
 use crate::fixture::{Fixture, LEASE, finish, id};
 
-/// Rows of the backlog, of which a statement that works on a few must not notice anything.
+/// Rows of the backlog, which must not affect a statement that works on a few rows.
 const BACKLOG: i64 = 30_000;
 
-/// Those that grow.
+/// The tables that grow.
 const TABLES: [&str; 4] = ["jobs", "messages", "requests", "attempts"];
 
-/// What is older is forgotten.
+/// Older requests are deleted.
 const RETENTION: Duration = Duration::from_hours(24);
 
-/// Twenty of everything: new messages, known ones with and without a key, a claim, a finish, states; their webhooks, the delivery log,
-/// one sent again; and twenty that are old enough to be forgotten, if there are as many.
+/// Does twenty of everything: new messages, known ones with and without a key, a claim, a finish, states; their webhooks, the delivery log,
+/// one replay; and deletes twenty that are old enough, if there are as many.
 async fn work(f: &Fixture, round: &str) {
     let new: Vec<NewRequest> = (0..20).map(|n| f.with_webhook(&format!("{round} {n}"))).collect();
     let stored = f.store.accept_new(&new, u64::MAX).await.unwrap();
@@ -37,7 +37,7 @@ async fn work(f: &Fixture, round: &str) {
     assert_eq!(f.store.requests(&ids).await.unwrap().len(), 20);
 
     let mut delivered = 0;
-    // The first time, their receiver has to show that it works.
+    // The first time, the receiver has to show that it works.
     while delivered < 20 {
         let claimed = f.store.claim_webhook_jobs(&Wanted::up_to(20), LEASE).await.unwrap().claimed.jobs;
         assert!(!claimed.is_empty());
@@ -63,7 +63,7 @@ async fn work(f: &Fixture, round: &str) {
     f.store.forget_receivers_and_secrets(RETENTION, 20).await.unwrap();
 }
 
-/// Fresh tables with twenty jobs done and a backlog, which nobody analyzes.
+/// Fresh tables with finished jobs and a backlog, which are not analyzed.
 async fn full() -> Fixture {
     filled(planned_on_nothing().await).await
 }
@@ -109,7 +109,7 @@ async fn filled(f: Fixture) -> Fixture {
     f
 }
 
-/// Does twenty of everything, and holds what was read for it against what is needed.
+/// Does twenty of everything, and compares what was read for it with what is needed.
 async fn reads_little(f: Fixture) {
     f.count_anew().await;
     work(&f, "after").await;
@@ -120,7 +120,7 @@ async fn reads_little(f: Fixture) {
                 + (select sum(seq_tup_read) from pg_stat_user_tables where relname in ('jobs', 'messages', 'requests', 'attempts'))::bigint",
         )
         .await;
-    // Twenty of each, several indexes, and the count of those that compete, which ends at a thousand.
+    // Twenty of each, several indexes, and the count of competing jobs, which stops at a thousand.
     assert!((100..6_000).contains(&read), "{read} rows were read");
     assert_eq!(
         f.number("select count(*) from requests where created_at < now() - interval '1 day'").await,
@@ -134,7 +134,7 @@ async fn statements_that_were_planned_in_an_empty_database_read_no_more_when_it_
     reads_little(full().await).await;
 }
 
-/// Of a table that was never vacuumed Postgres assumes that it has ten pages; of one that was, that it is as empty as it was.
+/// For a table that was never vacuumed, Postgres assumes ten pages; for one that was, that it is still as empty as it was then.
 #[tokio::test]
 async fn statements_that_were_planned_when_a_vacuum_had_found_nothing_read_no_more_when_the_tables_are_full() {
     let f = planned_on_nothing().await;

@@ -1,4 +1,4 @@
-//! The claim chooses what `policy::pick` chooses: the simulation that the policy was chosen by runs the latter, production the former.
+//! The claim picks what `policy::pick` picks: production runs the claim, and the simulation that the policy was chosen by runs `pick`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,20 +12,21 @@ use sqlx::{Connection, PgConnection, Row};
 use crate::fixture::Fixture;
 
 const WINDOW: i32 = 60;
-/// Seconds since a job has been due, or a slot free; below zero, until it is. Around five windows, which make a retry overdue; never
-/// so close to a threshold that the time between filling the tables and the claim matters. Several of one value, so that ids decide.
+/// How many seconds a job has been due or a slot free; negative until it is. The values are around five windows, which make a retry
+/// overdue, but never so close to a threshold that the time between filling the tables and the claim matters. Some occur twice, so that ids
+/// decide.
 const DUE_FOR: [i32; 10] = [-90, 30, 31, 100, 100, 270, 330, 330, 331, 900];
 const FREE_FOR: [i32; 6] = [-90, 30, 30, 31, 50, 900];
 
-/// A state of the queue and of the slots.
+/// A state of the queue and the slots.
 #[derive(Debug)]
 struct State {
-    /// Since when each job has been due, and whether it is a retry.
+    /// How long each job has been due, and whether it is a retry.
     jobs: Vec<(i32, bool)>,
-    /// Since when each slot has been free, and how often it was used.
+    /// How long each slot has been free, and how often it was used.
     slots: Vec<(i32, i64)>,
     most: usize,
-    /// The breaker is open, and a probe is due.
+    /// Whether the breaker is open and a probe is due.
     probing: bool,
 }
 
@@ -41,12 +42,12 @@ impl State {
         }
     }
 
-    /// Makes the tables hold this state and nothing else; the ids of the jobs, in order.
+    /// Makes the tables hold this state and nothing else, and returns the ids of the jobs, in order.
     async fn store(&self, connection: &mut PgConnection) -> Vec<i64> {
         let (due, retry): (Vec<i32>, Vec<bool>) = self.jobs.iter().copied().unzip();
         let (free, uses): (Vec<i32>, Vec<i64>) = self.slots.iter().copied().unzip();
         let bodies: Vec<Vec<u8>> = (0..due.len()).map(|n| vec![u8::try_from(n).unwrap(); 32]).collect();
-        // One transaction: one now() for all.
+        // One transaction, so that `now()` is the same for all.
         let mut transaction = connection.begin().await.unwrap();
         sqlx::raw_sql("delete from attempts; delete from jobs; delete from messages; delete from upstream_slots; delete from upstream")
             .execute(&mut *transaction)
@@ -92,7 +93,7 @@ impl State {
         ids.into_iter().map(|row| row.get(0)).collect()
     }
 
-    /// What the policy chooses.
+    /// What the policy picks.
     fn picked(&self, ids: &[i64]) -> BTreeSet<(i64, i32)> {
         let now = Duration::from_secs(10_000);
         let ago = |seconds: i32| Duration::from_secs(u64::try_from(10_000 - seconds).unwrap());
@@ -127,7 +128,7 @@ async fn the_claim_takes_the_jobs_and_the_slots_that_the_policy_picks() {
         let taken = sqlx::query("select j.id, s.slot from jobs j join upstream_slots s using (lease_token)").fetch_all(&mut connection);
         let taken: BTreeSet<(i64, i32)> = taken.await.unwrap().into_iter().map(|row| (row.get(0), row.get(1))).collect();
         assert_eq!(taken, state.picked(&ids), "round {round}: {state:?}, jobs {ids:?}");
-        // How many met what the test is about.
+        // How many rounds met what the test is about.
         let is_taken = |id: &i64| taken.iter().any(|(job, _)| job == id);
         claimed_some += u32::from(!taken.is_empty());
         let waits = |retry: bool, taken: bool| {

@@ -94,7 +94,7 @@ async fn retention_in_small_groups_disturbs_neither_claims_nor_posts_and_leaves_
     };
     let working = async {
         for n in 0..40 {
-            // Some are posted again while they are being forgotten.
+            // Some are posted again while they are being deleted.
             let message = if n % 2 == 0 { format!("old {n}") } else { format!("young {n}") };
             f.post(&message).await;
             for job in f.claimed(5).await.unwrap().jobs {
@@ -119,7 +119,7 @@ async fn two_that_forget_the_last_requests_of_a_message_at_once_leave_nothing_of
     f.post("a").await;
     age_everything(&f).await;
 
-    // The other one, who has deleted the first request and judges the message while the second still seems to be there.
+    // Another process, which has deleted the first request and checks the message while the second request still seems to exist.
     let mut other = f.connection().await;
     let mut other = other.begin().await.unwrap();
     let deleted = format!("delete from requests where id = '{first}'; select from messages for update");

@@ -9,11 +9,11 @@ use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
 
 use crate::fixture::{Fixture, LEASE, finish};
 
-/// Every lease has run out.
+/// Makes every lease expire.
 const EXPIRE: &str = "update jobs set leased_until = now() - interval '1 s' where lease_token is not null";
-/// Every retry has been due for long.
+/// Makes every retry long overdue.
 const OVERDUE: &str = "update jobs set next_run_at = now() - interval '10 min' where lane = 1 and lease_token is null";
-/// Every slot is free.
+/// Frees every slot.
 const FREE: &str = "update upstream_slots set free_at = now()";
 
 async fn post_many(f: &Fixture, count: usize) {
@@ -231,7 +231,7 @@ async fn a_pause_holds_every_slot() {
     assert_eq!(f.claim(10).await.len(), 5);
 }
 
-/// The circuit breaker is open after so many failures, and a probe is due.
+/// Opens the circuit breaker after so many failures, and makes a probe due.
 async fn probe_is_due(f: &Fixture, failures: u32) {
     f.run(&format!(
         "update upstream set breaker_failures = {failures}, breaker_reason = 'connection', breaker_at = now(), probe_at = now()"

@@ -1,8 +1,8 @@
-//! The slots against everything a network, a crash and a clock can do to them, in a time that runs as fast as the statements.
+//! The slots against everything that a network, a crash and a clock can do, in a time that runs as fast as the statements.
 //!
-//! Time is moved by taking it off every stored time, so the statements under test are the real ones and Postgres's clock is the only
-//! one. What a worker and the network may do with a call is played: within its lease a call may be sent late, arrive late, be answered
-//! late, never be answered, or never be sent. The upstream counts what arrives, by a clock of its own that runs fast or slow.
+//! Time is moved by subtracting it from every stored time, so the statements under test are the real ones and Postgres's clock is the only
+//! one. What a worker and the network do with a call is simulated: within its lease a call may be sent late, arrive late, be answered late,
+//! never be answered, or never be sent. The upstream counts what arrives, by a clock of its own that runs fast or slow.
 
 use std::time::{Duration, Instant};
 
@@ -14,20 +14,20 @@ use shared::units::Rate;
 
 use crate::fixture::{Fixture, LEASE, finish};
 
-/// How much faster or slower the upstream's clock may run: what NTP corrects at most.
+/// How much faster or slower the upstream's clock may run: the most that NTP corrects.
 const CLOCK_SKEW: f64 = 0.0005;
 
-/// One run of the world.
+/// One run of the simulation.
 struct Play {
     f: Fixture,
     rng: SmallRng,
     started: Instant,
     moved: Duration,
-    /// Outcomes that will be written, with the time when.
+    /// Outcomes yet to be written, each with its time.
     open: Vec<(Duration, SignFinish)>,
     /// When each call was claimed, and when it arrives.
     calls: Vec<(Duration, Duration)>,
-    /// Since when which rate was agreed.
+    /// The agreed rates, each with the time since which it applies.
     rates: Vec<(Duration, Rate)>,
 }
 
@@ -53,12 +53,12 @@ impl Play {
         self.moved + self.started.elapsed()
     }
 
-    /// Seconds up to `most`, often few.
+    /// A random time up to `most`, often short.
     fn some(&mut self, most: Duration) -> Duration {
         most.mul_f64(self.rng.random_range(0.0f64..1.0).powi(3))
     }
 
-    /// Lets time pass, and writes the outcomes whose time comes.
+    /// Lets time pass, and writes the outcomes that are due.
     async fn pass(&mut self, time: Duration) {
         self.moved += time;
         let seconds = time.as_secs_f64();
@@ -76,7 +76,7 @@ impl Play {
         self.f.store.finish_sign_jobs(&finishes).await.unwrap();
     }
 
-    /// A worker claims, and what becomes of each call is decided.
+    /// Claims jobs as a worker does, and decides what becomes of each call.
     async fn claim(&mut self) {
         let most = self.rng.random_range(1..=6);
         for job in self.f.claim(most).await {
@@ -86,18 +86,18 @@ impl Play {
 
     fn play(&mut self, job: SignJob) {
         let claimed = self.now();
-        // Within the lease, by the worker's own judgement; whatever is left of it.
+        // Sent within the lease, as the worker sees it, however little of the lease is left.
         let arrives = claimed + self.some(LEASE);
         let answered = arrives + self.some((claimed + LEASE).saturating_sub(arrives));
         let delay = self.some(Duration::from_mins(3));
         let outcome = finish(job, Ending::Retry(delay));
         match self.rng.random_range(0..10) {
-            // Killed before the call, in the middle of it, or after it: nobody writes an outcome.
+            // Killed before, during or after the call: no outcome is written.
             0 => {}
             1 | 2 => self.calls.push((claimed, arrives)),
-            // Never sent: given back, or no connection came about.
+            // Never sent: given back, or no connection was made.
             3 => self.open.push((answered, SignFinish { called: false, ending: Ending::Released, ..outcome })),
-            // Stopped after its call, for longer than its lease.
+            // Suspended after its call, for longer than its lease.
             4 => {
                 self.calls.push((claimed, arrives));
                 self.open.push((claimed + LEASE + delay, outcome));
@@ -109,7 +109,7 @@ impl Play {
         }
     }
 
-    /// No call arrives as one too many in the window that it closes, by the upstream's clock, under a rate that was agreed on at some
+    /// Asserts that no call is one too many in the window that it closes, by the upstream's clock, under a rate that was agreed at some
     /// time between its claim and its arrival.
     fn judge(mut self, seed: u64) {
         let skew = 1.0 + self.rng.random_range(-CLOCK_SKEW..=CLOCK_SKEW);

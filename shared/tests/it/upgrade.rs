@@ -1,18 +1,18 @@
-//! What processes of the version before leave behind, and what those that were forgotten can do on the schema of this one.
+//! What processes of the previous version leave behind, and what those that are still running can do on the current schema.
 
 use shared::store::sign_finish::Ending;
 
 use crate::fixture::Fixture;
 
-/// The last version in which the end of a lease was in `next_run_at`, and an attempt was written when it began.
+/// The last version that kept the end of a lease in `next_run_at`, and wrote an attempt when it began.
 const BEFORE_LEASES: i64 = 20_261_124_200_000;
 
-/// Two jobs, of which nobody has any.
+/// Two jobs, neither of them leased.
 const JOBS: &str = "
     insert into messages (digest, body) select sha256(m::bytea), m::bytea from unnest(array['first', 'second']) m;
     insert into jobs (kind, message_digest, created_at) values ('sign', sha256('first'), now() - interval '1 min'), ('sign', sha256('second'), now());";
 
-/// What a worker of that version did to claim.
+/// How a worker of that version claimed a job.
 const CLAIM: &str = "
     with leased as (
         update jobs set attempt = attempt + 1, lease_token = gen_random_uuid(), next_run_at = now() + interval '1 min'
@@ -21,7 +21,7 @@ const CLAIM: &str = "
     )
     insert into attempts (job_id, number) select id, attempt from leased";
 
-/// The last version in which a signature stood in the row of its message.
+/// The last version that kept a signature in the row of its message.
 const BEFORE_SIGNATURES_IN_JOBS: i64 = 20_261_124_235_800;
 
 /// A message that was signed, one that was signed after it had failed, one that failed, and one that waits.

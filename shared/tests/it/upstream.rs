@@ -66,7 +66,7 @@ async fn in_a_longer_window_slots_that_are_added_wait_like_all_others() {
     assert_eq!(f.number(SLOTS).await, 20);
 }
 
-/// Nobody has heard of any worker for longer than a worker lives without a word.
+/// Makes all workers look dead: none was heard of for longer than a worker may be silent.
 async fn all_seem_dead(f: &Fixture) {
     f.run("update sign_workers set seen_at = now() - interval '11 s'").await;
 }

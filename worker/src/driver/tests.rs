@@ -1,11 +1,11 @@
-//! The loop, with a queue in memory.
+//! Tests of the loop with an in-memory queue.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
 
-/// A queue in memory. A job works until the test gives it a permit, or until it is told to give up.
+/// An in-memory queue. A job runs until the test gives it a permit, or until it is told to give up.
 #[derive(Default)]
 struct Memory {
     due: Mutex<Vec<u32>>,
@@ -16,12 +16,12 @@ struct Memory {
     given_back: AtomicUsize,
     next_in: Mutex<Option<Duration>>,
     fail: AtomicUsize,
-    /// How long a claim takes after it has looked.
+    /// How long a claim takes after it has taken its jobs.
     takes: Mutex<Duration>,
     most_leased: AtomicUsize,
 }
 
-/// Jobs with such a number are due again when they end.
+/// Jobs with this number or a higher one are due again when they end.
 const TRIED_AGAIN: u32 = 100;
 
 struct Semaphore2(Semaphore);
@@ -112,7 +112,7 @@ async fn where_fewer_may_be_leased_than_are_no_claim_is_made_until_enough_have_e
     let asked_for = || running.queue.asked_for.lock().unwrap().clone();
     running.queue.claims.notified().await;
     running.queue.most_leased.store(1, Ordering::SeqCst);
-    // It waits for a permit now, not only for a group of them.
+    // Now the loop waits for a single permit, not only for a group of them.
     tokio::time::sleep(2 * GATHER_FOR).await;
     running.queue.finish.0.add_permits(2);
     until(|| running.queue.done.lock().unwrap().len() == 2).await;
@@ -163,7 +163,7 @@ async fn sleeps_exactly_until_the_next_job_is_due() {
     running.task.await.unwrap();
 }
 
-/// How many claims are made for jobs that end, while the last claim said so much of those that wait.
+/// The number of claims made when `jobs` end after a claim that reported `next_in`.
 async fn claims_for(jobs: Vec<u32>, next_in: Option<Duration>) -> usize {
     let count = jobs.len();
     let running = start(jobs, PACE);

@@ -1,9 +1,9 @@
-//! How many calls are made at the same time, and how many jobs are leased for them.
+//! Limits how many calls are made at the same time, and how many jobs are leased for them.
 //!
-//! A job that is leased for its turn spares the call before it the wait for a claim; and the more are claimed and written together, the less it
-//! costs. But it holds a slot that no call uses, it is late if the turn does not come, and should the process die, it waits for the end
-//! of its lease. So no more are leased than will soon begin: of calls that take long, few. How long they take is known from those that ended; where all
-//! of a sudden none does, those that are leased already wait, and are given back if they waited for too long.
+//! A job that is leased before its turn comes saves the wait for a claim after the previous call. Larger claims and writes are also cheaper
+//! per job. But such a job holds a slot that no call uses; it is late if its turn does not come; and if the process dies, it waits for the
+//! end of its lease. So no more jobs are leased than will begin soon: few, if calls take long. The duration of calls is known from those
+//! that have ended. If calls suddenly stop ending, the jobs that are already leased wait, and are given back if they waited for too long.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,17 +11,18 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-/// So long a job may be leased beside its call: while its claim comes back, while it waits for its turn, while its outcome is being written.
+/// How long a job may be leased in addition to its call: while its claim returns, while it waits for its turn, and while its outcome is
+/// written.
 const BESIDE_THE_CALL: Duration = Duration::from_millis(100);
 
-/// Most jobs that are leased for each call at a time, the one that calls included. Where calls take no time, this many make claims and writes large enough:
-/// see docs/performance.md.
+/// Maximum number of jobs leased per concurrent call, the one that calls included. If calls take no time, this many make claims and writes
+/// large enough: see docs/performance.md.
 const MOST_FOR_A_CALL: usize = 16;
 
-/// The mean time of a call is that of about so many.
+/// The mean duration of calls is taken over about this many calls.
 const MEAN_OF: u64 = 256;
 
-/// The turns to call.
+/// Hands out turns to call.
 #[derive(Debug)]
 pub struct Calls {
     at_once: usize,
@@ -37,7 +38,7 @@ pub struct Turn<'a> {
 }
 
 impl Calls {
-    /// Up to `at_once` calls at the same time, of which nobody knows yet how long they take.
+    /// Allows up to `at_once` calls at the same time. How long they take is not known yet.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
         Self { at_once, turns: Semaphore::new(at_once), mean_nanos: AtomicU64::new(nanos(BESIDE_THE_CALL)) }
@@ -49,18 +50,18 @@ impl Calls {
         Turn { calls: self, _permit: permit }
     }
 
-    /// Most jobs that should be leased, those included whose calls are under way.
+    /// Maximum number of jobs that should be leased, including those whose calls are in flight.
     #[must_use]
     pub fn most_leased(&self) -> usize {
         let mean = self.mean_nanos.load(Ordering::Relaxed).max(1);
-        // By Little's law: so many calls begin in that time.
+        // By Little's law, this many calls begin in that time.
         let soon = self.at_once as u128 * u128::from(nanos(BESIDE_THE_CALL)) / u128::from(mean);
         usize::try_from(soon).unwrap_or(usize::MAX).saturating_add(self.at_once).min(self.at_once * MOST_FOR_A_CALL)
     }
 }
 
 impl Turn<'_> {
-    /// The call that it was for began then, and has ended.
+    /// Records that the call of this turn began at `began` and has now ended.
     pub fn ended(self, began: Instant) {
         let took = nanos(began.elapsed());
         let mean = |mean: u64| Some(mean - mean / MEAN_OF + took / MEAN_OF);
@@ -76,7 +77,7 @@ fn nanos(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    /// What is leased after many calls that took so long.
+    /// The number of jobs to lease after many calls that each took `took`.
     async fn leased_after(calls: &Calls, took: Duration) -> usize {
         for _ in 0..10 * MEAN_OF {
             let turn = calls.turn().await;

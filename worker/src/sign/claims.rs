@@ -1,4 +1,4 @@
-//! Claims that step over what is leased or done already: see [`low_water`](shared::store::low_water).
+//! Claims that skip what is already leased or done: see [`low_water`](shared::store::low_water).
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use shared::store::sign_claim::SignJob;
 use shared::store::{Claimed, Store, StoreError};
 use shared::units::Rate;
 
-/// Claims for one process.
+/// Claims sign jobs for one process.
 pub struct Claims {
     store: Store,
     marks: Marks,
@@ -16,13 +16,13 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Claims with a budget of `rate`, for `lease`.
+    /// Creates claims with a budget of `rate`, each for a lease of length `lease`.
     #[must_use]
     pub fn new(store: Store, marks: Marks, rate: Rate, lease: Duration) -> Self {
         Self { store, marks, rate, lease }
     }
 
-    /// Whether notifications of new jobs arrive at present.
+    /// Whether notifications of new jobs currently arrive.
     #[must_use]
     pub fn is_listening(&self) -> bool {
         self.store.is_listening()

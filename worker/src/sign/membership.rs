@@ -1,4 +1,4 @@
-//! Being one of the workers that call the upstream: all of them with one rate, or not at all.
+//! Membership among the workers that call the upstream: they all use one rate, or do not call.
 
 use std::time::Duration;
 
@@ -12,15 +12,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::StartError;
 
-/// How long a worker whose rate differs waits for the others to go: a little longer than one that was killed seems to live.
+/// How long a worker with a different rate waits for the others to go: a little longer than a killed worker seems to live.
 const OTHERS_GO_WITHIN: Duration = Duration::from_secs(LIVES_FOR.as_secs() + 2);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const JOIN_WITHIN: Duration = Duration::from_secs(15);
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
-/// A million jobs that wait are read in seconds, and more slowly by a server that was a standby just now.
+/// How long taking over may take. A million waiting jobs are read in seconds, and more slowly by a server that was a standby until just
+/// now.
 const TAKE_OVER_WITHIN: Duration = Duration::from_mins(1);
 
-/// The part that this process takes.
+/// The membership of this process.
 #[derive(Clone, Debug)]
 pub struct Membership {
     store: Store,
@@ -29,11 +30,11 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Takes part with `rate`. If others live that work with another one, waits until they have gone, in case they are just being
-    /// replaced; `None` if `stop` is cancelled meanwhile.
+    /// Joins with `rate`. If living workers use another rate, waits until they have gone, in case they are just being replaced. Returns
+    /// `None` if `stop` is cancelled meanwhile.
     ///
     /// # Errors
-    /// If they stay, and those that waiting for Postgres does not mend.
+    /// If they stay, or if the store fails in a way that waiting does not fix.
     pub async fn join(store: &Store, rate: Rate, stop: &CancellationToken) -> Result<Option<Self>, StartError> {
         let member = Self { store: store.clone(), worker: WorkerId::generate(), rate };
         let mut refused: Option<Instant> = None;
@@ -61,10 +62,11 @@ impl Membership {
         Ok(None)
     }
 
-    /// Says from time to time that this worker lives, until `stop`; then that it is gone.
+    /// Sends heartbeats until `stop`.
     ///
     /// # Errors
-    /// If others, who had to take this worker for dead, work with another rate by now. What is claimed is finished; nothing more is.
+    /// If other workers, which had to take this worker for dead, use another rate by now. What is already claimed is finished, but nothing
+    /// more is claimed.
     pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
         let mut failing = false;
         let mut taking_over: Option<JoinHandle<()>> = None;
@@ -80,12 +82,12 @@ impl Membership {
                 }
                 Ok(Heartbeat { agreement: Agreement::Agreed, taken_over }) => {
                     failing = false;
-                    // Beside this loop: who is silent for too long is taken for dead.
+                    // In a separate task: a worker that sends no heartbeat for too long is taken for dead.
                     if taken_over && taking_over.as_ref().is_none_or(JoinHandle::is_finished) {
                         taking_over = Some(tokio::spawn(take_over(self.store.clone())));
                     }
                 }
-                // Once per outage, not once per try.
+                // Log once per outage, not once per attempt.
                 Err(error) if !std::mem::replace(&mut failing, true) => {
                     tracing::warn!(error = display_chain(&error), "can't say that this worker lives; trying on");
                 }
@@ -99,13 +101,13 @@ impl Membership {
         Ok(())
     }
 
-    /// Says that this worker is gone, so that nobody waits for it. Should that fail, it shows by itself.
+    /// Reports that this worker is gone, so that no other one waits for it. If that fails, the missing heartbeats show it.
     pub async fn leave(self) {
         let _ = tokio::time::timeout(LEAVE_WITHIN, self.store.leave_workers(self.worker)).await;
     }
 }
 
-/// Makes the slots wait for the clock of the server that has taken over.
+/// After a failover, makes the slots wait until the clock of the new server counts.
 async fn take_over(store: Store) {
     let taken_over = tokio::time::timeout(TAKE_OVER_WITHIN, store.take_over()).await;
     match taken_over.unwrap_or_else(|_| Err(StoreError::TimedOut)) {

@@ -1,10 +1,10 @@
 //! Sign jobs.
 //!
-//! - [`upstream`] makes the call and says what came back, without judging;
-//! - [`outcome`] is the table that says what a reply means, and the decision what is next: pure, both;
-//! - [`claims`] takes jobs without looking at what is taken;
-//! - [`calls`] says how many jobs are leased for how many calls at a time;
-//! - [`queue`] puts them between a claim and a finish;
+//! - [`upstream`] makes the call and returns the reply, without judging it;
+//! - [`outcome`] is the table of what a reply means, and the decision about what happens next; both are pure;
+//! - [`claims`] claims jobs, and skips what is already leased or done;
+//! - [`calls`] limits how many jobs are leased for how many concurrent calls;
+//! - [`queue`] combines them into the attempt between a claim and a finish;
 //! - [`membership`] makes sure that all workers call with one rate.
 
 pub mod calls;

@@ -1,4 +1,4 @@
-//! What a reply means, and what is next. Pure: a table, and a decision that takes the random generator as an argument.
+//! Decides what a reply means and what happens next. Pure: a table, and a decision that takes the random generator as an argument.
 
 use std::time::Duration;
 
@@ -15,30 +15,30 @@ use crate::settings::{SignSettings, Statuses};
 pub enum Outcome {
     /// The signature.
     Signed(String),
-    /// This message failed this time.
+    /// The message failed this time.
     TryAgain,
-    /// This message will never be signed.
+    /// The message will never be signed.
     Refused,
     /// The upstream does not work for any message.
     Unavailable,
-    /// The budget is spent by others too: everybody waits.
+    /// The budget is also spent by others: all workers wait, for this long if the upstream says so.
     Throttled(Option<Duration>),
 }
 
-/// An outcome, and what is remembered of the reply. The class is stable: it is shown to callers and labels a metric.
+/// An outcome, and what is recorded of the reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// What the reply means.
     pub outcome: Outcome,
     /// HTTP status, if the upstream answered.
     pub status: Option<u16>,
-    /// Class of what went wrong, if something did.
+    /// Stable error code, if something went wrong. It is shown to callers.
     pub error: Option<&'static str>,
     /// Whether the call may have reached the upstream.
     pub called: bool,
 }
 
-/// The table. `retryable` wins over everything that is said about single statuses.
+/// The table of outcomes. `retryable` takes precedence over the rules for single statuses.
 #[must_use]
 pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
     let verdict = |outcome, status, error| Verdict { outcome, status, error: Some(error), called: true };
@@ -56,9 +56,9 @@ pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
             let outcome = match status {
                 429 if retryable.contains(429) => Outcome::Throttled(retry_after),
                 _ if retryable.contains(status) => Outcome::TryAgain,
-                // The key, or the address, is wrong: that is about every message.
+                // The key or the address is wrong, which affects every message.
                 300..=399 | 401 | 403 | 407 => Outcome::Unavailable,
-                // A success that brings no signature.
+                // A success without a signature.
                 ..=299 => Outcome::TryAgain,
                 _ => Outcome::Refused,
             };
@@ -76,18 +76,18 @@ pub struct RetryPolicy {
     deadline: Duration,
 }
 
-/// When an upstream that is down is probed first, and how often at least.
+/// When an upstream that is down is first probed, and the longest delay between two probes.
 const FIRST_PROBE_AFTER: Duration = Duration::from_secs(1);
 const PROBE_EVERY: Duration = Duration::from_mins(1);
 
-/// The longest pause that an upstream can ask for: more is a mistake, and would stop everything.
+/// The longest pause that an upstream can ask for. A longer one is a mistake, and would stop everything.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
-/// With less time than this before its deadline a message is not tried again.
+/// A message with less time than this before its deadline is not tried again.
 const SHORTEST_CHANCE: Duration = Duration::from_secs(1);
 
 impl RetryPolicy {
-    /// The policy of the settings.
+    /// Creates the policy from the settings.
     ///
     /// # Errors
     /// One line that names the variables.
@@ -106,7 +106,7 @@ impl RetryPolicy {
         job.age >= self.deadline
     }
 
-    /// What becomes of a job after `outcome`, and what that says about the upstream.
+    /// Decides what becomes of a job after `outcome`, and what this says about the upstream.
     pub fn decide(&self, job: &SignJob, outcome: Outcome, rng: &mut impl Rng) -> (Ending, UpstreamNews) {
         let up = if job.breaker_failures > 0 { UpstreamNews::Up } else { UpstreamNews::None };
         match outcome {
@@ -142,7 +142,8 @@ impl RetryPolicy {
     }
 }
 
-/// The delay, or a shorter one if that would be too late: nobody is told that it is too late while there is time. Nothing, if hardly any is left.
+/// Returns the delay, or a shorter one if the delay would end after the deadline: a message does not fail while there is time to try it
+/// again. `None` if hardly any time is left.
 fn before_deadline(delay: Duration, left: Duration) -> Option<Duration> {
     (left >= SHORTEST_CHANCE).then(|| if delay < left { delay } else { left / 2 })
 }

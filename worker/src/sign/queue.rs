@@ -1,4 +1,4 @@
-//! Between a claim and a finish: the attempt to sign one message.
+//! The attempt to sign one message, between a claim and a finish.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::driver::{Ended, Queue};
 use crate::finisher::Shared;
 use crate::settings::Statuses;
 
-/// A lease is longer than the call it is for by this: time to start the call, and to write its outcome.
+/// How much longer a lease is than its call: time to start the call, and to write its outcome.
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// How long a job is leased for a call that takes up to `timeout`.
@@ -27,21 +27,21 @@ pub fn lease(timeout: Duration) -> Duration {
     timeout + MARGIN
 }
 
-/// Sign jobs.
+/// The queue of sign jobs.
 pub struct SignQueue {
-    /// Where jobs come from.
+    /// Claims the jobs.
     pub claims: Claims,
-    /// Who signs.
+    /// Signs the messages.
     pub upstream: Upstream,
-    /// Whose turn it is to call.
+    /// Hands out turns to call.
     pub calls: Calls,
-    /// Told to stop: what has not begun is given back.
+    /// Cancelled to stop: jobs whose calls have not begun are given back.
     pub stop: CancellationToken,
-    /// Which statuses are tried again.
+    /// The statuses after which a message is tried again.
     pub retryable: Statuses,
-    /// When.
+    /// When and how often a message is tried again.
     pub policy: RetryPolicy,
-    /// Where outcomes go.
+    /// Writes the outcomes.
     pub finisher: Shared<SignFinish>,
 }
 
@@ -67,7 +67,8 @@ impl Queue for SignQueue {
         );
         continue_trace(&span, job.traceparent.as_deref());
         let finish = self.attempt(job, give_up).instrument(span.clone()).await;
-        // A slot that was used is not free before a window has passed. But who hears of no new job has to look as often as there is a reason.
+        // A used slot is not free before a window has passed, so the end of this job is no reason to claim. But a worker that receives no
+        // notifications must claim whenever there may be a reason.
         let ended = match finish.ending {
             Ending::Signed(_) | Ending::Failed(_) if finish.called && self.claims.is_listening() => Ended::ForGood,
             _ => Ended::GivenBack,
@@ -102,8 +103,8 @@ impl SignQueue {
             turn = self.calls.turn() => turn,
             () = self.stop.cancelled() => return unsent(job, Ending::Released, Some("stopped")),
         };
-        // What waited long for its turn, or was claimed by a process that then stood still, may have a slot that is somebody else's by the
-        // time it ends: a call that can't end within the lease is not begun.
+        // A job that waited long for its turn, or was claimed by a process that then stood still, could end when its slot already belongs
+        // to another job. So a call that can't end within the lease is not begun.
         if job.lease.left() < self.upstream.timeout() {
             return unsent(job, Ending::Released, Some("late"));
         }
@@ -112,7 +113,7 @@ impl SignQueue {
             reply = self.call(&job) => reply,
             () = give_up.cancelled() => {
                 let unsent = unsent(job, Ending::Released, Some("stopped"));
-                // It may still be on its way, and arrive when a slot that is freed now is used again.
+                // The call may still be on its way, and could arrive when a slot that is freed now is used again.
                 return SignFinish { lease: unsent.lease.leaving_its_slot(), called: true, upstream: UpstreamNews::None, ..unsent };
             }
         };
@@ -122,7 +123,7 @@ impl SignQueue {
             report(&ending, job.attempt, None, error);
             return unsent(job, ending, error);
         };
-        // It was that old when it was claimed.
+        // The age was measured at the claim.
         job.age += began.elapsed();
         let verdict = judge(reply, &self.retryable);
         let (ending, upstream) = self.policy.decide(&job, verdict.outcome, &mut rand::rng());

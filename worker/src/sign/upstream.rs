@@ -13,45 +13,45 @@ use crate::error::StartError;
 use crate::retry_after::retry_after;
 use crate::settings::UpstreamSettings;
 
-/// Most bytes of a signature. An RSA signature of 4096 bits has 684 in base64.
+/// Maximum number of bytes of a signature. A 4096-bit RSA signature has 684 in base64.
 pub const LARGEST_SIGNATURE: usize = 64 * 1024;
 
-/// The longest that connecting may take, TLS included. A host that answers nothing at all is away for every message, and a call that was not
-/// connected has not been made.
+/// The longest that connecting may take, TLS included. A host that does not respond at all is unavailable for every message, and a call
+/// without a connection has not been made.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// What came back from a call.
+/// The reply to a call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reply {
     /// The upstream answered.
     Answered {
         /// HTTP status.
         status: u16,
-        /// The body, whole; or why there is none.
+        /// The whole body, or why there is none.
         body: Result<Vec<u8>, BodyError>,
         /// How long the upstream asks to wait.
         retry_after: Option<Duration>,
     },
-    /// Nothing came within the time limit. The call may have arrived.
+    /// No status came within the timeout. The call may have arrived.
     TimedOut,
-    /// No connection came about. The call did not arrive.
+    /// No connection was established. The call did not arrive.
     NotConnected,
     /// The connection broke before a status came. The call may have arrived.
     Broken,
 }
 
-/// The message is too long for an address: with `MESSAGE_MAX_BYTES` above some 20,000 one can be posted. Nothing was sent.
+/// The message is too long for a URL. Such a message can be posted if `MESSAGE_MAX_BYTES` is above some 20,000. Nothing was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsendable;
 
-/// Connections are kept where calls may follow each other as fast as this.
+/// Connections are reused if the mean time between calls is shorter than this.
 const KEPT_BELOW: Duration = Duration::from_millis(10);
 
-/// How long a connection may be idle and be used again: less than what servers usually keep an idle one for.
+/// How long an idle connection is kept for reuse: for less time than servers usually keep one.
 const KEPT_FOR: Duration = Duration::from_secs(1);
 
-/// Whether a connection is used for more than one call. One that the upstream is just closing fails a call that has to be counted, and a
-/// fresh one costs nothing at ten calls a minute; at thousands a second it costs more than half of the processor.
+/// Whether a connection is used for more than one call. If the upstream is just closing a reused connection, the call fails and still
+/// counts. A fresh connection costs nothing at ten calls per minute; at thousands per second it costs more than half of the processor.
 fn keeps_connections(rate: Rate) -> bool {
     rate.window() / u32::from(rate.calls()) < KEPT_BELOW
 }
@@ -65,11 +65,11 @@ pub enum BodyError {
     TooLarge,
 }
 
-/// Everything but the unreserved characters of RFC 3986 is encoded: the upstream must read exactly the bytes of the message, whether it
-/// takes a plus for a space or not.
+/// Encodes everything but the unreserved characters of RFC 3986: the upstream must read exactly the bytes of the message, whether or not it
+/// takes a plus for a space.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The signing API.
+/// A client of the signing API.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     client: reqwest::Client,
@@ -79,10 +79,10 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// A client for the API that the settings name.
+    /// Creates a client from the settings.
     ///
     /// # Errors
-    /// If an address or a key is missing, or TLS can't be set up.
+    /// If the address or the key is missing, or TLS can't be set up.
     pub fn new(settings: &UpstreamSettings) -> Result<Self, StartError> {
         let missing = |variable: &str, example: &str| {
             StartError::Settings(format!("{variable}: not set; needed by WORKER_QUEUES=sign; accepted: {example}"))
@@ -97,11 +97,11 @@ impl Upstream {
             .http1_only()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            // Nothing below this code may repeat a call: each one is counted.
+            // No layer below may retry a call: each call is counted.
             .retry(reqwest::retry::never())
             .pool_max_idle_per_host(if keeps_connections(settings.upstream_rate) { usize::MAX } else { 0 })
             .pool_idle_timeout(KEPT_FOR)
-            // Sooner than the whole call times out, or one could not be told from the other.
+            // Shorter than the timeout of the whole call, so that the two can be told apart.
             .connect_timeout(CONNECT_WITHIN.min(settings.upstream_timeout / 2))
             .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")))
             .build()?;
@@ -116,10 +116,10 @@ impl Upstream {
         self.timeout
     }
 
-    /// Asks for the signature of `message`, once. `traceparent` is passed on.
+    /// Requests the signature of `message` once, and passes on `traceparent`.
     ///
     /// # Errors
-    /// If no request can be made of the message.
+    /// If the message does not fit into a request.
     pub async fn sign(&self, message: &Message, traceparent: Option<&str>) -> Result<Reply, Unsendable> {
         let mut url = self.sign.clone();
         url.set_query(Some(&format!("message={}", utf8_percent_encode(message.text(), QUERY_VALUE))));

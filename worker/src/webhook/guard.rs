@@ -1,6 +1,6 @@
-//! The guard at the moment that counts: as the resolver of the HTTP client. What it answers is what is connected to, so a name can't change
-//! between the check and the connection. A literal address never reaches a resolver and is judged from the parsed URL (see
-//! [`shared::address_guard`]). Redirects would lead past both, and are not followed.
+//! The address guard as the resolver of the HTTP client, where it counts. The client connects to what the resolver returns, so a name can't
+//! change between the check and the connection. A literal address never reaches a resolver and is checked in the parsed URL (see
+//! [`shared::address_guard`]). Redirects would bypass both checks, and are not followed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,9 +10,9 @@ use futures_util::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use shared::address_guard::{Forbidden, Guard};
 
-/// Finds the addresses of a name.
+/// Resolves names to addresses.
 pub trait LookUp: Send + Sync + 'static {
-    /// All of them, in the order in which they are to be tried.
+    /// Returns all addresses of `name`, in the order in which to try them.
     fn look_up(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
 }
 
@@ -27,14 +27,14 @@ impl LookUp for System {
     }
 }
 
-/// A resolver that answers only with addresses that the guard lets through.
+/// A resolver that returns only addresses that the guard allows.
 pub struct GuardedResolver {
     guard: Guard,
     look_up: Arc<dyn LookUp>,
 }
 
 impl GuardedResolver {
-    /// Passes on what `look_up` finds and `guard` allows.
+    /// Creates a resolver that returns what `look_up` finds and `guard` allows.
     pub fn new(guard: Guard, look_up: impl LookUp) -> Self {
         Self { guard, look_up: Arc::new(look_up) }
     }
@@ -44,8 +44,8 @@ impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (guard, found) = (self.guard.clone(), self.look_up.look_up(name.as_str()));
         Box::pin(async move {
-            // A name that does not exist and one that leads to a forbidden address look the same to the tenant: else names of the
-            // operator's own network could be tried out.
+            // To the tenant, a name that does not exist and one that leads to a forbidden address look the same. Otherwise a tenant could
+            // probe for names in the operator's own network.
             let allowed: Vec<SocketAddr> = found
                 .await
                 .unwrap_or_default()
@@ -97,12 +97,12 @@ mod tests {
         assert!(allowed.unwrap().all(|address| address.ip().is_loopback()));
     }
 
-    /// Connects for real: a listener on every loopback address sees which ones the client went to.
+    /// Makes real connections: a listener on every loopback address sees which ones the client connects to.
     #[test]
     fn no_address_in_a_denied_range_is_ever_connected_to() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         shared::tls::use_ring();
-        // Of 127.0.0.0/8, which is denied, only every second /16 is allowed; the rest are ranges that are denied anyway.
+        // Of 127.0.0.0/8, which is denied, only 127.2.0.0/16 is allowed. The other networks are denied anyway.
         let denied = prop_oneof![
             any::<[u8; 2]>().prop_map(|[c, d]| IpAddr::from([127, 1, c, d])),
             any::<[u8; 3]>().prop_map(|[b, c, d]| IpAddr::from([10, b, c, d])),
@@ -120,7 +120,7 @@ mod tests {
             let (seen, connected) = tokio::sync::mpsc::unbounded_channel();
             let v6 = TcpListener::bind("[::]:0").await.unwrap();
             let port = v6.local_addr().unwrap().port();
-            // On Linux, `::` takes version 4 as well, unless the system says otherwise.
+            // On Linux, `::` also accepts IPv4, unless the system is configured otherwise.
             let v4 = TcpListener::bind(("0.0.0.0", port)).await.ok();
             for listener in std::iter::once(v6).chain(v4) {
                 let seen = seen.clone();
@@ -140,7 +140,7 @@ mod tests {
             let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5));
             let client = client.dns_resolver(GuardedResolver::new(guard.clone(), Fixed(addresses.clone()))).build().unwrap();
             let any_allowed = addresses.iter().any(|address| guard.allows(*address));
-            // The listener hangs up; that the request fails says nothing.
+            // The listener closes the connection, so the request fails in any case.
             let sent = runtime.block_on(client.post(format!("http://receiver.example:{port}/")).send());
             prop_assert!(sent.is_err());
             let first = if any_allowed { runtime.block_on(connected.borrow_mut().recv()) } else { None };

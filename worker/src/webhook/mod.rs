@@ -1,10 +1,10 @@
 //! Webhook jobs.
 //!
-//! - [`guard`] is the resolver of the client that sends: it lets no address through that may not be connected to;
-//! - [`sender`] makes the call and says what came back;
-//! - [`outcome`] says what that means;
-//! - [`seats`] shares the calls of this process out among receivers;
-//! - [`queue`] puts it between a claim and a finish.
+//! - [`guard`] is the resolver of the HTTP client: it returns no address that must not be connected to;
+//! - [`sender`] makes the call and returns the answer;
+//! - [`outcome`] decides what the answer means;
+//! - [`seats`] divides the calls of this process among receivers;
+//! - [`queue`] combines them into the attempt between a claim and a finish.
 
 pub mod guard;
 pub mod outcome;

@@ -9,10 +9,11 @@ use shared::store::webhook_finish::{Delivery, ReceiverNews};
 use super::sender::Answer;
 use crate::settings::Schedule;
 
-/// A receiver may ask for more patience than the schedule has, but not for more than its longest delay.
+/// The longest delay that a receiver can ask for. It may be longer than the schedule's, but not longer than the longest delay of the
+/// default schedule.
 const LONGEST_WAIT: Duration = Duration::from_hours(24);
 
-/// What becomes of a delivery after `answer` to the try of this number, counted from 1.
+/// Decides what becomes of a delivery after `answer`. `attempt` is counted from 1.
 pub fn decide(answer: &Answer, attempt: u32, schedule: &Schedule, rng: &mut impl Rng) -> Delivery {
     match answer.status {
         Some(200..=299) => return Delivery::Delivered,
@@ -24,36 +25,37 @@ pub fn decide(answer: &Answer, attempt: u32, schedule: &Schedule, rng: &mut impl
     Delivery::Retry(delay.max(asked(answer).min(LONGEST_WAIT)))
 }
 
-/// How long the receiver asks to be left alone, where the specification has it.
+/// How long the receiver asks us to wait, for the statuses for which the specification defines it.
 fn asked(answer: &Answer) -> Duration {
     answer.retry_after.filter(|_| matches!(answer.status, Some(429 | 503))).unwrap_or_default()
 }
 
-/// From this many failures in a row on, the receiver is asked less and less often.
+/// From this many failures in a row on, the receiver is tried less and less often.
 const PATIENT_FAILURES: u32 = 3;
 
-/// The longest pause between two deliveries to a receiver that fails.
+/// The longest pause between two deliveries to a failing receiver, unless the receiver asks for more.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
-/// The longest pause that a receiver can ask for: the next delivery asks whether it still wants it.
+/// The longest pause that a receiver can ask for. The next delivery shows whether it still wants one.
 const LONGEST_ASKED_PAUSE: Duration = Duration::from_hours(1);
 
-/// A receiver whose answer takes longer has one delivery at a time: it would hold the calls that others wait for.
+/// A receiver whose answer takes longer than this gets one delivery at a time. Otherwise it would hold calls that others wait for.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// What `answer` says about the receiver, which had failed `before` times in a row. It is not left alone for longer than the longest delay of
-/// `schedule`: nobody who tries each second wants to wait for a minute.
+/// What `answer` says about the receiver, which had failed `before` times in a row. Our own pause is never longer than the longest delay of
+/// `schedule`: whoever configures an attempt each second does not want to wait for a minute.
 ///
-/// It works if it answered in time, whatever it said, unless that was that it wants to be left alone: 429, and 503 with `Retry-After`. A quick
-/// 500 holds up nobody, and may be about this webhook alone; the schedule is for that. An answer that can't be had to its end in
-/// time says that it is slow; and what is not allowed or can't be read says nothing that waiting would mend, but costs nothing either.
+/// The receiver works if it answered in time, whatever the status, unless it asked for a pause: with 429, or 503 with `Retry-After`. A
+/// quick 500 delays no other delivery and may concern only this webhook, which the schedule handles. An answer that does not arrive
+/// completely in time shows that the receiver is slow, and counts as a failure. A webhook that can't be read says nothing about the
+/// receiver: waiting would not fix it, and it costs nothing either.
 #[must_use]
 pub fn news(answer: &Answer, before: u32, schedule: &Schedule) -> ReceiverNews {
     match (answer.status, answer.error) {
         (_, Some("unreadable" | "pending")) => ReceiverNews::None { before },
         (Some(status), None) if status != 429 && asked(answer).is_zero() => ReceiverNews::Works { slow: answer.took > SLOW },
         _ => {
-            // What it asks for is about the receiver, and not about this webhook only.
+            // The requested pause applies to the receiver, not only to this webhook.
             let own = pause(before.saturating_add(1)).min(schedule.longest().unwrap_or(LONGEST_PAUSE));
             let pause = own.max(asked(answer).min(LONGEST_ASKED_PAUSE));
             ReceiverNews::Fails { before, pause }
@@ -61,7 +63,7 @@ pub fn news(answer: &Answer, before: u32, schedule: &Schedule) -> ReceiverNews {
     }
 }
 
-/// The pause after so many failures in a row: none at first, then from a second on twice as long each time, up to a minute.
+/// The pause after `failures` in a row: none at first, then one second, doubled with each further failure, up to a minute.
 fn pause(failures: u32) -> Duration {
     match failures.checked_sub(PATIENT_FAILURES) {
         None => Duration::ZERO,

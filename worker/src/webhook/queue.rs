@@ -1,4 +1,4 @@
-//! Between a claim and a finish: the attempt to deliver one webhook.
+//! The attempt to deliver one webhook, between a claim and a finish.
 
 use std::time::Duration;
 
@@ -16,29 +16,29 @@ use crate::driver::{Ended, Queue};
 use crate::finisher::Shared;
 use crate::settings::Schedule;
 
-/// What a lease has beside the delivery it is for: time to start it, and to write its outcome.
+/// The part of a lease that is not for deliveries: time to start the delivery, and to write its outcome.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// Webhook jobs.
+/// The queue of webhook jobs.
 pub struct WebhookQueue {
-    /// Where jobs are.
+    /// Where the jobs are stored.
     pub store: Store,
-    /// Who sends.
+    /// Sends the webhooks.
     pub sender: Sender,
-    /// Who may send now.
+    /// Decides which job may send now.
     pub seats: Seats,
-    /// Told to stop: what has not begun is given back.
+    /// Cancelled to stop: deliveries that have not begun are given back.
     pub stop: CancellationToken,
     /// When a delivery is tried again.
     pub schedule: Schedule,
-    /// Where outcomes go.
+    /// Writes the outcomes.
     pub finisher: Shared<WebhookFinish>,
 }
 
-/// The walks of one claim: from where the claim before stopped to the end, and from the beginning to there.
+/// The walks of one claim over the receivers: from where the last claim stopped to the end, and then from the beginning to there.
 struct Circle {
     began_after: Option<ReceiverId>,
-    /// The end was reached, so what is walked now is the part before `began_after`.
+    /// Whether the end was reached, so that the walk is now in the part before `began_after`.
     wrapped: bool,
 }
 
@@ -47,7 +47,7 @@ impl Circle {
         Self { began_after: after, wrapped: after.is_none() }
     }
 
-    /// Goes on to where a walk stopped; `None`: it reached the last receiver. True if every receiver was looked at once by now.
+    /// Advances to where a walk stopped; `None` if it reached the last receiver. Returns true once every receiver has been visited.
     fn advance(&mut self, stopped_at: Option<ReceiverId>) -> bool {
         match stopped_at {
             None => std::mem::replace(&mut self.wrapped, true),
@@ -71,7 +71,7 @@ impl Queue for WebhookQueue {
     }
 
     async fn claim(&self, most: usize) -> Result<Claimed<Seated>, StoreError> {
-        // Twice the time limit: a job may wait for as long as another one's delivery takes before its own begins.
+        // Twice the timeout: before its own delivery begins, a job may wait for as long as another one's delivery takes.
         let lease = self.sender.timeout() * 2 + MARGIN;
         let mut circle = Circle::from(self.seats.wanted(most).after);
         let mut soonest: Option<Duration> = None;
@@ -81,7 +81,7 @@ impl Queue for WebhookQueue {
             self.seats.stopped_at(found.stopped_at);
             let (jobs, next_in) = (found.claimed.jobs, found.claimed.next_in);
             soonest = soonest.into_iter().chain(next_in).min();
-            // Nothing among the receivers that were looked at: on to the next ones, until the circle is complete.
+            // These receivers have no job to claim: go on to the next ones, until the circle is complete.
             if jobs.is_empty() && !circle.advance(found.stopped_at) {
                 continue;
             }
@@ -101,7 +101,8 @@ impl Queue for WebhookQueue {
         continue_trace(&span, job.traceparent.as_deref());
         let finish = self.attempt(job, &seat, give_up).instrument(span.clone()).await;
         self.finisher.finish(finish).instrument(span).await;
-        // Its seat is free only now, so that the next claim does not count on what is not written yet. Others may wait for it.
+        // Free the seat only now, so that the next claim does not count on an outcome that is not written yet. Other jobs may wait for the
+        // seat.
         drop(seat);
         Ended::GivenBack
     }
@@ -115,7 +116,7 @@ impl WebhookQueue {
                 call = seat.call() => call,
                 () = self.stop.cancelled() => return None,
             };
-            // What waited for so long that somebody else could take the job before the delivery ends is given back.
+            // Give back a job that has waited so long that another worker could take it before the delivery ends.
             if job.lease.left() < self.sender.timeout() + MARGIN / 2 {
                 return None;
             }
@@ -184,7 +185,8 @@ mod tests {
         ReceiverId::from(uuid::Uuid::from_u128(number))
     }
 
-    /// How many walks of 256 receivers, of so many in all, a claim makes that begins after this one and finds nothing.
+    /// The number of walks of 256 receivers that a claim makes if there are `receivers` in all, it begins after `began`, and it finds
+    /// nothing.
     fn walks(receivers: u128, began: Option<u128>) -> u32 {
         let mut circle = Circle::from(began.map(id));
         let mut after = began.unwrap_or(0);

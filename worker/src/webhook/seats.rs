@@ -1,8 +1,8 @@
-//! Who may send now: the calls of this process, shared out among receivers.
+//! Decides which job may send now: divides the calls of this process among receivers.
 //!
-//! A job that was claimed has a seat until its outcome is written. More are seated than may call at the same time, so that the claim and
-//! the write of others hide behind the calls of these. A call needs a permit of its receiver and then one of the process; one who waits for
-//! a slow receiver's permit holds none of the process, and is in nobody's way.
+//! A claimed job has a seat until its outcome is written. More jobs are seated than may call at the same time, so that the claims and
+//! writes of some overlap with the calls of others. A call needs a permit of its receiver, and then one of the process. A job that waits
+//! for the permit of a slow receiver holds no permit of the process, so it blocks no other receiver.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use shared::store::webhook_claim::{ReceiverId, Standing, Wanted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Jobs that are seated for each call that may be made at the same time: one calls, and the others are being claimed, wait for their turn,
+/// The number of seats for each call that may be made at the same time. One job calls; the others are being claimed, wait for their turn,
 /// or are being written.
 const SEATS_PER_CALL: usize = 8;
 
@@ -63,21 +63,21 @@ pub struct Call {
 }
 
 impl Seats {
-    /// Seats for `limits`.
+    /// Creates the seats for `limits`.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self { limits, calls: Arc::new(Semaphore::new(limits.calls)), table: Arc::default() }
     }
 
-    /// Most jobs that are seated.
+    /// Maximum number of jobs that are seated.
     #[must_use]
     pub fn most(&self) -> usize {
         self.limits.calls * SEATS_PER_CALL
     }
 
-    /// What to claim, if up to `most` jobs have room: no more of a receiver than it has seats. Receivers that fail or are slow share a quarter
-    /// of the calls, and those that nobody knows another one, so that however many there are of either, the others have their share, and
-    /// those that work have half of all.
+    /// What to claim if there is room for up to `most` jobs: no more jobs of a receiver than it has seats. Receivers that fail or are slow
+    /// share a quarter of the calls, and unknown receivers another quarter. So however many there are of either, the others keep their
+    /// share, and receivers that work have half of all calls.
     #[must_use]
     pub fn wanted(&self, most: usize) -> Wanted {
         let table = self.table();
@@ -92,12 +92,12 @@ impl Seats {
         }
     }
 
-    /// Remembers where the next claim goes on.
+    /// Remembers where the last claim stopped, so that the next one continues there.
     pub fn stopped_at(&self, receiver: Option<ReceiverId>) {
         self.table().stopped_at = receiver;
     }
 
-    /// Seats a job of this receiver, of which this is known.
+    /// Takes a seat for a job of this receiver, which has this standing.
     #[must_use]
     pub fn take(&self, id: ReceiverId, standing: Standing) -> Seat {
         let mut table = self.table();
@@ -116,7 +116,7 @@ impl Seats {
 }
 
 impl Table {
-    /// The seats that are taken of the share that receivers of this standing have.
+    /// The number of seats taken from the share of receivers with this standing. `None` if their share is not limited.
     fn share_of(&mut self, standing: Standing) -> Option<&mut usize> {
         match standing {
             Standing::Good => None,

@@ -1,4 +1,4 @@
-//! One delivery: the request by the Standard Webhooks specification, and what came back.
+//! One delivery: the request according to the Standard Webhooks specification, and the answer.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,24 +16,25 @@ use super::guard::{GuardedResolver, System};
 use crate::retry_after::retry_after;
 use crate::settings::WebhookSettings;
 
-/// Most bytes of an answer that are read: enough for the connection to end in order, and no more.
+/// Maximum number of bytes read from an answer: enough for the connection to end in order, and no more.
 const LARGEST_ANSWER: usize = 64 * 1024;
 
-/// How long a connection that is not used is kept: not for long, because a thousand receivers with 16 each are more than a process may have.
+/// How long an idle connection is kept. Not long, because a thousand receivers with 16 connections each are more than a process may have
+/// open.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// What came back from a delivery.
+/// The answer to a delivery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// HTTP status, if the receiver answered.
     pub status: Option<u16>,
-    /// Stable class of what went wrong, if something did.
+    /// Stable error code, if something went wrong.
     pub error: Option<&'static str>,
     /// How long the receiver asks to wait.
     pub retry_after: Option<Duration>,
     /// The first bytes of the body.
     pub body: Vec<u8>,
-    /// How long it took.
+    /// How long the delivery took.
     pub took: Duration,
 }
 
@@ -53,7 +54,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// A sender by the settings.
+    /// Creates a sender from the settings.
     ///
     /// # Errors
     /// If TLS can't be set up.
@@ -61,7 +62,7 @@ impl Sender {
         let guard = Guard::new(&settings.addresses);
         let client = reqwest::Client::builder()
             .http1_only()
-            // A proxy would be connected to in place of what the guard judged.
+            // With a proxy, the client would connect to the proxy, not to the address that the guard checked.
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
@@ -82,11 +83,11 @@ impl Sender {
         self.patience.whole
     }
 
-    /// Sends the outcome that `job` tells, once. `traceparent` is passed on.
+    /// Sends the outcome in `job` once, and passes on `traceparent`.
     pub async fn send(&self, job: &WebhookJob, traceparent: Option<&str>) -> Answer {
         let started = Instant::now();
         let mut answer = Answer::default();
-        // Whatever came until the time was up counts.
+        // On a timeout, what has arrived so far still counts.
         let sent = tokio::time::timeout(self.patience.whole, self.send_into(job, traceparent, &mut answer)).await;
         match sent {
             Ok(Ok(())) => {}
@@ -144,7 +145,7 @@ fn is_forbidden(error: &reqwest::Error) -> bool {
     false
 }
 
-/// The headers of a delivery. What the caller wants sent along goes in first, so that it can't replace what matters.
+/// The headers of a delivery. The caller's headers go in first, so that they can't replace those that matter.
 fn headers(job: &WebhookJob, confidential: &Confidential, body: &str, now: OffsetDateTime, traceparent: Option<&str>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("countersign/", env!("CARGO_PKG_VERSION"))));
@@ -169,7 +170,8 @@ fn headers(job: &WebhookJob, confidential: &Confidential, body: &str, now: Offse
     headers
 }
 
-/// Headers that a caller can't set: those that say where the request goes and what it is, and the hop-by-hop ones of RFC 9110, 7.6.1.
+/// Whether callers can't set the header `name`. These are the headers that say where the request goes and what it is, and the hop-by-hop
+/// ones of RFC 9110, section 7.6.1.
 fn is_ours(name: &str) -> bool {
     const HOP_BY_HOP: [&str; 8] = ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect", "http2-settings"];
     const PREFIXES: [&str; 3] = ["content-", "webhook-", "proxy-"];

@@ -1,4 +1,4 @@
-//! Never over budget, and the budget used.
+//! Never over budget, and the budget is used.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::world::{PATIENCE, World, numbered, until};
 
-/// Ten calls in a second, strictly; every call fails, so that there is always work.
+/// Ten calls per second, enforced strictly; every call fails, so that there is always work.
 fn insatiable() -> SimulatorOptions {
     SimulatorOptions {
         rate: "10/1s".parse().unwrap(),
@@ -23,7 +23,7 @@ fn insatiable() -> SimulatorOptions {
 async fn never_over_budget_with_four_workers_through_kills_restarts_and_standstills() {
     let world = World::new(insatiable(), "10/1s").await;
     world.post(numbered(200)).await;
-    // A lease is ten seconds longer than the time limit: a worker that stands still for longer loses what it had.
+    // A lease lasts ten seconds longer than the timeout: a worker that is suspended for longer loses its jobs.
     let mut workers: Vec<_> = (0..4).map(|_| world.worker(&[("UPSTREAM_TIMEOUT", "1s")])).collect();
     let calls_after = |calls: u64| {
         let upstream = &world.upstream;
@@ -45,7 +45,7 @@ async fn never_over_budget_with_four_workers_through_kills_restarts_and_standsti
 
 #[tokio::test]
 async fn the_budget_is_used_while_due_work_waits() {
-    // The shorter the window, the more of it goes into the answer and the claim; at 60 s they are nothing.
+    // The shorter the window, the larger the share that the answer and the claim take; at 60 s it is negligible.
     let rate = "20/10s";
     let world = World::new(SimulatorOptions { rate: rate.parse().unwrap(), ..insatiable() }, rate).await;
     world.post(numbered(400)).await;
@@ -69,7 +69,8 @@ async fn of_an_upstream_that_takes_long_few_jobs_are_leased_before_their_turn() 
     let _worker = world.worker(&[]);
     let mut connection = PgConnection::connect(world.database()).await.unwrap();
     let query = "select count(*) from jobs where kind = 'sign' and lease_token is not null";
-    // 256 call, and a fifth as many begin within 100 ms. Before it knows how long a call takes, it leases twice as many as may call.
+    // 256 calls are in flight, and a fifth as many begin within 100 ms. Before the worker knows how long a call takes, it leases twice as
+    // many jobs as it may call for.
     until("few are leased, for the worker knows how long a call takes", async || {
         let leased: i64 = sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap();
         let calls = world.upstream.audit().sign_calls;
@@ -138,7 +139,7 @@ async fn the_rate_changes_with_the_workers_and_no_window_sees_more_than_the_larg
     until("some are signed", async || world.upstream.audit().sign_calls >= 15).await;
     first.signal(Signal::Term).unwrap();
     assert_eq!(first.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", first.log());
-    // Who has left is not waited for.
+    // A worker that has left is not waited for.
     let started = std::time::Instant::now();
     let _second = world.worker(&[("UPSTREAM_RATE", "4/1s")]);
     let before = world.upstream.audit().sign_calls;
@@ -147,7 +148,7 @@ async fn the_rate_changes_with_the_workers_and_no_window_sees_more_than_the_larg
     world.settled(&ids).await;
     let audit = world.upstream.audit();
     assert!(audit.max_in_window <= 10, "{audit:?}");
-    // The last calls are those of the second worker alone.
+    // The last calls are those of the second worker only.
     let mut last: Vec<u64> = audit.recent.iter().rev().take(20).map(|call| call.at_ms).collect();
     last.sort_unstable();
     assert!(last.windows(5).all(|five| five[4] - five[0] >= 1000), "{last:?}");

@@ -1,4 +1,4 @@
-//! Claims that step over what is leased or done already, and what appears where they did not look.
+//! Claims that skip leased and finished jobs, and jobs that appear behind the low-water mark.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ async fn is_claimed_again(world: &World, marks: Marks) {
     let mut given_back = None;
     for n in 0..3 {
         world.post([format!("m{n}")]).await;
-        // Further apart than an insert is late.
+        // Further apart than an insert is late to commit.
         tokio::time::sleep(Duration::from_millis(150)).await;
         let job = claims.claim(1).await.unwrap().jobs.remove(0);
         assert_eq!(job.message.text(), format!("m{n}"));
@@ -63,7 +63,7 @@ async fn is_claimed_again(world: &World, marks: Marks) {
         if let Some(job) = claimed.jobs.pop() {
             break job;
         }
-        // Unless somebody is looking just now.
+        // `None` while a full scan is under way.
         let next = claimed.next_in.unwrap_or(Duration::from_millis(10));
         assert!(next < Duration::from_secs(5), "{next:?}");
         tokio::time::sleep(next).await;
@@ -80,7 +80,7 @@ async fn two_processes_that_claim_from_their_own_marks_leave_nothing_behind() {
     let claim = async |claims: &Claims| {
         let mut claimed = Vec::new();
         let mut quiet = 0;
-        // Twice nothing: one claim that looked from the mark on, and one at all.
+        // Two empty claims: one from the mark on, and one full scan.
         while quiet < 2 {
             let found = claims.claim(7).await.unwrap();
             quiet = if found.jobs.is_empty() { quiet + 1 } else { 0 };

@@ -1,4 +1,4 @@
-//! Connections to the upstream: kept where calls come fast, and used again only soon.
+//! Connections to the upstream: kept only where calls are frequent, and reused only for a short time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::world::{World, numbered};
 
-/// An upstream that signs everything, and closes each connection without a word after so many answers.
+/// An upstream that signs everything, and closes each connection without notice after a number of answers.
 struct Counting {
     addr: SocketAddr,
     connections: Arc<AtomicUsize>,

@@ -1,7 +1,7 @@
-//! The receivers of docs/webhooks.md are real: they take what the real worker sends, and refuse what somebody changed.
+//! The receivers in docs/webhooks.md work: they accept what the real worker sends, and refuse what was tampered with.
 //!
-//! Node and Python get the library from their registries, into a folder beside the build. Where one of them is missing, the test says that it
-//! did not run; any other failure is one.
+//! Node and Python get the library from their registries, into a folder beside the build. If one of them is missing, the test reports that
+//! it did not run; any other failure fails the test.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/webhooks").join(name)
 }
 
-/// A folder beside the build that outlives a run, so that nothing is fetched twice.
+/// A folder beside the build that is kept between runs, so that nothing is fetched twice.
 fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-/// Runs a command to its end; false, and a line that says why, if the program or its registry is missing on this machine.
+/// Runs a command to its end. Returns false, and prints why, if the program or its registry is missing on this machine.
 ///
 /// # Panics
 /// If it fails for any other reason.
@@ -52,7 +52,7 @@ fn prepared(what: &str, command: &mut Command) -> bool {
     false
 }
 
-/// Whether npm or pip failed because it, or its registry, is not there.
+/// Whether npm or pip failed because it, or its registry, is not available.
 fn is_away(said: &str) -> bool {
     const NPM: [&str; 6] = ["ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ERR_SOCKET_TIMEOUT"];
     const PIP: [&str; 4] = ["NewConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "No module named pip"];
@@ -69,18 +69,18 @@ fn only_a_registry_that_is_away_excuses_a_failure() {
     assert!(!prepared("missing", &mut Command::new("a-program-that-does-not-exist")));
 }
 
-/// Sends what the worker sent once more, to `url`, with this body.
+/// Sends a delivery of the worker once more, to `url`, with this body.
 async fn resend(client: &Client, url: &str, delivery: &Delivery, body: Vec<u8>) -> u16 {
     let names = ["webhook-id", "webhook-timestamp", "webhook-signature", "content-type"];
     let request = names.iter().fold(client.post(url), |request, name| request.header(*name, delivery.headers[*name].clone()));
     request.body(body).send().await.unwrap().status().as_u16()
 }
 
-/// The worker delivers to the example; what was changed on the way is refused; and a second delivery is handled once.
+/// The worker delivers to the example; a tampered delivery is refused; and a second delivery is handled once.
 async fn takes_the_good_and_refuses_the_tampered(program: &Path, arguments: &[&str], more: &[(&str, &str)]) {
     let world = World::new(SimulatorOptions::reliable(), "1000/1s").await;
     let _worker = world.worker(&[]);
-    // What the worker sends is seen at our own receiver, to be sent to the example with a change.
+    // Our own receiver records what the worker sends, to send it to the example with a change.
     world.signed("known").await;
     let genuine = world.receiver.deliveries().remove(0);
     let port = free_port().unwrap().to_string();
@@ -118,7 +118,7 @@ async fn the_receiver_in_node_takes_a_webhook_and_refuses_a_tampered_one() {
             return;
         }
     }
-    // A module looks for its packages beside itself.
+    // A module looks for its packages in its own folder.
     std::fs::copy(example("receiver.mjs"), folder.join("receiver.mjs")).unwrap();
     if !prepared("node --version", Command::new("node").arg("--version")) {
         return;

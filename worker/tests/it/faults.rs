@@ -1,4 +1,4 @@
-//! The upstream's faults, the receivers' faults, and what becomes of a request.
+//! Faults of the upstream and of receivers, and what becomes of a request.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ async fn a_wrong_upstream_key_burns_no_attempts() {
 #[tokio::test]
 async fn an_upstream_whose_host_answers_nothing_at_all_burns_no_attempts() {
     let world = reliable().await;
-    // A listener whose queue is full: Linux drops who wants to connect, as a firewall does, or a host that is gone.
+    // A listener whose queue is full: Linux drops new connections, like a firewall or a host that is gone.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let silent = socket.listen(1).unwrap();
@@ -72,7 +72,7 @@ async fn an_upstream_whose_host_answers_nothing_at_all_burns_no_attempts() {
     let mut worker = world.worker(&[("UPSTREAM_URL", &format!("http://{address}")), ("UPSTREAM_TIMEOUT", "2s")]);
     let ids = world.post(numbered(1)).await;
     until("the circuit breaker is open", async || world.store.upstream().await.unwrap().is_some_and(|state| state.breaker.is_some())).await;
-    // While a probe is under way, it is an attempt.
+    // While a probe is under way, it counts as an attempt.
     worker.signal(Signal::Term).unwrap();
     assert_eq!(worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", worker.log());
     let state = world.states(&ids).await.remove(0);

@@ -1,4 +1,4 @@
-//! Receivers that mean harm: each is bounded, each is recorded, and nobody else is delayed.
+//! Malicious receivers: each is bounded, each is recorded, and no other receiver is delayed.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use shared::contract::{DeliveryOutcome, WebhookStatus};
 
 use crate::world::{World, until};
 
-/// What becomes of a delivery: the status that was answered, and the class of what went wrong.
+/// What is recorded of a delivery: its outcome, the status code, and the class of the error.
 type Recorded = (DeliveryOutcome, Option<u16>, Option<&'static str>);
 
 fn suite() -> Vec<(Hostility, &'static str, Recorded)> {
@@ -16,7 +16,7 @@ fn suite() -> Vec<(Hostility, &'static str, Recorded)> {
     vec![
         (Hostility::EndlessHeaders, "http", (Failed, None, Some("reset"))),
         (Hostility::SlowHeaders, "http", (Failed, None, Some("timeout"))),
-        // 2xx is success, however the rest behaves.
+        // 2xx is a success, whatever follows.
         (Hostility::EndlessBody, "http", (Delivered, Some(200), Some("body"))),
         (Hostility::HugeBody, "http", (Delivered, Some(200), None)),
         (Hostility::Redirects, "http", (Failed, Some(307), Some("status"))),
@@ -66,13 +66,13 @@ async fn every_hostile_receiver_is_bounded_and_recorded_and_delays_nobody_else()
         assert!(attempt.duration_ms.unwrap() < 4000, "{what}: {attempt:?}");
         assert!(attempt.response.as_ref().is_none_or(|response| response.len() <= 2048), "{what}");
         assert_eq!(hostile.connections(), 1, "{what}: one delivery, one connection, no redirect followed");
-        // What the sockets of both sides take in one go is not what we asked for; it is far from ten gigabytes.
+        // The socket buffers of both sides take more than was asked for, but far less than ten gigabytes.
         assert!(hostile.sent() < 32 << 20, "{what}: {} bytes were taken", hostile.sent());
         let webhook = log.webhook.unwrap();
         if outcome == DeliveryOutcome::Delivered {
             assert_eq!(webhook.status, WebhookStatus::Delivered, "{what}");
         } else {
-            // The schedule says an hour, give or take a fifth; who asks for years gets a day; nonsense is ignored.
+            // The schedule says an hour, plus or minus a fifth; a receiver that asks for years gets a day; nonsense is ignored.
             let hours = (webhook.next_attempt_at.unwrap() - time::OffsetDateTime::now_utc()).as_seconds_f64() / 3600.0;
             let bounds = if hostility == Hostility::RetryAfter("99999999".to_owned()) { 23.9..=24.0 } else { 0.7..=1.2 };
             assert!(bounds.contains(&hours), "{what}: {hours} h");

@@ -1,5 +1,5 @@
-//! The real worker, as many of them as it takes, against a real Postgres and the simulated upstream. Requests are stored directly, as
-//! `api` would.
+//! The real worker, in as many processes as needed, against a real Postgres and the simulated upstream. Requests are stored directly, as
+//! `api` would do it.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 

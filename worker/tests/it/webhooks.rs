@@ -1,4 +1,4 @@
-//! Deliveries by the real worker: nothing lost, nobody delayed, as fast as the settings allow.
+//! Deliveries by the real worker: nothing is lost, no receiver delays another, and they are as fast as the settings allow.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -103,7 +103,7 @@ async fn a_secret_that_is_rotated_while_a_delivery_is_in_flight_loses_nothing_an
     let world = reliable().await;
     let _worker = world.worker(&[]);
     world.signed("known").await;
-    // The first delivery was signed with the old secret, and fails after the rotation; the second is signed with both.
+    // The first delivery is signed with the old secret, and fails after the rotation; the second is signed with both.
     world.receiver.set_behaviour_of("/rotated", Behaviour { latency_ms: 300, ..Behaviour::fail_first(1, 500) });
     world.post_to([("known".to_owned(), world.receiver.url("/rotated"))]).await;
     let to =
@@ -118,7 +118,7 @@ async fn a_secret_that_is_rotated_while_a_delivery_is_in_flight_loses_nothing_an
     };
     assert!(verifies(SECRET, &first) && !verifies(&new.expose_text(), &first));
     assert!(verifies(SECRET, &second) && verifies(&new.expose_text(), &second));
-    // Without a grace the old one is out at once.
+    // Without a grace period the old secret is dropped at once.
     let newest = WebhookSecret::generate();
     assert!(world.store.rotate_webhook_secret("test", &newest, Duration::ZERO).await.unwrap());
     world.post_to([("known".to_owned(), world.receiver.url("/after"))]).await;
@@ -156,8 +156,8 @@ async fn an_address_that_hangs_delays_no_other_one_of_its_server() {
     assert!(posted.elapsed() < Duration::from_secs(2), "{:?}", posted.elapsed());
 }
 
-/// Ten receivers, two deliveries to each every 100 ms for two seconds; the 99th percentile of the time from the insert to the arrival at
-/// the nine that are healthy.
+/// Sends two deliveries to each of ten receivers every 100 ms for two seconds. Returns the 99th percentile of the time from the insert to
+/// the arrival at the nine healthy receivers.
 async fn p99(hanging: bool) -> Duration {
     let world = reliable().await;
     let _worker = world.worker(&[("WEBHOOK_TIMEOUT", "5s")]);
@@ -168,7 +168,7 @@ async fn p99(hanging: bool) -> Duration {
         receiver.set_behaviour(latency(50));
         receivers.push(receiver);
     }
-    // All of them are known to work, so that the one that hangs is believed to, at first.
+    // All of them are known to work, so the one that hangs is trusted at first.
     world.post_to(receivers.iter().map(|receiver| ("known".to_owned(), receiver.url("/")))).await;
     for receiver in &receivers {
         receiver.wait_for(PATIENCE, |all| !all.is_empty()).await.unwrap();
@@ -195,7 +195,7 @@ async fn p99(hanging: bool) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-/// Tests that measure do it one after the other.
+/// Makes tests that measure run one after the other.
 static MEASURING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,8 +231,8 @@ async fn receivers_that_answer_well_but_slowly_delay_nobody_else() {
     }
 }
 
-/// With `concurrency` deliveries at a time to a receiver that takes so long: how many there are in a second, and how long each takes, in
-/// seconds, from the look-up to the end of the answer.
+/// Makes `concurrency` deliveries at a time to a receiver that takes `milliseconds`. Returns how many there are per second, and how many
+/// seconds each takes, from the look-up to the end of the answer.
 async fn rate(concurrency: u16, milliseconds: u64, count: u16) -> (f64, f64) {
     let (number, count) = (f64::from(count), usize::from(count));
     let world = reliable().await;
@@ -241,12 +241,12 @@ async fn rate(concurrency: u16, milliseconds: u64, count: u16) -> (f64, f64) {
     world.signed("known").await;
     world.receiver.set_behaviour(latency(milliseconds));
     let ids = world.post_to((0..count).map(|n| ("known".to_owned(), world.receiver.url(&format!("/{n}"))))).await;
-    // Not by `wait_for`, which looks at all of them after each one.
+    // Not with `wait_for`, which checks all deliveries after each one.
     until("all have arrived", async || world.receiver.count(|_| true) > count).await;
     let all = world.receiver.deliveries();
     let mut arrivals: Vec<SystemTime> = all.iter().filter(|one| one.path != "/signed").map(|one| one.received_at).collect();
     arrivals.sort_unstable();
-    // The middle, without the first ones and the last ones.
+    // The middle, without the first and the last tenth.
     let (from, to) = (count / 10, count * 9 / 10);
     let took = arrivals[to].duration_since(arrivals[from]).unwrap();
     let mut latency = 0.0;

@@ -97,7 +97,7 @@ impl World {
         requests.into_iter().map(|request| request.id).collect()
     }
 
-    /// Signs a message, so that later requests for it have nothing but their webhook before them.
+    /// Signs a message, so that for later requests only their webhook is left to do.
     pub(crate) async fn signed(&self, message: &str) {
         let ids = self.post_to([(message.to_owned(), self.receiver.url("/signed"))]).await;
         self.settled(&ids).await;

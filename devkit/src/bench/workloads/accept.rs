@@ -17,12 +17,12 @@ use crate::bench::world::{API_KEY, Database, World};
 use crate::error::{Error, Result};
 use crate::ports::free_port;
 
-/// Of the throughput of the stack on Fastify.
+/// The target, as a multiple of the throughput of the stack on Fastify.
 const TIMES_FASTIFY: f64 = 5.0;
-/// Of pgbench's rate of inserts.
+/// The target, as a multiple of the insert rate of pgbench.
 const TIMES_PGBENCH: f64 = 1.0;
 
-/// What takes part, and what it did so far.
+/// A participant, and its results so far.
 struct Contestant {
     who: Who,
     settings: String,
@@ -37,7 +37,7 @@ enum Who {
     Fastify(Fsync, usize),
 }
 
-/// All of them in turns.
+/// Measures all participants in turns.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let plan = &world.plan;
     let contestant = |who, settings: String| Contestant { who, settings, rates: Vec::new(), failure: None };
@@ -104,18 +104,18 @@ fn name(who: Who) -> String {
     }
 }
 
-/// The rate of so many apis on an empty database, with so many callers.
+/// Measures this many apis on an empty database, with this many callers.
 pub(super) async fn ours(world: &World, processes: usize, callers: u16, time: Duration) -> Result<Outcome> {
     let database = world.fresh().await?;
     measure(world, &database, processes, callers, warm_up(time), time).await
 }
 
-/// The rate of one api on this database, once it is warm.
+/// Measures one api on this database, once it is warm.
 pub(super) async fn ours_on(world: &World, database: &Database, warm_up: Duration, time: Duration) -> Result<Outcome> {
     measure(world, database, 1, world.plan.clients, warm_up, time).await
 }
 
-/// Fails if a request that was answered is not in the database.
+/// Measures apis on a database. Fails if a request that was accepted is not in the database.
 async fn measure(world: &World, database: &Database, processes: usize, callers: u16, warm_up: Duration, time: Duration) -> Result<Outcome> {
     let mut apis = Vec::new();
     for _ in 0..processes {
@@ -135,7 +135,7 @@ async fn stored(database: &Database) -> Result<i64> {
     database.number(&mut database.connect().await?, "select count(*) from requests").await
 }
 
-/// The rate of the stack on Fastify, everything empty.
+/// The rate of the stack on Fastify. Everything is empty at first.
 async fn fastify(world: &World, fsync: Fsync, processes: usize, time: Duration) -> Result<f64> {
     let program: Program = peers::node(world, "fastify.js").await?;
     let (redis, database, port) = (Redis::start(fsync).await?, world.bare("fastify").await?, free_port()?);
@@ -149,7 +149,7 @@ async fn fastify(world: &World, fsync: Fsync, processes: usize, time: Duration) 
     let load = Load::accept(vec![(std::net::Ipv4Addr::LOCALHOST, port).into()], world.plan.clients, time);
     let outcome = load.run().await?;
     let stored = stored(&database).await?;
-    // Every accepted request is a job as well.
+    // Every accepted request must be a job, too.
     let jobs = redis.command(&["LLEN", "bull:sign:wait"]).await?;
     service.stop().await?;
     if stored.unsigned_abs() < outcome.answers || jobs.unsigned_abs() < outcome.answers {
@@ -158,7 +158,7 @@ async fn fastify(world: &World, fsync: Fsync, processes: usize, time: Duration) 
     Ok(outcome.rate)
 }
 
-/// How many processes make it fastest, tried for a moment each.
+/// The number of processes with which it is fastest, each tried briefly.
 async fn best_fastify(world: &World, fsync: Fsync) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut best = (1, 0.0);

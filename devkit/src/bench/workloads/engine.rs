@@ -1,7 +1,7 @@
 //! The engine: no-op jobs claimed, run and completed durably.
 //!
-//! Ours is driven by the program `engine` of the worker's package: the worker's loop, claim and finisher, with nothing in place of the
-//! HTTP call, because the peers make none. The real `worker` against an upstream that answers at once is a row of its own.
+//! Ours is the program `engine` of the worker's package: the worker's loop, claim and finisher, without the HTTP call, because the peers
+//! make none. The real `worker` with an upstream that answers at once has its own row.
 
 use std::time::{Duration, Instant};
 
@@ -18,25 +18,25 @@ use crate::bench::stats::{Runs, rate};
 use crate::bench::world::{Database, UNLIMITED, World, until};
 use crate::error::{Error, Result};
 
-/// Of every peer's throughput.
+/// The target, as a multiple of the throughput of every peer.
 const TIMES_PEERS: f64 = 1.5;
-/// Webhook jobs that a worker with its defaults has at a time.
+/// The number of webhook jobs that a worker with default settings holds at a time.
 const WEBHOOKS_LEASED: &str = "512";
 /// The longest one measurement may take.
 pub(super) const PATIENCE: Duration = Duration::from_mins(10);
-/// Of the jobs of a measurement, so many are enough to try a setting.
+/// A trial of a setting runs the jobs of a measurement divided by this.
 const TRIAL: u32 = 5;
 
-/// One of our sign jobs that are not done, if there is one.
+/// Selects one of our unfinished sign jobs, if there is one.
 pub(super) const UNSIGNED: &str = "select from jobs where kind = 'sign' and state = 'pending' and next_run_at < 'infinity'
     order by lane desc, next_run_at desc, id desc limit 1";
-/// One of our webhook jobs that are not done, if there is one.
+/// Selects one of our unfinished webhook jobs, if there is one.
 pub(super) const UNDELIVERED: &str = "select from jobs where kind = 'webhook' and state = 'pending' and next_run_at < 'infinity'
     order by lane desc, next_run_at desc, id desc limit 1";
-/// Jobs of ours that did not end well.
+/// Selects our jobs that did not succeed.
 const UNSUCCESSFUL: &str = "select from jobs where state <> 'succeeded'";
 
-/// A peer in the best of its settings.
+/// A peer with its best settings.
 struct Contestant {
     engine: Engine,
     setup: Option<Setup>,
@@ -44,7 +44,7 @@ struct Contestant {
     failure: Option<String>,
 }
 
-/// Ours and all peers in turns.
+/// Measures ours and all peers in turns.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let (plan, program) = (&world.plan, engine(world)?);
     let mut peers = Vec::new();
@@ -97,20 +97,20 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The engine without calls, built.
+/// Builds the engine without calls.
 pub(super) fn engine(world: &World) -> Result<Program> {
     world.progress.note("building the engine without calls");
     Ok(Program::new([world.engine()?.to_string_lossy().into_owned()]))
 }
 
-/// Sign jobs per second, by so many processes, on an empty database.
+/// Sign jobs per second of this many processes, on a new database.
 pub(super) async fn ours(world: &World, program: &Program, processes: usize) -> Result<f64> {
     let database = world.fresh().await?;
     fill(&database, &world.progress, Rows::Waiting, world.plan.jobs.into(), "engine ").await?;
     ours_on(world, program, &database, processes).await
 }
 
-/// Sign jobs per second, by so many processes, until none is left in this database.
+/// Sign jobs per second of this many processes, until none is left in this database.
 async fn ours_on(world: &World, program: &Program, database: &Database, processes: usize) -> Result<f64> {
     let program = configured(world, program, database);
     let mut engines = Vec::new();
@@ -123,7 +123,7 @@ async fn ours_on(world: &World, program: &Program, database: &Database, processe
     Ok(rate(world.plan.jobs.into(), time))
 }
 
-/// The engine with this database, and with what was set for all.
+/// The engine with this database, and with the settings that were given for all programs.
 pub(super) fn configured(world: &World, program: &Program, database: &Database) -> Program {
     let program = program.clone().set("DATABASE_URL", &database.url).set("UPSTREAM_RATE", UNLIMITED);
     world.plan.set.iter().fold(program, |program, (name, value)| program.set(name, value))
@@ -140,7 +140,8 @@ async fn ours_webhooks(world: &World, program: &Program) -> Result<f64> {
     Ok(rate(world.plan.jobs.into(), time))
 }
 
-/// Jobs per second of so many whole workers, whose upstream answers at once: from the first claim to the last durable completion.
+/// Jobs per second of this many complete workers with an upstream that answers at once: from the first claim to the last durable
+/// completion.
 pub(super) async fn with_calls(world: &World, processes: usize) -> Result<f64> {
     let database = world.fresh().await?;
     fill(&database, &world.progress, Rows::Waiting, world.plan.jobs.into(), "engine ").await?;
@@ -155,14 +156,14 @@ pub(super) async fn with_calls(world: &World, processes: usize) -> Result<f64> {
     database.until_none(PATIENCE, UNSIGNED).await?;
     none(&database, UNSUCCESSFUL).await?;
     let mut connection = database.connect().await?;
-    // Starts of attempts and ends of jobs are the times of their transactions, so the last commit itself is not in it: less than a
-    // millisecond of seconds.
+    // The starts of attempts and the ends of jobs are the times of their transactions, so the last commit itself is not included: less than
+    // a millisecond out of seconds.
     let query = "select (extract(epoch from max(j.finished_at) - (select min(started_at) from attempts)) * 1e6)::bigint from jobs j";
     let micros = database.number(&mut connection, query).await?;
     Ok(rate(world.plan.jobs.into(), Duration::from_micros(micros.unsigned_abs())))
 }
 
-/// Tells the engines to begin, and waits until nothing is left.
+/// Tells the engines to begin, waits until nothing is left, and returns how long that took.
 pub(super) async fn timed(engines: &mut [Driven], until_done: impl AsyncFnOnce() -> Result<()>) -> Result<Duration> {
     let started = Instant::now();
     for engine in engines {
@@ -172,7 +173,7 @@ pub(super) async fn timed(engines: &mut [Driven], until_done: impl AsyncFnOnce()
     Ok(started.elapsed())
 }
 
-/// Ends them.
+/// Ends the engines.
 pub(super) async fn stop(engines: Vec<Driven>) -> Result<()> {
     for engine in engines {
         engine.stop().await?;
@@ -180,13 +181,13 @@ pub(super) async fn stop(engines: Vec<Driven>) -> Result<()> {
     Ok(())
 }
 
-/// Fails if the query, which looks for jobs that did not end well, finds one: what fails fast is not fast.
+/// Fails if the query, which looks for jobs that did not succeed, finds one: failing fast does not count as fast.
 async fn none(database: &Database, query: &str) -> Result<()> {
     let count = database.number(&mut database.connect().await?, &query.replacen("select", "select count(*)", 1)).await?;
     if count == 0 { Ok(()) } else { Err(Error::new(format!("{count} jobs did not end well"))) }
 }
 
-/// The fastest of a peer's settings, each tried with fewer jobs.
+/// The fastest settings of a peer, each tried with fewer jobs.
 async fn best(world: &World, engine: Engine) -> Result<Setup> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut best: Option<(Setup, f64)> = None;
@@ -200,7 +201,7 @@ async fn best(world: &World, engine: Engine) -> Result<Setup> {
     best.map(|(setup, _)| setup).ok_or_else(|| Error::new("it has no settings"))
 }
 
-/// Jobs per second of a peer, everything empty at first.
+/// Jobs per second of a peer. Everything is empty at first.
 async fn measure(world: &World, engine: Engine, setup: Setup, jobs: u32) -> Result<f64> {
     let (program, count) = (engine.program(world).await?.set("CONCURRENCY", setup.concurrency.to_string()), jobs.to_string());
     let start = async |program: &Program| {

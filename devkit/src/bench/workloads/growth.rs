@@ -1,4 +1,4 @@
-//! Growth: the rates of a database with millions of rows beside those of an empty one, in turns.
+//! Growth: the rates of a database with millions of rows compared with those of an empty one, in turns.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,21 +13,22 @@ use crate::bench::stats::{Runs, rate};
 use crate::bench::world::{Database, World, until};
 use crate::error::{Context, Error, Result};
 
-/// Of the empty database's rate.
+/// The target, as a fraction of the rate of the empty database.
 const SHARE: f64 = 0.9;
-/// Times that are measured until the page of each digest has been written since the checkpoint. The first writing of a page after a checkpoint
-/// logs all of it, and digests land anywhere: with ten million of them nearly every POST writes another page for a while.
+/// The warm-up, as a multiple of the measured time, until the page of each digest has been written since the checkpoint. The first write to
+/// a page after a checkpoint logs the whole page, and digests land anywhere: with ten million of them, nearly every POST writes a new page
+/// for a while.
 const PAGES_WRITTEN_AFTER: f64 = 2.5;
-/// Requests that are read in turns.
+/// The number of requests that are read in turns.
 const READ: i64 = 1000;
-/// The retention is 30 days.
+/// The age in days of requests to delete; the retention is 30 days.
 const OLD: i32 = 60;
 
-/// What is not deleted by then is not waited for.
+/// How long to wait for deletions; what is left then is ignored.
 const FORGOTTEN_WITHIN: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// What is measured.
+/// The kind of measurement.
 #[derive(Clone, Copy)]
 enum Kind {
     Engine,
@@ -45,7 +46,7 @@ const KINDS: [(Kind, &str, &str); 5] = [
     (Kind::Retention, "retention", "requests/s"),
 ];
 
-/// Every kind, on the grown database and on a new one.
+/// Measures every kind, on the grown database and on a new one.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let (plan, program) = (&world.plan, engine(world)?);
     let grown = world.fresh_named("grown").await?;
@@ -80,7 +81,7 @@ async fn measure(world: &World, program: &Program, database: &Database, kind: Ki
     let (jobs, time) = (u64::from(world.plan.jobs), world.plan.time);
     match kind {
         Kind::Engine => {
-            // A little more than is measured, so that the last claims are as full as the first ones.
+            // Slightly more than is measured, so that the last claims are as full as the first ones.
             if is_empty {
                 fill(database, &world.progress, Rows::Waiting, jobs + jobs / 10, label).await?;
             }
@@ -102,7 +103,7 @@ async fn measure(world: &World, program: &Program, database: &Database, kind: Ki
     }
 }
 
-/// Jobs per second. Every claim uses a slot, and slots count their uses: cheaper to read than millions of rows are to count.
+/// Jobs per second. Every claim uses a slot, and slots count their uses: reading the counts is cheaper than counting millions of rows.
 async fn claim_and_finish(world: &World, program: &Program, database: &Database) -> Result<f64> {
     const USES: &str = "select coalesce(sum(uses), 0)::bigint from upstream_slots";
     let mut engines = vec![configured(world, program, database).start(&[]).await?];
@@ -141,8 +142,8 @@ async fn read(world: &World, database: &Database) -> Result<f64> {
     Ok(load.run().await?.rate)
 }
 
-/// Deleted requests per second, from the first ones to the last one, or until patience ends. Before the first ones a worker that has just
-/// started counts what is unfinished.
+/// Deleted requests per second, from the first ones to the last one, or until [`FORGOTTEN_WITHIN`] is over. Before the first ones, a worker
+/// that has just started counts the unfinished requests.
 async fn forget(world: &World, database: &Database) -> Result<f64> {
     const OLD_REQUESTS: &str = "select count(*) from requests where created_at < now() - interval '30 days'";
     let mut connection = database.connect().await?;

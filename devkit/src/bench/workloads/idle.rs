@@ -1,7 +1,7 @@
 //! Idle: an api and a worker that have nothing to do.
 //!
-//! Statements are counted in Postgres's log, where each is a line; the counters of Postgres count transactions. What Postgres itself uses
-//! of a core is not counted: it is below what can be measured, and shared.
+//! Statements are counted in the log of Postgres, where each is a line; the counters of Postgres count transactions. The CPU time of
+//! Postgres itself is not counted: it is too small to measure, and shared.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 const PER_CENT_OF_A_CORE: f64 = 1.0;
 const STATEMENTS_PER_SECOND: f64 = 5.0;
 
-/// One long look instead of several short ones.
+/// Measures over a few long intervals instead of many short ones.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let (rest, watched) = if world.plan.quick { (2, 4) } else { (10, 30) };
     let (rest, watched) = (Duration::from_secs(rest), Duration::from_secs(watched));
@@ -55,12 +55,12 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     ])
 }
 
-/// Seconds of the processor since it had used so much.
+/// The CPU time used since `before`, in seconds.
 fn used(service: &Service, before: Duration) -> Result<f64> {
     Ok(service.cpu()?.saturating_sub(before).as_secs_f64())
 }
 
-/// Statements in a piece of the log: prepared ones are executed, others are said.
+/// The number of statements in a part of the log: prepared ones are logged as `execute`, others as `statement`.
 fn count(log: &str) -> usize {
     log.lines().filter(|line| line.contains("LOG:  execute ") || line.contains("LOG:  statement: ")).count()
 }

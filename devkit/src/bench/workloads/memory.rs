@@ -1,4 +1,4 @@
-//! Memory: callers that wait for an answer which does not come.
+//! Memory: callers that wait for an answer that does not come.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,14 +18,14 @@ use crate::error::{Context, Error, Result};
 
 const MEGABYTES: f64 = 100.0;
 const CALLERS: i64 = 10_000;
-/// Between two callers: all have come before the first ones have waited for long.
+/// The interval between two callers: all have arrived before the first ones have waited for long.
 const ARRIVAL: Duration = Duration::from_millis(2);
 const COMES_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const STORED_WITHIN: Duration = Duration::from_secs(50);
-/// Sockets of a process beside those of the callers.
+/// Sockets of a process in addition to those of the callers.
 const SPARE: u64 = 200;
 
-/// All callers, each over a connection of its own. No worker runs, so nobody is answered.
+/// Runs all callers, each over its own connection. No worker runs, so no caller is answered.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let callers = if world.plan.quick { CALLERS / 20 } else { CALLERS };
     allow_sockets(callers.unsigned_abs() + SPARE)?;
@@ -40,7 +40,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
             held.spawn(async move {
                 tokio::time::sleep_until(begin + ARRIVAL.mul_f64(f64::from(u32::try_from(n).unwrap_or(u32::MAX)))).await;
                 let mut connection = Connection::open(addr).await?;
-                // Answered 202 when the time is up, long after the measurement. Who is refused comes again.
+                // The answer is a 202 when the time is up, long after the measurement. A caller that is refused retries.
                 while connection.exchange(&post(&format!("memory {n}"), "wait=60")).await?.0 == 503 {
                     refused.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(COMES_AGAIN_AFTER).await;
@@ -59,7 +59,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
             let text = format!("only {stored} of {callers} callers wait, with {megabytes:.0} MB; {} answers were 503", refused());
             return Err(Error::new(text));
         }
-        // What was needed to take them in is given back, or not: both are of interest.
+        // The memory needed to accept them may or may not be released: both figures are of interest.
         tokio::time::sleep(Duration::from_secs(2)).await;
         if let Some(ended) = held.try_join_next() {
             return Err(ended.context(|| "a caller")?.err().unwrap_or_else(|| Error::new("a caller was answered")));
@@ -74,7 +74,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     Ok(vec![Row::bound(Workload::Memory, what, "MB", Target::Below(MEGABYTES), runs).with(last)])
 }
 
-/// Raises the number of files that this process and those it starts may have open.
+/// Raises the number of files that this process and its child processes may have open.
 fn allow_sockets(needed: u64) -> Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context(|| "reading the limit of open files")?;
     if soft >= needed {

@@ -1,4 +1,4 @@
-//! What is measured: a file for each kind of work. `docs/performance.md` explains each for whoever reads the table.
+//! The workloads: a file for each kind of work. `docs/performance.md` explains each for readers of the table.
 
 mod accept;
 mod engine;
@@ -45,7 +45,7 @@ pub(super) enum Workload {
 }
 
 impl Workload {
-    /// As one asks for it.
+    /// The name on the command line.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Accept => "accept",
@@ -61,7 +61,7 @@ impl Workload {
         }
     }
 
-    /// Measures it.
+    /// Runs the measurements of this workload.
     pub(super) async fn run(self, world: &World) -> Result<Vec<Row>> {
         match self {
             Self::Accept => accept::run(world).await,

@@ -1,8 +1,8 @@
 //! Pick-up: from the commit of the insert to the start of the upstream call, while nothing else happens.
 //!
-//! Both times are of this machine's clock. The end is when the upstream has read the head of the call. The beginning is what Postgres
-//! notes as the time of the commit (`track_commit_timestamp`): taken before the commit is forced to the disk, so the disk is in the
-//! figure too, and nothing of it is flattered.
+//! Both times are from the clock of this machine. The end is when the upstream has read the head of the call. The start is what Postgres
+//! records as the time of the commit (`track_commit_timestamp`). It is taken before the commit is forced to disk, so the figure includes
+//! the disk and is not flattered.
 
 use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
@@ -20,11 +20,11 @@ use crate::error::{Context, Error, Result};
 
 const P50_MS: f64 = 3.0;
 const P99_MS: f64 = 15.0;
-/// Long after everything has come to rest.
+/// The pause after a message, long enough for everything to come to rest.
 const PAUSE_MS: std::ops::Range<u64> = 30..60;
 const CALLS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Some hundred messages in each run, one at a time.
+/// Sends some hundred messages in each run, one at a time.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let count: u64 = if world.plan.quick { 40 } else { 400 };
     let (cluster, url) = world.another_cluster(&[("track_commit_timestamp", "on")]).await?;
@@ -61,7 +61,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     Ok(vec![row("p50", P50_MS, p50)?, row("p99", P99_MS, p99)?])
 }
 
-/// From commit to call, of each message that begins so.
+/// The times from commit to call, of each message with this prefix.
 async fn latencies(database: &Database, upstream: &Sink, prefix: &str) -> Result<Times> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
         "select convert_from(m.body, 'UTF8'), (extract(epoch from pg_xact_commit_timestamp(r.xmin)) * 1e6)::bigint
@@ -75,7 +75,7 @@ async fn latencies(database: &Database, upstream: &Sink, prefix: &str) -> Result
     let times = calls.iter().filter_map(|(uri, at)| {
         let (_, message) = uri.split_once("message=")?;
         let commit = UNIX_EPOCH + Duration::from_micros(*commits.get(message).filter(|_| message.starts_with(prefix))?);
-        // The clock is stepped back once in years; then this is zero.
+        // The clock is rarely stepped back; if it is, this is zero.
         Some(at.duration_since(commit).unwrap_or_default())
     });
     Ok(Times::of(times.collect()))

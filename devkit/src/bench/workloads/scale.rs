@@ -1,5 +1,5 @@
-//! Scaling out: one, two and four processes on one Postgres. On a machine whose cores are busy with one, more can't be faster; they must
-//! not be slower.
+//! Scaling out: one, two and four processes on one Postgres. On a machine whose cores are busy with one process, more cannot be faster, but
+//! they must not be slower.
 
 use super::{Workload, accept, engine};
 use crate::bench::report::{Figures, Row, Target};
@@ -8,12 +8,12 @@ use crate::bench::world::World;
 use crate::error::{Error, Result};
 
 const PROCESSES: [usize; 3] = [1, 2, 4];
-/// Of the rate of one process: less than that is more than the spread of the measurement.
+/// The target, as a fraction of the rate of one process: less than that is more than the spread of the measurement.
 const SHARE: f64 = 0.95;
-/// How many times the callers of a measurement: as many as for one process, spread over all, and as many for each of four.
+/// Multiples of the callers of a measurement: as many as for one process, spread over all; and as many for each of four processes.
 const CALLERS: [u16; 2] = [1, 4];
 
-/// Accepting and working off, in turns.
+/// Measures accepting and processing, in turns.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let program = engine::engine(world)?;
     let (mut accepts, mut engines): ([[Vec<f64>; 3]; CALLERS.len()], [Vec<f64>; 3]) = Default::default();

@@ -1,5 +1,5 @@
-//! Soak: half of the peak rate for many minutes, the second half of them with a transaction that holds back the vacuum of every table,
-//! as a forgotten session or a slow backup does.
+//! Soak: half of the peak rate for many minutes. In the second half of them, a transaction holds back the vacuum of every table, as a
+//! forgotten session or a slow backup does.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use crate::bench::stats::Runs;
 use crate::bench::world::{Database, UNLIMITED, World};
 use crate::error::{Error, Result};
 
-/// The last quarter's by the first quarter's.
+/// The target, an upper bound: the figure of the last quarter divided by that of the first quarter.
 const FLAT: f64 = 1.5;
 
-/// One minute.
+/// The figures of one minute.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Minute {
@@ -33,7 +33,7 @@ struct Minute {
     bytes_per_request: f64,
 }
 
-/// The peak, then the minutes.
+/// Measures the peak, then every minute.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let (database, upstream) = (world.fresh().await?, Sink::start(Duration::ZERO).await?);
     let upstream_url = upstream.url();
@@ -41,10 +41,10 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let settings = [("UPSTREAM_URL", upstream_url.as_str()), ("UPSTREAM_API_KEY", "upstream-key"), ("UPSTREAM_RATE", UNLIMITED)];
     let worker = world.worker(&database, &settings).await?;
     let accept = Load::accept(vec![api.addr], world.plan.clients, world.plan.time);
-    // With a worker that fast, some are signed before they are answered.
+    // The worker is so fast that some requests are signed before they are answered.
     let mut load = Load { statuses: &[200, 202], ..accept };
     let peak = load.run().await?;
-    // What was accepted and signed in the same time: the slower of the two is the peak of the whole.
+    // Requests are accepted and signed during the same time; the slower of the two rates is the peak of the whole.
     let signed = f64::from(u32::try_from(upstream.calls()).unwrap_or(u32::MAX)) / (world.plan.time.as_secs_f64() * 1.2);
     let pace = peak.rate.min(signed) / 2.0;
     world.progress.note(format!("peak: {:.0} accepted and {signed:.0} signed per second; soaking at {pace:.0}", peak.rate));
@@ -97,7 +97,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     ])
 }
 
-/// A snapshot that is kept open.
+/// Takes a snapshot and keeps it open.
 async fn hold_horizon(database: &Database) -> Result<PgConnection> {
     let mut connection = database.connect().await?;
     database.statement(&mut connection, "begin isolation level repeatable read").await?;

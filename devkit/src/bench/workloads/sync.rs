@@ -1,7 +1,7 @@
-//! The synchronous answer: what a POST that is answered with its signature takes longer than the upstream itself.
+//! The synchronous answer: how much longer a POST that is answered with its signature takes than the upstream itself.
 //!
-//! The upstream answers at once, so that its own time hides nothing. It is asked directly in turns with the service, over a
-//! connection that is kept, as the worker asks it at this rate.
+//! The upstream answers at once, so that its own time hides nothing. It is also called directly, in turns with the service, over a
+//! persistent connection, as the worker calls it at this rate.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 const P50_MS: f64 = 5.0;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Some hundred messages in each run, one at a time.
+/// Sends some hundred messages in each run, one at a time.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let count = if world.plan.quick { 40 } else { 400 };
     let database = world.fresh().await?;

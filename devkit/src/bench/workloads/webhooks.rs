@@ -1,8 +1,8 @@
-//! Webhooks: deliveries per second to receivers that answer at once, in 10 ms and in 100 ms.
+//! Webhooks: deliveries per second to receivers that answer at once, after 10 ms and after 100 ms.
 //!
-//! Each is compared with what the same receiver takes from a plain load generator, which sends as many at a time: at 0 ms that is what the
-//! receiver can do, and else the concurrency divided by the latency, as it is with the receiver's timer (which is late by half a
-//! millisecond and more).
+//! Each is compared with the rate of the same receiver under a plain load generator with the same concurrency. At 0 ms, that is what the
+//! receiver can do; otherwise, it is the concurrency divided by the latency, as the receiver's timer makes it (the timer is late by half a
+//! millisecond or more).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +19,13 @@ use crate::bench::stats::{Runs, rate};
 use crate::bench::world::World;
 use crate::error::{Error, Result};
 
-/// The default of the worker.
+/// The default concurrency of the worker.
 const CONCURRENCY: u16 = 64;
 const SHARE_OF_CEILING: f64 = 0.5;
 const SHARE_OF_CONCURRENCY: f64 = 0.9;
 const LATENCIES_MS: [u16; 3] = [0, 10, 100];
 
-/// Every latency in turns.
+/// Measures every latency in turns.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let mut figures: [(Vec<f64>, Vec<f64>); 3] = Default::default();
     let mut memory = Vec::new();
@@ -59,12 +59,12 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Deliveries per second, were nothing but the receiver's time to be waited for.
+/// Deliveries per second if only the latency of the receiver limited them.
 fn possible(latency_ms: u16) -> f64 {
     f64::from(CONCURRENCY) * 1000.0 / f64::from(latency_ms)
 }
 
-/// What the receiver takes from so many clients that do nothing but send.
+/// The rate of the receiver with this many clients that do nothing but send.
 async fn ceiling(world: &World, latency_ms: u16) -> Result<f64> {
     let receiver = Sink::start(Duration::from_millis(latency_ms.into())).await?;
     // As long as the body of a webhook.
@@ -77,7 +77,7 @@ async fn ceiling(world: &World, latency_ms: u16) -> Result<f64> {
     Ok(load.run().await?.rate)
 }
 
-/// Deliveries per second, from the arrival of the first one to the last durable outcome; and the worker's most memory, in MB.
+/// Deliveries per second, from the arrival of the first one to the last durable outcome; and the peak memory of the worker, in MB.
 async fn deliver(world: &World, latency_ms: u16) -> Result<(f64, f64)> {
     let receiver = Sink::start(Duration::from_millis(latency_ms.into())).await?;
     let count = if latency_ms == 0 { f64::from(world.plan.jobs) } else { possible(latency_ms) * world.plan.time.as_secs_f64() };
@@ -90,7 +90,7 @@ async fn deliver(world: &World, latency_ms: u16) -> Result<(f64, f64)> {
         ("WORKER_QUEUES", "webhook"),
         ("WEBHOOK_ALLOW_NETWORKS", "127.0.0.0/8"),
         ("WEBHOOK_CONCURRENCY", concurrency.as_str()),
-        // There is one receiver only.
+        // There is only one receiver.
         ("WEBHOOK_RECEIVER_CONCURRENCY", concurrency.as_str()),
     ];
     let worker = world.worker(&database, &settings).await?;

@@ -1,7 +1,7 @@
-//! Storing what may be known already: in a transaction that locks the messages and their live jobs first, and then looks at what there is.
+//! Stores what may be known already, in a transaction that first locks the messages and their live jobs, and then reads what exists.
 //!
-//! Rows of tables are looked up with `lateral … limit 1`: one step of an index each, whatever the planner believes about the sizes. Statements
-//! are prepared when the tables may still be empty, and then everything looks cheap.
+//! Table rows are looked up with `lateral … limit 1`: one index lookup each, whatever sizes the planner assumes. Statements are prepared
+//! while the tables may still be empty, when every plan looks cheap.
 
 use std::collections::HashSet;
 
@@ -13,20 +13,22 @@ use crate::forecast::Waiting;
 use crate::store::database::Transaction;
 use crate::store::{Hint, JobKind, Result, Store, StoreError};
 
-/// Most requests that wait for one message. When it ends, a webhook job is inserted for each of them, in the statement that writes the outcome:
-/// with very many that statement would take too long, ever again.
+/// The maximum number of requests that wait for one message. When the message's job ends, the statement that writes the outcome inserts a
+/// webhook job for each of them. With very many, that statement would time out on every attempt.
 const MOST_ATTACHED: i32 = 10_000;
 
 impl Store {
-    /// Stores `requests` together, durably, and tells the workers once if there is something new to do. One result per request, in order.
-    /// No more than `most_pending` are unfinished at a time; what others store at the same moment is not seen, and may exceed it: see
-    /// `pending`. And no more than 10,000 wait for one message.
+    /// Stores `requests` in one transaction, durably, and notifies the workers once if there is new work. Returns one result per request,
+    /// in order.
+    ///
+    /// At most `most_pending` requests are unfinished at a time. What other processes store at the same moment is not seen, and may exceed
+    /// the limit: see `pending`. At most 10,000 requests wait for one message.
     ///
     /// # Errors
-    /// If a statement fails; then nothing was stored, or (if the connection broke during the commit) all was.
+    /// If a statement fails. Then nothing was stored or, if the connection broke during the commit, everything was.
     pub async fn accept(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Accepted>> {
-        // Two groups that race for one idempotency key can make the second one's new job pointless. It shows as a request that was
-        // not inserted; rolled back and read again, the first one's rows are visible.
+        // Two batches that race for one idempotency key can make the second one's new job pointless. This shows as a request that was not
+        // inserted. After a rollback, the next try sees the first one's rows.
         for _ in 0..3 {
             if let Some(accepted) = self.try_accept(requests, most_pending).await? {
                 return Ok(accepted);
@@ -40,7 +42,7 @@ impl Store {
         let room = self.room(requests.len(), most_pending).await?;
         let mut transaction = self.database.begin().await?;
 
-        // Inserts what is new and locks what is there (a row whose `where` fails is locked all the same), in the order of digests.
+        // Inserts new messages and locks existing ones (a row whose `where` fails is locked all the same), in the order of digests.
         let new = sqlx::query_scalar!(
             "-- accept.messages
             insert into messages (digest, body)
@@ -52,8 +54,8 @@ impl Store {
         )
         .fetch_all(&mut transaction)
         .await?;
-        // What a finish holds now has ended when the next statement begins, and what this holds ends after the commit. In the order of ids,
-        // as a finish takes them.
+        // A job that a finish holds now has ended when the next statement begins, and a job locked here ends after the commit. Locks in the
+        // order of ids, as a finish does.
         sqlx::query!(
             "-- accept.lock_jobs
             select from jobs
@@ -218,7 +220,7 @@ impl Store {
     }
 }
 
-/// Takes back the new messages that no request uses, because none that brought one was stored.
+/// Deletes the new messages that no request uses, because no request that brought one was stored.
 async fn forget_unused(transaction: &mut Transaction, new: Vec<Uuid>, requests: &[NewRequest], accepted: &[Accepted]) -> Result<()> {
     let is_stored = |accepted: &Accepted| matches!(accepted, Accepted::Stored { .. });
     if accepted.iter().all(is_stored) {

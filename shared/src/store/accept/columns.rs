@@ -1,4 +1,4 @@
-//! A group of requests as columns, which is how `unnest` takes them.
+//! A batch of requests as columns, as `unnest` takes them.
 
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ pub(super) struct Columns<'a> {
     pub(super) traceparents: Vec<Option<&'a str>>,
     pub(super) sealed: Vec<Option<Vec<u8>>>,
     pub(super) sealed_with: Vec<Option<String>>,
-    /// Digests of a payload by keys before the first, each with the number of its request, counted from 1.
+    /// For each payload digest by a key after the first, the number of its request, counted from 1.
     pub(super) older_of: Vec<i64>,
     pub(super) older_payloads: Vec<[u8; 32]>,
 }
@@ -50,7 +50,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Headers as they are stored: plain, or sealed with a key.
+/// Headers as they are stored: plain, or encrypted with a key.
 #[derive(Default)]
 struct StoredHeaders {
     plain: Option<serde_json::Value>,

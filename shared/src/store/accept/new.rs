@@ -1,11 +1,11 @@
-//! Storing messages that nobody has posted before, in one statement.
+//! Stores messages that were never posted before, in one statement.
 //!
-//! What the transaction of [`any`](super::any) has to look up is known of a message that is inserted just now: nobody has signed it, no job
-//! is there for it, and nobody else can see it before the commit. So the statement inserts the messages, goes on with those that it did
-//! insert, and leaves the others alone. It does not join: which messages are new is one hashed look-up per row.
+//! Everything that the transaction of [`any`](super::any) has to look up is known for a message that was just inserted: it is not signed,
+//! it has no job, and no other transaction can see it before the commit. So the statement inserts the messages, continues with those that
+//! it did insert, and ignores the others. It does not join: finding the new messages takes one hash lookup per row.
 //!
-//! An idempotency key that was used before breaks the unique index, and with it the whole statement; then everything goes the long way.
-//! Who repeats a request repeats its message too, so that happens only where somebody uses a key for something else.
+//! An idempotency key that was used before violates the unique index, which fails the whole statement. Then the whole batch takes the
+//! longer path. Whoever repeats a request repeats its message too, so this happens only if a key is reused for something else.
 
 use std::collections::HashSet;
 
@@ -15,12 +15,12 @@ use crate::forecast::Waiting;
 use crate::store::{Hint, JobKind, Result, Store, StoreError, listen, notify};
 
 impl Store {
-    /// Stores those of `requests` whose message is new, together, durably, and tells the workers once. One result per request, in order;
-    /// nothing: it was not stored, and [`accept`](Self::accept) says what is to become of it. With room for fewer requests than these under
-    /// `most_pending`, none is stored.
+    /// Stores those `requests` whose message is new, in one statement, durably, and notifies the workers once. Returns one result per
+    /// request, in order: `None` if it was not stored, and [`accept`](Self::accept) has to decide. If `most_pending` leaves less room than
+    /// the batch needs, none is stored.
     ///
     /// # Errors
-    /// If a statement fails; then nothing was stored, or (if the connection broke during the commit) all was.
+    /// If a statement fails. Then nothing was stored or, if the connection broke during the commit, everything was.
     pub async fn accept_new(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Option<Accepted>>> {
         let mut accepted = vec![None; requests.len()];
         let firsts = firsts(requests);
@@ -93,7 +93,7 @@ impl Store {
     }
 }
 
-/// Of each message, and of each idempotency key, the first request in the group: the others find what it has stored.
+/// The first request of each message and of each idempotency key in the batch. The others find what it has stored.
 fn firsts(requests: &[NewRequest]) -> Vec<usize> {
     let mut messages = HashSet::with_capacity(requests.len());
     let mut keys = HashSet::new();

@@ -9,24 +9,24 @@ use crate::message::{Message, digest_of_parts};
 use crate::secret::Secret;
 use crate::store::keys::KeyId;
 
-/// A request as posted, checked and ready to be stored.
+/// A posted request, checked and ready to be stored.
 #[derive(Clone, Debug)]
 pub struct NewRequest {
-    /// Its identity, should it be new.
+    /// Its id, if it is new.
     pub id: Uuid,
-    /// Who posts it.
+    /// The API key that posts it.
     pub key: KeyId,
-    /// What is to be signed.
+    /// The message to sign.
     pub message: Message,
-    /// Where the outcome is sent.
+    /// Where to send the outcome.
     pub webhook: Option<WebhookTarget>,
     /// The caller's idempotency key.
     pub client_request_id: Option<String>,
-    /// The caller's trace.
+    /// The caller's trace context.
     pub traceparent: Option<String>,
 }
 
-/// Where a webhook goes.
+/// Where to send a webhook.
 #[derive(Clone, Debug)]
 pub struct WebhookTarget {
     pub(super) url: String,
@@ -35,11 +35,11 @@ pub struct WebhookTarget {
 }
 
 impl WebhookTarget {
-    /// A target at the address `url`, that was `posted` as this text, with headers that the caller wants sent along; they may hold the
-    /// receiver's credentials.
+    /// Creates a target from the address `url`, the text that was `posted`, and the headers that the caller wants to be sent. The headers
+    /// may hold the receiver's credentials.
     ///
-    /// What is stored is the parsed address: a text has many spellings, and a receiver would be another one in each of them. The posted
-    /// text still tells a repeated request from another one, so that one from before a change of the parser stays the same.
+    /// The parsed address is stored: one address has many spellings, and each would be a different receiver. The posted text still tells a
+    /// repeated request from a different one, so a request from before a change of the parser stays the same.
     #[must_use]
     pub fn new(posted: String, url: &url::Url, headers: Secret<BTreeMap<String, String>>) -> Self {
         Self { url: url.as_str().to_owned(), posted, headers }
@@ -47,9 +47,9 @@ impl WebhookTarget {
 }
 
 impl NewRequest {
-    /// Digests over what was asked for: the same for the same request, whatever the order of its headers. The first is the one to store; the
-    /// others may be stored already, from before a key was added. Headers may hold credentials that are short enough to be tried out, so
-    /// with them the digest is keyed; the message and the address lie beside it anyway.
+    /// Digests of what was asked for, independent of the order of its headers. The first is the one to store; the others may be stored
+    /// already, from before a key was added. Headers may hold credentials that are short enough to be guessed, so with headers the digest
+    /// is keyed. The message and the address are stored next to it anyway.
     pub(super) fn payload_digests(&self, keyring: &Keyring) -> Vec<[u8; 32]> {
         let digest = self.message.digest();
         let mut parts: Vec<&[u8]> = vec![digest.as_bytes()];

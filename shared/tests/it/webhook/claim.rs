@@ -1,4 +1,4 @@
-//! Claiming: fair shares, and none twice.
+//! Claiming: fair shares, and no job twice.
 
 use super::*;
 
@@ -7,13 +7,13 @@ async fn ten_thousand_due_jobs_of_a_dead_receiver_do_not_delay_one_of_a_healthy_
     let f = Fixture::new().await;
     proven(&f, "http://healthy.example/").await;
     flood(&f, "http://dead.example/", 10_000, false).await;
-    // Once known to fail, the dead one has one job at a time; and none, while its pause lasts.
+    // Once the dead receiver is known to fail, it has one job at a time, and none while its pause lasts.
     let job = claim(&f).await.remove(0);
     fail(&f, job, Duration::from_mins(1)).await;
     let healthy = told_at(&f, "http://healthy.example/other").await;
     let jobs = claim(&f).await;
     assert_eq!(jobs.iter().map(|job| job.request.id).collect::<Vec<_>>(), [healthy]);
-    // Nor is a receiver in the way that works, and whose ten thousand jobs fill all the room that one receiver has.
+    // A receiver that works, and whose ten thousand jobs fill the share of one receiver, does not block others either.
     f.run("update receivers set failures = 0, failing_since = null").await;
     let slow = claim(&f).await;
     assert_eq!(slow.len(), 10);

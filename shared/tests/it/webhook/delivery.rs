@@ -1,4 +1,4 @@
-//! Deliveries, what becomes of them, and their log.
+//! Deliveries, their outcomes, and their log.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Webhook jobs: what the tests share.
+//! Webhook jobs: the helpers that the tests share.
 
 mod claim;
 mod delivery;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::fixture::{Fixture, LEASE, id, webhook_to};
 
-/// Stores a request with a webhook to `url` whose outcome is there.
+/// Stores a request with a webhook to `url`, for a message that is signed already.
 async fn told_at(f: &Fixture, url: &str) -> Uuid {
     if f.number("select count(*) from jobs where signature is not null").await == 0 {
         f.signed("a").await;
@@ -31,7 +31,7 @@ async fn told(f: &Fixture) -> Uuid {
     told_at(f, "http://example.com/").await
 }
 
-/// As many webhooks to `url` that have been due for an hour; to receivers that are all different, if `scattered`.
+/// Adds `count` webhooks to `url` that have been due for an hour; each to a different receiver if `scattered`.
 async fn flood(f: &Fixture, url: &str, count: usize, scattered: bool) {
     let request = told_at(f, url).await;
     let receiver = if scattered { "gen_random_uuid()" } else { "null" };
@@ -65,7 +65,7 @@ async fn finish(f: &Fixture, job: WebhookJob, ending: Delivery, status: u16) -> 
     f.store.finish_webhook_jobs(&[finish_of(job, ending, status, ReceiverNews::Works { slow: false })]).await.unwrap()[0]
 }
 
-/// The receiver fails; the next probe may follow after `pause`.
+/// Records that the receiver failed; the next probe may follow after `pause`.
 async fn fail(f: &Fixture, job: WebhookJob, pause: Duration) {
     let news = ReceiverNews::Fails { before: job.failures, pause };
     f.store.finish_webhook_jobs(&[finish_of(job, Delivery::Retry(Duration::ZERO), 500, news)]).await.unwrap();
@@ -77,7 +77,7 @@ pub(crate) async fn deliver(f: &Fixture) {
     assert_eq!(finish(f, job, Delivery::Delivered, 200).await, Finished::Written);
 }
 
-/// Makes the receiver of `url` known as one that works.
+/// Makes the receiver of `url` known to work.
 async fn proven(f: &Fixture, url: &str) {
     told_at(f, url).await;
     deliver(f).await;

@@ -1,4 +1,4 @@
-//! What is known of receivers: that they fail, are slow, are new, are gone.
+//! What the store knows about receivers: that they fail, are slow, are new, are gone.
 
 use super::*;
 
@@ -98,7 +98,7 @@ async fn webhooks_of_a_receiver_that_is_lost_are_exhausted_in_the_end_and_others
         update jobs set next_run_at = now() - interval '2 days' where state = 'pending'",
     )
     .await;
-    // Nobody watched: the next failure begins a new time.
+    // No worker probed it in time: the failing period begins anew.
     f.run("update receivers set probe_at = now() - interval '2 h'").await;
     assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 0);
     let job = claim(&f).await.remove(0);
@@ -109,7 +109,7 @@ async fn webhooks_of_a_receiver_that_is_lost_are_exhausted_in_the_end_and_others
         update jobs set next_run_at = now() - interval '2 days' where state = 'pending'",
     )
     .await;
-    // It has been due for as long, because no worker was there; its receiver did nothing wrong.
+    // This job has been due for just as long, because no worker was running; its receiver did nothing wrong.
     let patient = told_at(&f, "http://patient.example/").await;
     f.run("update jobs set next_run_at = now() - interval '2 days' where state = 'pending'").await;
     assert_eq!(f.store.exhaust_webhooks_of_lost_receivers(age, 10).await.unwrap(), 1);

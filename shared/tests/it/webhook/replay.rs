@@ -1,9 +1,9 @@
-//! Sending again on request.
+//! Sending a webhook again on request.
 
 use super::*;
 use devkit::wait::until;
 
-/// All that is finished was finished two days ago.
+/// Makes all that is finished two days old.
 const OLD: &str = "update requests set created_at = now() - interval '2 days';
     update jobs set finished_at = now() - interval '2 days' where state <> 'pending'";
 
@@ -62,7 +62,7 @@ async fn what_cannot_be_sent_again_is_told_apart() {
 #[tokio::test]
 async fn a_replay_that_races_with_retention_is_sent_or_there_is_nothing_left_to_send() {
     let f = Fixture::new().await;
-    // Its message is signed anew in each round that retention wins.
+    // Its message is signed again in each round that retention wins.
     f.agree("100/60s").await;
     for round in 0..15 {
         let id = told(&f).await;
@@ -89,7 +89,7 @@ async fn a_replay_that_retention_did_not_see_coming_stays() {
     let id = told(&f).await;
     deliver(&f).await;
     f.run(OLD).await;
-    // Retention has picked the request and is about to hold its row, which somebody else still does.
+    // Retention has picked the request and is about to lock its row, which another transaction still holds.
     let mut connection = f.connection().await;
     let mut holder = connection.begin().await.unwrap();
     sqlx::query("select from jobs where kind = 'webhook' for update").execute(&mut *holder).await.unwrap();
