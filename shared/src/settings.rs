@@ -60,10 +60,11 @@ fn presentable(variable: &str, value: String) -> String {
     if variable.ends_with("KEY") || variable.ends_with("SECRET") {
         return "[secret]".to_owned();
     }
-    // In an address, anything except a scheme, a host and a path may be a credential, or be next to one.
+    // In an address, anything except a scheme, a host, a port and a path may be a credential, or be next to one.
     let (scheme, rest) = value.split_once("://").unwrap_or(("", &value));
-    let harmless = rest.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/'));
-    match (variable.ends_with("_URL"), harmless, scheme) {
+    let without_port = rest.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(rest, |(host, _)| host);
+    let harmless = without_port.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/'));
+    match (variable.ends_with("_URL") || variable.ends_with("_ENDPOINT"), harmless, scheme) {
         (false, ..) | (_, true, _) => value,
         (.., "") => "[secret]".to_owned(),
         (.., scheme) => format!("{scheme}://[secret]"),

@@ -59,6 +59,9 @@ async fn a_setting_that_is_missing_or_holds_a_secret_is_named_without_its_value(
         assert!(code == 2 && lines.len() == 1 && lines[0].starts_with("DATABASE_URL: not understood; accepted: postgres://"), "{log}");
         assert!(!log.contains("hunter2"));
     }
+    let endpoint = env(&[("DATABASE_URL", "postgres://localhost/x"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://u:hunter2@h:4317")]);
+    let (code, log) = run(Binary::Api, &[], &endpoint).await;
+    assert!(code == 2 && log.contains("OTEL_EXPORTER_OTLP_ENDPOINT=https://[secret]: accepted:") && !log.contains("hunter2"), "{log}");
     let no_key = [("DATABASE_URL", "postgres://localhost/x"), ("UPSTREAM_URL", "http://u"), ("UPSTREAM_API_KEY", "")];
     let (code, log) = run(Binary::Worker, &[], &env(&no_key)).await;
     assert!(code == 2 && log.contains("UPSTREAM_API_KEY: not set") && log.trim_end().lines().count() == 1, "{log}");

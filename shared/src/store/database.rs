@@ -151,7 +151,10 @@ impl Database {
         let acquired = match tokio::time::timeout(patience, found.pool.acquire()).await {
             Ok(acquired) => acquired,
             // Others get connections: there are just too few.
-            Err(_) if self.found().had.elapsed() < patience => return found.pool.acquire().await,
+            Err(_) if self.found().had.elapsed() < patience => match found.pool.acquire().await {
+                Err(sqlx::Error::PoolTimedOut) => return Err(sqlx::Error::PoolTimedOut),
+                acquired => acquired,
+            },
             Err(_) => Err(sqlx::Error::PoolTimedOut),
         };
         if let Ok(connection) = acquired {
@@ -174,7 +177,7 @@ impl Database {
         let known = self.found.read().unwrap_or_else(PoisonError::into_inner).pooling;
         match known {
             Some(pooling) => Ok(pooling),
-            None => self.look(0).await.map_err(not_connected),
+            None => self.look(0).await,
         }
     }
 
@@ -206,7 +209,7 @@ impl Database {
         let found = Found { pool: pool(self.most, options), retired, pooling: Some(pooling), looks: looks + 1, had: Instant::now() };
         *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
         // Idle connections are closed; hanging ones are left to the operating system.
-        tokio::spawn(async move { tokio::time::timeout(CLOSE_WITHIN, before.pool.close()).await });
+        tokio::spawn(async move { before.pool.close().await });
         Ok(pooling)
     }
 }
