@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::batch::{BatchError, Batcher, Batches};
+use shared::batch::{BatchError, Batcher, Batches, Callers};
 use shared::contract::{SigningRequest, Status};
 use shared::forecast::Place;
 use shared::message::Message;
@@ -103,8 +103,8 @@ impl Answers {
     /// Starts the tasks that store and read. Once `stop` is cancelled, no caller waits any longer: each is answered with the current state.
     #[must_use]
     pub fn new(store: Store, waiters: Waiters, bounds: Bounds, stop: CancellationToken) -> Self {
-        let posts = Batches { largest: LARGEST_GROUP, waiting: MOST_WAITING, at_once: AT_ONCE };
-        let looks = Batches { waiting: MOST_READS, ..posts };
+        let posts = Batches { largest: LARGEST_GROUP, waiting: MOST_WAITING, at_once: AT_ONCE, callers: Callers::ComeBack };
+        let looks = Batches { waiting: MOST_READS, callers: Callers::Leave, ..posts };
         let accepting = store.clone();
         let accepts = Batcher::spawn(posts, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();

@@ -1,9 +1,13 @@
 //! Group commit: items that arrive while a batch is running go together into the next one.
 //!
 //! An idle batcher runs a single item at once, without waiting. Under load, a batch grows to the items that arrived during the last commit,
-//! so they share the cost of a commit. A batch has a fixed cost, and each item adds only a little. So one batch runs at a time: while Postgres
-//! works on it, the callers of the previous batch submit their next items. Another batch starts beside it only if the new one is full, or if
-//! the running one takes long: a batch that is held up must not hold up the others.
+//! so they share the cost of a commit. A batch has a fixed cost, and each item adds only a little, so two rules keep batches from becoming
+//! small:
+//!
+//! - One batch runs at a time. While Postgres works on it, the callers of the previous batch submit their next items. Another batch starts
+//!   beside it only if the new one is full, or if the running one takes long: a batch that is held up must not hold up the others.
+//! - A small batch waits a moment for the callers that were just answered, if they mostly come back at once. Several processes that share
+//!   one Postgres have few callers each, and would otherwise all store small batches.
 
 use std::future::Future;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -29,6 +33,18 @@ pub enum BatchError<E> {
 /// A batch that has been running for longer than this no longer makes the next one wait.
 const LONG: Duration = Duration::from_millis(5);
 
+/// A batch of this many items waits for nobody.
+const WORTH_A_BATCH: usize = 16;
+
+/// A batch waits for the callers of the last one only if there were at least this many.
+const SEVERAL: usize = 4;
+
+/// The longest wait for the callers of the last batch; it is also no longer than that batch took.
+const BACK_WITHIN: Duration = Duration::from_millis(3);
+
+/// How many batches do not wait after one has waited in vain.
+const IN_VAIN: u32 = 16;
+
 /// How a [`Batcher`] forms batches.
 #[derive(Clone, Copy, Debug)]
 pub struct Batches {
@@ -38,46 +54,93 @@ pub struct Batches {
     pub waiting: usize,
     /// Maximum number of batches that run at the same time.
     pub at_once: usize,
+    /// What the callers do once they have their result.
+    pub callers: Callers,
 }
 
-/// The running batches.
+/// What callers do once they have their result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// They may submit another item at once, so a small batch may wait for them.
+    ComeBack,
+    /// No batch waits for them.
+    Leave,
+}
+
+/// The running batches, and the last one that ended.
 #[derive(Default)]
 struct UnderWay {
     one_ended: Notify,
-    /// When each of them began.
-    began: std::sync::Mutex<Vec<Instant>>,
+    state: std::sync::Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// When each running batch began.
+    began: Vec<Instant>,
+    last: Option<Ended>,
+    /// How many of the next batches do not wait for callers.
+    in_vain: u32,
 }
 
 /// A running batch. It ends when it is dropped.
 struct Batch<'a> {
     all: &'a UnderWay,
+    items: usize,
     began: Instant,
 }
 
+/// A batch that ended.
+#[derive(Clone, Copy)]
+struct Ended {
+    items: usize,
+    took: Duration,
+    at: Instant,
+}
+
 impl UnderWay {
-    fn begin(&self) -> Batch<'_> {
+    fn begin(&self, items: usize) -> Batch<'_> {
         let began = Instant::now();
-        self.began().push(began);
-        Batch { all: self, began }
+        self.state().began.push(began);
+        Batch { all: self, items, began }
     }
 
     /// When all running batches will have been running for `LONG`. `None` if none is running.
     fn are_long_at(&self) -> Option<Instant> {
-        self.began().iter().max().map(|began| *began + LONG)
+        self.state().began.iter().max().map(|began| *began + LONG)
     }
 
-    fn began(&self) -> MutexGuard<'_, Vec<Instant>> {
-        self.began.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For a batch that is about to start: how many items to expect soon from the callers that were just answered, and until when. `None`
+    /// if none are expected, while another batch is running, or if this is one of the batches that do not wait.
+    fn take_expected(&self) -> Option<(usize, Instant)> {
+        let mut state = self.state();
+        let last = state.last.filter(|last| last.items >= SEVERAL && state.began.is_empty())?;
+        let until = last.at + last.took.min(BACK_WITHIN);
+        if until <= Instant::now() {
+            return None;
+        }
+        let waits = state.in_vain == 0;
+        state.in_vain = state.in_vain.saturating_sub(1);
+        waits.then_some((last.items, until))
+    }
+
+    fn waited_in_vain(&self) {
+        self.state().in_vain = IN_VAIN;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        let mut all = self.all.began();
-        if let Some(index) = all.iter().position(|began| *began == self.began) {
-            all.swap_remove(index);
+        let mut state = self.all.state();
+        state.last = Some(Ended { items: self.items, took: self.began.elapsed(), at: Instant::now() });
+        if let Some(index) = state.began.iter().position(|began| *began == self.began) {
+            state.began.swap_remove(index);
         }
-        drop(all);
+        drop(state);
         self.all.one_ended.notify_waiters();
     }
 }
@@ -125,13 +188,13 @@ where
         let mut tickets = Vec::with_capacity(batches.largest);
         // The task that holds the lock waits for arrivals and takes all of them. The other tasks are running a batch, or take the lock
         // next.
-        while Self::gather(&mut *arrivals.lock().await, &mut tickets, batches.largest, &under_way).await {
+        while Self::gather(&mut *arrivals.lock().await, &mut tickets, batches, &under_way).await {
             // A caller that has given up treats its item as not processed, so the item must not run behind its back.
             let (items, answers): (Vec<I>, Vec<_>) = tickets.drain(..).filter(|(_, answer)| !answer.is_closed()).unzip();
             if items.is_empty() {
                 continue;
             }
-            let batch = under_way.begin();
+            let batch = under_way.begin(items.len());
             let ran = run(items).await;
             drop(batch);
             match ran {
@@ -154,9 +217,10 @@ where
     async fn gather(
         arrivals: &mut mpsc::Receiver<Ticket<I, O, E>>,
         tickets: &mut Vec<Ticket<I, O, E>>,
-        largest: usize,
+        batches: Batches,
         under_way: &UnderWay,
     ) -> bool {
+        let largest = batches.largest;
         if arrivals.recv_many(tickets, largest).await == 0 {
             return false;
         }
@@ -178,6 +242,17 @@ where
             }
         }
         take_what_is_there(arrivals, tickets, largest);
+        if batches.callers == Callers::ComeBack
+            && tickets.len() < WORTH_A_BATCH.min(largest)
+            && let Some((coming, until)) = under_way.take_expected()
+        {
+            let enough = (tickets.len() + coming).min(WORTH_A_BATCH).min(largest);
+            tokio::select! {
+                () = fill(arrivals, tickets, enough) => {}
+                () = sleep_until(until) => under_way.waited_in_vain(),
+            }
+            take_what_is_there(arrivals, tickets, largest);
+        }
         true
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use shared::backoff::{Jitter, doubling};
-use shared::batch::{Batcher, Batches};
+use shared::batch::{Batcher, Batches, Callers};
 use shared::store::sign_finish::SignFinish;
 use shared::store::webhook_finish::WebhookFinish;
 use shared::store::{Finished, Store, StoreError};
@@ -62,7 +62,7 @@ impl<O: Outcome> Finisher<O> {
     /// Starts the tasks that write.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        let batches = Batches { largest: LARGEST, waiting: WAITING, at_once: AT_ONCE };
+        let batches = Batches { largest: LARGEST, waiting: WAITING, at_once: AT_ONCE, callers: Callers::Leave };
         let batches = Batcher::spawn(batches, move |outcomes: Vec<O>| {
             let store = store.clone();
             async move { Ok(write_all(&store, outcomes).await) }

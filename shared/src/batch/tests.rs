@@ -13,7 +13,7 @@ const HELD_UP: u32 = 1313;
 
 /// A batcher that doubles its items, records its batches, and ends each one only when the gate gives it a permit.
 fn doubler(largest: usize, waiting: usize) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
-    doublers(Batches { largest, waiting, at_once: 1 })
+    doublers(Batches { largest, waiting, at_once: 1, callers: Callers::ComeBack })
 }
 
 fn doublers(batches: Batches) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
@@ -119,7 +119,11 @@ async fn an_item_whose_caller_gave_up_is_not_done() {
 
 /// Runs up to two batches of up to 20 items at a time. A batch of `first` items is running when `more` items are submitted.
 async fn beside_one(first: u32, more: u32) -> Running {
-    let (batcher, gate, seen) = doublers(Batches { largest: 20, waiting: 100, at_once: 2 });
+    beside_one_of(Callers::ComeBack, first, more).await
+}
+
+async fn beside_one_of(callers: Callers, first: u32, more: u32) -> Running {
+    let (batcher, gate, seen) = doublers(Batches { largest: 20, waiting: 100, at_once: 2, callers });
     let batches = Running { batcher, gate, seen };
     batches.submit(0..first);
     batches.settle().await;
@@ -189,4 +193,82 @@ async fn a_batch_that_is_held_up_holds_up_one_other_and_not_for_long() {
     batches.submit(3..4);
     batches.settle().await;
     assert_eq!(batches.sizes(), [1, 3, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_items_wait_for_those_who_were_just_answered() {
+    let batches = beside_one(8, 2).await;
+    batches.end_after(SHORT).await;
+    assert_eq!(batches.sizes(), [8]);
+    batches.submit(100..108);
+    batches.settle().await;
+    assert_eq!(batches.sizes(), [8, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_longer_than_a_batch_takes_for_those_who_do_not_come_back() {
+    let batches = beside_one(8, 2).await;
+    batches.end_after(SHORT).await;
+    assert_eq!(batches.sizes(), [8]);
+    tokio::time::sleep(SHORT).await;
+    batches.settle().await;
+    assert_eq!(batches.sizes(), [8, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_those_who_leave() {
+    let batches = beside_one_of(Callers::Leave, 8, 2).await;
+    batches.end_after(SHORT).await;
+    assert_eq!(batches.sizes(), [8, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_items_wait_for_nobody() {
+    let batches = beside_one(8, 16).await;
+    batches.end_after(SHORT).await;
+    assert_eq!(batches.sizes(), [8, 16]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_that_comes_later_waits_for_nobody() {
+    let batches = beside_one(8, 0).await;
+    batches.end_after(SHORT).await;
+    tokio::time::sleep(SHORT).await;
+    batches.submit(100..101);
+    batches.settle().await;
+    assert_eq!(batches.sizes(), [8, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_waits_for_nobody_after_a_batch_of_few() {
+    let batches = beside_one(3, 1).await;
+    batches.end_after(SHORT).await;
+    assert_eq!(batches.sizes(), [3, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_batch_that_took_long_nobody_waits_as_long() {
+    let batches = beside_one(8, 0).await;
+    batches.end_after(10 * LONG).await;
+    batches.submit(100..101);
+    batches.settle().await;
+    assert_eq!(batches.sizes(), [8]);
+    tokio::time::sleep(BACK_WITHIN).await;
+    batches.settle().await;
+    assert_eq!(batches.sizes(), [8, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_do_not_come_back_are_not_waited_for_again_soon() {
+    let batches = beside_one(8, 8).await;
+    batches.end_after(SHORT).await;
+    tokio::time::sleep(SHORT).await;
+    batches.settle().await;
+    assert_eq!(batches.sizes(), [8, 8]);
+    for n in 0..=IN_VAIN {
+        assert_eq!(batches.sizes().len(), 2 + n as usize, "batch {n} waits for nobody");
+        batches.submit(100..108);
+        batches.end_after(SHORT).await;
+    }
+    assert_eq!(batches.sizes().len(), 2 + IN_VAIN as usize, "then it is tried again");
 }
