@@ -163,15 +163,8 @@ impl Parsed {
             Ok(())
         });
         let webhook_headers = headers(fields.remove("webhookHeaders"), &mut flaws);
-        let client_request_id =
-            text(
-                &mut fields,
-                "clientRequestId",
-                &mut flaws,
-                |text| {
-                    if is_client_request_id(text) { Ok(()) } else { Err(CLIENT_REQUEST_ID) }
-                },
-            );
+        let check_id = |id: &str| if is_client_request_id(id) { Ok(()) } else { Err(CLIENT_REQUEST_ID) };
+        let client_request_id = text(&mut fields, "clientRequestId", &mut flaws, check_id);
         for name in fields.keys() {
             let accepted = "unknown field; accepted: message, webhookUrl, webhookHeaders, clientRequestId";
             flaws.push(flaw(&format!("#/{}", escaped(name)), accepted));

@@ -16,10 +16,11 @@ use async_stream::try_stream;
 use futures_util::future::{BoxFuture, select_ok};
 use futures_util::stream::{BoxStream, TryStreamExt};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Either, Execute, Executor, PgConnection, Postgres, Row, SqlSafeStr, SqlStr};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Execute, Executor, PgConnection, Postgres, Row, SqlSafeStr, SqlStr};
 use tokio::sync::Mutex;
 
+use super::transaction::{Step, Transaction};
 use crate::settings::each_host;
 
 /// How long a statement waits for a free connection. It is short because callers are promised an answer within two seconds.
@@ -268,92 +269,6 @@ fn not_connected(error: sqlx::Error) -> sqlx::Error {
 async fn takes_writes(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let row = sqlx::raw_sql("select pg_is_in_recovery()").fetch_one(connection).await?;
     if row.try_get(0)? { Err(sqlx::Error::Configuration("this server is a standby".into())) } else { Ok(()) }
-}
-
-/// A transaction of several statements. Dropped without a commit, it is rolled back.
-#[derive(Debug)]
-pub(super) struct Transaction {
-    inner: sqlx::Transaction<'static, Postgres>,
-    pooling: Pooling,
-}
-
-impl Transaction {
-    /// Commits it.
-    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
-        self.inner.commit().await
-    }
-
-    /// Rolls it back.
-    pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
-        self.inner.rollback().await
-    }
-
-    /// The connection, for code that runs its own statements.
-    pub(super) fn connection(&mut self) -> &mut PgConnection {
-        &mut self.inner
-    }
-}
-
-/// A statement that is prepared with a name only where sessions are kept.
-struct Prepared<E> {
-    statement: E,
-    pooling: Pooling,
-}
-
-impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Prepared<E> {
-    fn sql(self) -> SqlStr {
-        self.statement.sql()
-    }
-
-    fn statement(&self) -> Option<&PgStatement> {
-        self.statement.statement()
-    }
-
-    fn take_arguments(&mut self) -> Result<Option<sqlx::postgres::PgArguments>, sqlx::error::BoxDynError> {
-        self.statement.take_arguments()
-    }
-
-    fn persistent(&self) -> bool {
-        self.pooling == Pooling::Session && self.statement.persistent()
-    }
-}
-
-type Step = Either<PgQueryResult, PgRow>;
-
-impl<'c> Executor<'c> for &'c mut Transaction {
-    type Database = Postgres;
-
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let pooling = self.pooling;
-        (&mut *self.inner).fetch_many(Prepared { statement: query, pooling })
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let pooling = self.pooling;
-        (&mut *self.inner).fetch_optional(Prepared { statement: query, pooling })
-    }
-
-    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        (&mut *self.inner).prepare_with(sql, parameters)
-    }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        (&mut *self.inner).describe(sql)
-    }
 }
 
 impl<'c> Executor<'c> for &'c Database {

@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use super::{Result, Store};
+use crate::telemetry::display_chain;
 
 /// Where a scan starts. The default is the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,7 +112,7 @@ impl Marks {
         let found = match tokio::time::timeout(WITHIN, self.store.behind(mark)).await {
             Ok(Ok(found)) => Some(found),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "can't scan for jobs behind the low-water mark");
+                tracing::warn!(error = display_chain(&error), "can't scan for jobs behind the low-water mark");
                 None
             }
             Err(_) => None,

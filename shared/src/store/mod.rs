@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `database` | the connection to Postgres: hosts, pools, sessions |
+//! | `database`, `transaction` | the connection to Postgres: hosts, pools, sessions; several statements in one transaction |
 //! | `accept` | a batch of POSTs becomes requests, messages and jobs |
 //! | `pending` | the number of unfinished requests |
 //! | `requests` | the state of requests, as callers see it |
@@ -38,6 +38,7 @@ mod retention;
 mod schema;
 pub mod sign_claim;
 pub mod sign_finish;
+mod transaction;
 pub mod upstream;
 mod upstream_news;
 mod webhook_addresses;

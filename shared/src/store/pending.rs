@@ -113,7 +113,7 @@ impl Store {
         if sum.rows > MANY
             && let Err(error) = self.settle_pending_changes().await
         {
-            tracing::debug!(%error, "many changes of the count stay many");
+            tracing::debug!(error = display_chain(&error), "many changes of the count stay many");
         }
         Ok(u64::try_from(sum.requests).unwrap_or(0))
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::database::Transaction;
+use super::transaction::Transaction;
 use super::{Result, Store, StoreError, count, duration, seconds};
 use crate::units::Rate;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::sign_finish::SignFinish;
 use super::{Result, Store, seconds};
+use crate::telemetry::display_chain;
 
 /// What an attempt says about the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +118,7 @@ impl Store {
         )
         .execute(&self.database);
         if let Err(error) = given_back.await {
-            tracing::debug!(%error, "can't give a probe back");
+            tracing::debug!(error = display_chain(&error), "can't give a probe back");
         }
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::columns::Columns;
 use super::{Accepted, NewRequest};
 use crate::forecast::Waiting;
-use crate::store::database::Transaction;
+use crate::store::transaction::Transaction;
 use crate::store::{Hint, JobKind, Result, Store, StoreError};
 
 /// The maximum number of requests that wait for one message. When the message's job ends, the statement that writes the outcome inserts a
