@@ -173,10 +173,12 @@ impl Answers {
         let Some(first) = self.read(id, READ_WITHIN).await?.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else {
             return Ok(None);
         };
-        let digest = Message::new(first.request.message.clone()).digest();
-        let waiter = self.waiters.register(digest);
+        if first.request.status != Status::Pending || wait.is_zero() {
+            return Ok(Some(Stored { known: first.request, wait: None, may_wait: true }));
+        }
+        let waiter = self.waiters.register(Message::new(first.request.message.clone()).digest());
         let may_wait = self.may_wait();
-        if first.request.status != Status::Pending || wait.is_zero() || !may_wait {
+        if !may_wait {
             return Ok(Some(Stored { known: first.request, wait: None, may_wait }));
         }
         let wait = Wait { id, waiter, deadline, latest: deadline + READ_AFTERWARDS, fresh: false };
@@ -227,10 +229,11 @@ impl Answers {
         let read = async {
             let Some(mut state) = self.reads.submit(id).await? else { return Ok(None) };
             if let Some(waiting) = state.waiting {
-                let place = self.queue.place(waiting, state.request.created_at).await;
-                let place = place.unwrap_or(unknown(state.request.next_attempt_at.unwrap_or(state.request.created_at)));
+                let next = state.request.next_attempt_at.unwrap_or(state.request.created_at);
+                let place = self.queue.place(waiting, state.request.created_at).await.unwrap_or(unknown(next));
                 state.request.queue_position = Some(place.position);
-                state.request.estimated_completion_at = Some(place.expected_at);
+                // The place is reckoned from a snapshot, which is a little older than the state.
+                state.request.estimated_completion_at = Some(place.expected_at.max(next));
                 state.request.status_url = Some(status_url(id));
             }
             Ok(Some(state))

@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use shared::process::{self, Tasks};
 use shared::store::keys::ApiKey;
 use shared::store::{Audience, Hint, Store, StoreError};
 use shared::telemetry::{self, display_chain};
-use shared::{operations, process, tls};
+use shared::{operations, tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::answers::{Answers, Bounds};
 use crate::http::auth::Keys;
@@ -36,6 +36,9 @@ pub enum StartError {
     /// The signal handlers can't be installed.
     #[error("can't listen to signals: {0}")]
     Signals(#[source] std::io::Error),
+    /// A task panicked.
+    #[error(transparent)]
+    EndedEarly(#[from] process::EndedEarly),
     /// A command was given a value that it can't use.
     #[error("{0}")]
     Command(String),
@@ -56,7 +59,8 @@ impl StartError {
 /// Serves until SIGTERM or SIGINT, then finishes the requests in flight.
 ///
 /// # Errors
-/// If it can't start, or can't prepare the database. After that, only a signal ends it: while Postgres is unavailable it answers 503.
+/// If it can't start, can't prepare the database, or a task panics. Otherwise only a signal ends it: while Postgres is unavailable it
+/// answers 503.
 pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-api")?;
@@ -73,7 +77,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let listener = bind("API_LISTEN", settings.api_listen).await?;
     tracing::info!(listen = %listener.1, "api starts");
 
-    let tasks = TaskTracker::new();
+    let mut tasks = Tasks::new(stop.clone());
     let prepared = operations::Prepared::default();
     let (waiters, keys) = (Waiters::default(), Keys::new(store.clone(), prepared.clone()));
     let bounds = Bounds { waiters: settings.max_waiters as usize, pending: settings.max_pending };
@@ -115,12 +119,11 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     prepare(&settings, &store, &stop).await?;
     prepared.done();
 
-    tasks.close();
-    tasks.wait().await;
+    let ended = tasks.ended().await;
     store.close().await;
     tracing::info!("api stopped");
     telemetry.finish().await;
-    Ok(())
+    Ok(ended?)
 }
 
 /// Binds `address`, and returns the listener with the address that it got.

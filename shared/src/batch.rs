@@ -10,9 +10,11 @@
 //!   one Postgres have few callers each, and would otherwise all store small batches.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -22,7 +24,7 @@ pub enum BatchError<E> {
     /// The queue in front of the batch is full.
     #[error("too much work is waiting")]
     Full,
-    /// The batcher is gone: the process is stopping.
+    /// The batcher is gone, because the process is stopping; or the batch panicked.
     #[error("stopping")]
     Stopped,
     /// The whole batch failed.
@@ -195,15 +197,17 @@ where
                 continue;
             }
             let batch = under_way.begin(items.len());
-            let ran = run(items).await;
+            // A panic is a bug, and the panic hook reports it. The batches to come must not be without a task because of it.
+            let ran = AssertUnwindSafe(run(items)).catch_unwind().await;
             drop(batch);
             match ran {
-                Ok(results) => {
+                Err(_) => {}
+                Ok(Ok(results)) => {
                     for (answer, result) in answers.into_iter().zip(results) {
                         let _ = answer.send(Ok(result));
                     }
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     let error = Arc::new(error);
                     for answer in answers {
                         let _ = answer.send(Err(BatchError::Failed(Arc::clone(&error))));

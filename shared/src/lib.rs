@@ -10,6 +10,7 @@
 pub mod address_guard;
 pub mod backoff;
 pub mod batch;
+pub mod call_error;
 pub mod contract;
 pub mod encryption;
 pub mod forecast;

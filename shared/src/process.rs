@@ -1,10 +1,11 @@
-//! The process: its runtime, its limit of open files, and its stop signals.
+//! The process: its runtime, its tasks, its limit of open files, and its stop signals.
 
 use std::process::ExitCode;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Runs `program` to its end. Blocking work that is still running then is abandoned: a DNS look-up can't be cancelled, and may take a
@@ -25,6 +26,48 @@ pub fn run(program: impl Future<Output = ExitCode>) -> ExitCode {
 pub fn raise_open_files() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return u64::MAX };
     if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
+}
+
+/// The tasks of a process. Each runs until the process is told to stop. Without one of them, the process would break its promises but look
+/// healthy; so if one ends early, all are told to stop, and whoever started the process can start it anew.
+#[derive(Debug)]
+pub struct Tasks {
+    running: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+/// A task ended before it was told to: it panicked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a task ended unexpectedly; the log says why")]
+pub struct EndedEarly;
+
+impl Tasks {
+    /// No tasks yet. `stop` tells all of them to end.
+    #[must_use]
+    pub fn new(stop: CancellationToken) -> Self {
+        Self { running: JoinSet::new(), stop }
+    }
+
+    /// Starts a task. If `self` is dropped, it is cancelled.
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.running.spawn(task);
+    }
+
+    /// Waits for all tasks to end.
+    ///
+    /// # Errors
+    /// If one ended early.
+    pub async fn ended(mut self) -> Result<(), EndedEarly> {
+        let mut all = Ok(());
+        while let Some(one) = self.running.join_next().await {
+            if one.is_err() || !self.stop.is_cancelled() {
+                tracing::error!("a task ended unexpectedly: stopping");
+                self.stop.cancel();
+                all = Err(EndedEarly);
+            }
+        }
+        all
+    }
 }
 
 /// Exit code of a process that was told twice to stop.
@@ -70,6 +113,25 @@ mod tests {
             ExitCode::SUCCESS
         });
         assert!(began.elapsed() < long / 2);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_stops_the_others_and_is_an_error() {
+        let stop = CancellationToken::new();
+        let mut tasks = Tasks::new(stop.clone());
+        tasks.spawn(stop.clone().cancelled_owned());
+        tasks.spawn(async { panic!("as a bug would") });
+        assert_eq!(tasks.ended().await, Err(EndedEarly));
+        assert!(stop.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn tasks_that_end_when_they_are_told_to_are_no_error() {
+        let stop = CancellationToken::new();
+        let mut tasks = Tasks::new(stop.clone());
+        tasks.spawn(stop.clone().cancelled_owned());
+        stop.cancel();
+        assert_eq!(tasks.ended().await, Ok(()));
     }
 
     #[test]

@@ -153,23 +153,23 @@ pub struct TelemetrySettings {
     pub otel_traces_sampler_arg: f64,
 }
 
-/// How Postgres is reached.
+/// How Postgres is reached. Commands take these flags as well, before or after their names.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Postgres")]
 pub struct DatabaseSettings {
     /// Address of the database, such as `postgres://user:password@localhost:5432/countersign`. Of several hosts (`@a:5432,b:5432/`) the one
     /// that takes writes is used.
-    #[arg(long, env, hide_env_values = true, value_parser = database_url)]
+    #[arg(long, env, global = true, hide_env_values = true, value_parser = database_url)]
     pub database_url: Option<crate::secret::Secret<String>>,
     /// Most connections that this process opens.
-    #[arg(long, env, default_value_t = 10, value_parser = whole_number(2..=1000_u32))]
+    #[arg(long, env, global = true, default_value_t = 10, value_parser = whole_number(2..=1000_u32))]
     pub database_max_connections: u32,
     /// Bring the schema up to date before serving.
-    #[arg(long, env, default_value_t = true, action = clap::ArgAction::Set)]
+    #[arg(long, env, global = true, default_value_t = true, action = clap::ArgAction::Set)]
     pub migrate_on_start: bool,
     /// Encrypts webhook secrets and headers at rest: NAME:BASE64 of 32 bytes. Several with commas between: the first one encrypts, all
     /// decrypt. Empty: they are stored as they are.
-    #[arg(long, env, default_value = "", hide_default_value = true, hide_env_values = true)]
+    #[arg(long, env, global = true, default_value = "", hide_default_value = true, hide_env_values = true)]
     pub encryption_key: crate::encryption::Keyring,
 }
 

@@ -66,7 +66,17 @@ pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, T
     };
     // A second start in one process (tests) keeps the first subscriber.
     let _ = subscriber(levels, settings.log_format, std::io::stderr, provider.as_ref()).try_init();
+    log_panics();
     Ok(Telemetry(provider))
+}
+
+/// Has panics logged like everything else, besides what Rust prints.
+fn log_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!(%panic, "a bug");
+        print(panic);
+    }));
 }
 
 fn subscriber<W>(levels: Targets, format: LogFormat, writer: W, provider: Option<&SdkTracerProvider>) -> Dispatch

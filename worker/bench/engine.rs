@@ -20,7 +20,7 @@ use shared::units::Rate;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use worker::driver::{self, Ended, Pace, Queue};
-use worker::finisher::{Finisher, Shared};
+use worker::finisher::Finisher;
 use worker::settings::Queues;
 use worker::sign::claims::Claims;
 
@@ -46,7 +46,7 @@ const POLL: std::time::Duration = std::time::Duration::from_secs(1);
 struct Sign {
     most_leased: usize,
     claims: Claims,
-    finisher: Shared<SignFinish>,
+    finisher: Arc<Finisher<SignFinish>>,
 }
 
 impl Queue for Sign {
@@ -79,7 +79,7 @@ impl Queue for Sign {
 struct Webhook {
     most_leased: usize,
     store: Store,
-    finisher: Shared<WebhookFinish>,
+    finisher: Arc<Finisher<WebhookFinish>>,
 }
 
 impl Queue for Webhook {

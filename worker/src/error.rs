@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use shared::process::EndedEarly;
 use shared::store::StoreError;
 use shared::telemetry::{self, display_chain};
 
@@ -27,6 +28,9 @@ pub enum StartError {
     /// The signal handlers can't be installed.
     #[error("can't listen to signals: {0}")]
     Signals(#[source] std::io::Error),
+    /// A task panicked.
+    #[error(transparent)]
+    EndedEarly(#[from] EndedEarly),
 }
 
 impl StartError {

@@ -1,7 +1,7 @@
 //! Writes outcomes in batches, and keeps trying while Postgres is unavailable: a signature is worth more than the lease under which it was
 //! obtained. If the lease has expired meanwhile and another worker has the job, the fencing token rejects the write.
 
-use std::sync::Arc;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,8 +12,8 @@ use shared::store::webhook_finish::WebhookFinish;
 use shared::store::{Finished, Store, StoreError};
 use shared::telemetry::display_chain;
 
-/// An outcome that a finisher writes.
-pub trait Outcome: Send + Sync + Sized + 'static {
+/// The outcome of a job, as a finisher writes it.
+pub trait Finish: Send + Sync + Sized + 'static {
     /// The queue's name in logs and metrics.
     const QUEUE: &'static str;
 
@@ -21,7 +21,7 @@ pub trait Outcome: Send + Sync + Sized + 'static {
     fn write(store: &Store, outcomes: &[Self]) -> impl Future<Output = Result<Vec<Finished>, StoreError>> + Send;
 }
 
-impl Outcome for SignFinish {
+impl Finish for SignFinish {
     const QUEUE: &'static str = "sign";
 
     async fn write(store: &Store, outcomes: &[Self]) -> Result<Vec<Finished>, StoreError> {
@@ -29,7 +29,7 @@ impl Outcome for SignFinish {
     }
 }
 
-impl Outcome for WebhookFinish {
+impl Finish for WebhookFinish {
     const QUEUE: &'static str = "webhook";
 
     async fn write(store: &Store, outcomes: &[Self]) -> Result<Vec<Finished>, StoreError> {
@@ -38,8 +38,8 @@ impl Outcome for WebhookFinish {
 }
 
 /// Queues outcomes and writes them in batches.
-pub struct Finisher<O: Outcome> {
-    batches: Batcher<O, Option<Finished>, StoreError>,
+pub struct Finisher<O: Finish> {
+    batches: Batcher<O, Option<Finished>, Infallible>,
 }
 
 /// Maximum number of outcomes in one transaction, of concurrent transactions, and of waiting outcomes. Even with the largest settings, no
@@ -58,7 +58,7 @@ const WRITE_WITHIN: Duration = Duration::from_secs(15);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-impl<O: Outcome> Finisher<O> {
+impl<O: Finish> Finisher<O> {
     /// Starts the tasks that write.
     #[must_use]
     pub fn new(store: Store) -> Self {
@@ -72,38 +72,41 @@ impl<O: Outcome> Finisher<O> {
 
     /// Writes one outcome as soon as possible.
     pub async fn finish(&self, outcome: O) {
-        if let Ok(Some(Finished::LeaseLost)) = self.batches.submit(outcome).await {
-            metrics::counter!("countersign_leases_lost_total", "queue" => O::QUEUE).increment(1);
-            tracing::warn!(queue = O::QUEUE, "the lease had run out: nothing was changed");
+        match self.batches.submit(outcome).await {
+            Ok(Some(Finished::LeaseLost)) => {
+                metrics::counter!("countersign_leases_lost_total", "queue" => O::QUEUE).increment(1);
+                tracing::warn!(queue = O::QUEUE, "the lease had run out: nothing was changed");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(queue = O::QUEUE, error = display_chain(&error), "an outcome could not be queued"),
         }
     }
 }
 
 /// Writes `outcomes` together, and retries while Postgres is unavailable. If Postgres refuses them, or somebody holds a lock on one of the
-/// rows, each one is written alone, so that one bad outcome spoils no other. The job of a refused outcome is due again when its lease
-/// expires.
-async fn write_all<O: Outcome>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Finished>> {
-    match write_patiently(store, &outcomes).await {
-        Ok(written) => written.into_iter().map(Some).collect(),
-        Err(error) if outcomes.len() == 1 => {
+/// rows, each one is written alone, so that one bad outcome spoils no other.
+async fn write_all<O: Finish>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Finished>> {
+    if outcomes.len() > 1
+        && let Ok(written) = write_patiently(store, &outcomes).await
+    {
+        return written.into_iter().map(Some).collect();
+    }
+    // Writes that are held up must not hold up the others.
+    join_all(outcomes.iter().map(|outcome| write_alone(store, outcome))).await
+}
+
+/// Writes one outcome. `None` if Postgres refuses it: then its job is due again when its lease expires.
+async fn write_alone<O: Finish>(store: &Store, outcome: &O) -> Option<Finished> {
+    match write_patiently(store, std::slice::from_ref(outcome)).await {
+        Ok(written) => written.first().copied(),
+        Err(error) => {
             tracing::error!(queue = O::QUEUE, error = display_chain(&error), "an outcome was refused");
-            vec![None]
-        }
-        Err(_) => {
-            let alone = outcomes.into_iter().map(|outcome| async move {
-                let written = write_patiently(store, std::slice::from_ref(&outcome)).await;
-                if let Err(error) = &written {
-                    tracing::error!(queue = O::QUEUE, error = display_chain(error), "an outcome was refused");
-                }
-                written.ok().and_then(|written| written.first().copied())
-            });
-            // Writes that are held up must not hold up the others.
-            join_all(alone).await
+            None
         }
     }
 }
 
-async fn write_patiently<O: Outcome>(store: &Store, outcomes: &[O]) -> Result<Vec<Finished>, StoreError> {
+async fn write_patiently<O: Finish>(store: &Store, outcomes: &[O]) -> Result<Vec<Finished>, StoreError> {
     let mut failures = 0_u32;
     loop {
         let written = tokio::time::timeout(WRITE_WITHIN, O::write(store, outcomes)).await;
@@ -121,6 +124,3 @@ async fn write_patiently<O: Outcome>(store: &Store, outcomes: &[O]) -> Result<Ve
         }
     }
 }
-
-/// A finisher that drivers share.
-pub type Shared<O> = Arc<Finisher<O>>;

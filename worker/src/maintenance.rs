@@ -2,6 +2,8 @@
 //! two that run at once skip each other's requests.
 
 use std::future::Future;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shared::backoff::Jitter;
@@ -10,14 +12,14 @@ use shared::store::{Store, StoreError};
 use shared::telemetry::display_chain;
 use tokio_util::sync::CancellationToken;
 
-use crate::finisher::Shared;
+use crate::finisher::Finisher;
 
 /// Jobs and requests are handled in groups of this size, to keep each transaction short.
 const AT_ONCE: u32 = 500;
 
-/// The pause between two groups, and the pause after the last one.
+/// The pause between two groups, and the pause after the last one. The latter is a quarter of the shortest age, within limits.
 const NEXT_GROUP: Duration = Duration::from_millis(50);
-const NEXT_ROUND: Duration = Duration::from_mins(1);
+const NEXT_ROUND: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_mins(1);
 
 /// How long ending a group of overdue jobs may take.
 const LEASE: Duration = Duration::from_mins(1);
@@ -33,17 +35,25 @@ pub struct Ages {
     pub retention: Duration,
 }
 
+impl Ages {
+    /// The pause between two rounds: what is too old does not stay for much longer.
+    fn next_round(self) -> Duration {
+        let shortest = self.deadline.map_or(self.retention, |deadline| deadline.min(self.retention));
+        (shortest / 4).clamp(*NEXT_ROUND.start(), *NEXT_ROUND.end())
+    }
+}
+
 /// How long one step of a round may take.
 const STEP_WITHIN: Duration = Duration::from_secs(30);
 
 /// Runs until `stop`.
-pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: CancellationToken) {
+pub async fn run(store: Store, ages: Ages, finisher: Arc<Finisher<SignFinish>>, stop: CancellationToken) {
     loop {
         let full = tokio::select! {
             full = round(&store, ages, &finisher) => full,
             () = stop.cancelled() => return,
         };
-        let pause = if full { NEXT_GROUP } else { Jitter::FIFTH.apply(NEXT_ROUND, &mut rand::rng()) };
+        let pause = if full { NEXT_GROUP } else { Jitter::FIFTH.apply(ages.next_round(), &mut rand::rng()) };
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
@@ -52,7 +62,7 @@ pub async fn run(store: Store, ages: Ages, finisher: Shared<SignFinish>, stop: C
 }
 
 /// Handles one group of everything. Returns true if a group was full, so that there may be more.
-async fn round(store: &Store, ages: Ages, finisher: &Shared<SignFinish>) -> bool {
+async fn round(store: &Store, ages: Ages, finisher: &Finisher<SignFinish>) -> bool {
     let mut full = false;
     if let Some(deadline) = ages.deadline {
         full |= step("overdue", end_overdue(store, deadline, finisher)).await == AT_ONCE;
@@ -75,7 +85,7 @@ async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -
     })
 }
 
-async fn end_overdue(store: &Store, deadline: Duration, finisher: &Shared<SignFinish>) -> Result<u32, StoreError> {
+async fn end_overdue(store: &Store, deadline: Duration, finisher: &Finisher<SignFinish>) -> Result<u32, StoreError> {
     let overdue = store.claim_overdue_sign_jobs(deadline, AT_ONCE, LEASE).await?;
     let count = u32::try_from(overdue.len()).unwrap_or(AT_ONCE);
     let ends = overdue.into_iter().map(|(lease, digest)| finisher.finish(SignFinish::past_deadline(lease, digest)));
@@ -89,6 +99,14 @@ async fn end_overdue(store: &Store, deadline: Duration, finisher: &Shared<SignFi
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_old_for_a_short_time_only_is_looked_for_more_often() {
+        for (deadline, retention, pause) in [(86_400, 2_592_000, 60), (20, 2_592_000, 5), (86_400, 40, 10), (1, 1, 1)] {
+            let (deadline, retention) = (Some(Duration::from_secs(deadline)), Duration::from_secs(retention));
+            assert_eq!(Ages { deadline, webhooks: None, retention }.next_round().as_secs(), pause);
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_step_that_fails_or_never_ends_counts_nothing_and_lets_the_next_one_follow() {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use poem::listener::{Acceptor, Listener, TcpListener};
+use shared::process::{self, Tasks};
 use shared::store::low_water::Marks;
 use shared::store::{Audience, Hint, JobKind, Store};
-use shared::{operations, process, telemetry, tls};
+use shared::{operations, telemetry, tls};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::driver::{self, Pace};
 use crate::error::StartError;
@@ -38,8 +38,8 @@ const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
 /// Runs until SIGTERM or SIGINT, then finishes what is in flight.
 ///
 /// # Errors
-/// If it can't start. Once it runs, only a signal ends it, or workers with another rate that took its place while it was taken for dead.
-/// While Postgres is unavailable, it waits.
+/// If it can't start. Once it runs, only a signal ends it, workers with another rate that took its place while it was taken for dead, or a
+/// task that panics. While Postgres is unavailable, it waits.
 pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-worker")?;
@@ -52,16 +52,11 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let acceptor = TcpListener::bind(settings.worker_listen).into_acceptor().await.map_err(listen_error)?;
     tracing::info!(listen = %acceptor.local_addr()[0], queues = ?settings.worker_queues, rate = %settings.upstream.upstream_rate, "worker starts");
 
-    let (tasks, prepared) = (TaskTracker::new(), operations::Prepared::default());
+    let (mut tasks, prepared) = (Tasks::new(stop.clone()), operations::Prepared::default());
     let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(IDLE);
-    tasks.spawn(server.run_with_graceful_shutdown(
-        operations::routes(store.clone(), prepared.clone()),
-        {
-            let stop = stop.clone();
-            async move { stop.cancelled().await }
-        },
-        Some(Duration::from_secs(1)),
-    ));
+    let routes = operations::routes(store.clone(), prepared.clone());
+    let serving = server.run_with_graceful_shutdown(routes, stop.clone().cancelled_owned(), Some(Duration::from_secs(1)));
+    tasks.spawn(async { serving.await.expect("accepting does not fail") });
     store.when_available(&stop, async || store.prepare(settings.database.migrate_on_start).await).await?;
     if settings.worker_queues.webhook {
         store.when_available(&stop, async || store.allow_webhook_addresses(&settings.webhook.addresses).await).await?;
@@ -69,25 +64,28 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     // A worker that does not call the upstream has no say in the rate.
     let rate = settings.upstream.upstream_rate;
     let membership = if settings.worker_queues.sign { Membership::join(&store, rate, &stop).await? } else { None };
-    start_queues(&settings, &store, upstream, policy, &tasks, &stop)?;
+    start_queues(&settings, &store, upstream, policy, &mut tasks, &stop)?;
     prepared.done();
 
-    let kept = if let Some(membership) = membership.clone() {
-        membership.run(stop.clone()).await
-    } else {
-        stop.cancelled().await;
-        Ok(())
+    let staying = async {
+        let stayed = match &membership {
+            Some(membership) => membership.stay(&stop).await,
+            None => Ok(()),
+        };
+        if stayed.is_err() {
+            stop.cancel();
+        }
+        stayed
     };
-    stop.cancel();
-    tasks.close();
-    tasks.wait().await;
+    let (stayed, ended) = tokio::join!(staying, tasks.ended());
     if let Some(membership) = membership {
         membership.leave().await;
     }
     store.close().await;
     tracing::info!("worker stopped");
     telemetry.finish().await;
-    kept
+    stayed?;
+    Ok(ended?)
 }
 
 fn start_queues(
@@ -95,7 +93,7 @@ fn start_queues(
     store: &Store,
     upstream: Option<Upstream>,
     policy: RetryPolicy,
-    tasks: &TaskTracker,
+    tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> Result<(), StartError> {
     let (sign_wake, webhook_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));

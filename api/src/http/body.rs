@@ -68,7 +68,7 @@ pub const MOST_HEADERS: usize = 32;
 /// Maximum length of the name of one, in characters.
 pub const LONGEST_HEADER_NAME: usize = 256;
 /// Maximum length of its value, in characters.
-pub const LONGEST_HEADER_VALUE: usize = 1024;
+pub const LONGEST_HEADER_VALUE: usize = 2048;
 
 /// Maximum number of bytes of a body besides its message: the headers, the address, the names of fields, white space.
 const BESIDES: usize = MOST_HEADERS * (LONGEST_HEADER_NAME + 2 * JSON_ESCAPE * LONGEST_HEADER_VALUE) + 64 * 1024;

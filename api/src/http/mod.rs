@@ -72,12 +72,14 @@ const ROUTES: [(&str, &str); 3] = [("/crypto/sign", "POST"), ("/crypto/sign/{id}
 
 /// The pattern and the methods of the route that `path` belongs to. `None` if it is not a route for callers.
 fn matched(path: &str) -> Option<(&'static str, &'static str)> {
-    match path.strip_prefix("/crypto/sign")? {
-        "" => Some(ROUTES[0]),
-        rest if !rest.starts_with('/') => None,
-        rest if rest.ends_with("/deliveries") => Some(ROUTES[2]),
-        _ => Some(ROUTES[1]),
-    }
+    let segments: Vec<&str> = path.strip_prefix("/crypto/sign")?.split('/').collect();
+    let route = match segments[..] {
+        [""] => 0,
+        ["", id] if !id.is_empty() => 1,
+        ["", id, "deliveries"] if !id.is_empty() => 2,
+        _ => return None,
+    };
+    Some(ROUTES[route])
 }
 
 fn service() -> OpenApiService<(Api, DeliveriesApi), &'static dyn Outgoing> {
@@ -122,6 +124,9 @@ fn problem_of(error: poem::Error, path: &str) -> Response {
         ApiError::Unauthorized
     } else if error.is::<ParsePathError>() {
         ApiError::UnknownRequest
+    // Of a path that is not UTF-8.
+    } else if error.is::<poem::error::ParsePathError>() {
+        ApiError::UnknownRoute
     } else if error.is::<ParseParamError>() {
         ApiError::BadHeader("a header is not text")
     } else if error.status() == StatusCode::PAYLOAD_TOO_LARGE {

@@ -89,6 +89,9 @@ async fn routes_and_methods_that_do_not_exist_are_problems_too() {
     wrong.is_problem(405, "method-not-allowed");
     assert_eq!(wrong.header("allow"), "POST");
     answer(world.get("not-an-id").await).await.is_problem(404, "not-found");
+    for path in ["/crypto/sign/%FF", "/%FF", "/health/%FF", "/docs/%FF"] {
+        get(path).await.is_problem(404, "no-such-route");
+    }
 }
 
 #[tokio::test]

@@ -5,12 +5,13 @@
 //! settings. `docs/performance.md` explains what each workload measures, and how.
 //!
 //! - `plan` is what to measure; `world` has the Postgres, the databases and the programs under test; `machine` describes the machine;
-//! - `load` sends requests, `sink` answers calls, `fill` writes millions of rows;
+//! - `load` sends requests, `sink` answers calls, `fill` writes millions of rows, `filler` fills Postgres's buffers;
 //! - `peers` are the systems to compare with: `driven` programs in `devkit/peers`, `pgbench`, and `redis`, which some of them need;
 //! - `workloads` has a file for each kind of work; `stats` and `report` turn the measurements into rows with a verdict.
 
 mod driven;
 mod fill;
+mod filler;
 mod load;
 mod machine;
 mod peers;

@@ -190,7 +190,7 @@ impl Store {
                 messages.body as "body?",
                 gate.breaker_failures as "breaker_failures?",
                 extract(epoch from gate.window_length / gate.calls)::float8 as interval,
-                case when leased.id is not null then (
+                case when leased.id is null then null when (select count(*) from leased) >= 1000 then 1000 else (
                     select count(*) from (
                         (select from jobs
                         where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at >= coalesce($8::timestamptz, '-infinity')

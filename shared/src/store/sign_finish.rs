@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use super::upstream::CLOCKS_DRIFT;
 use super::{Finished, Hint, JobKind, Lease, Result, Store, StoreError, listen, notify, seconds};
+use crate::call_error::CallError;
 use crate::message::MessageDigest;
 
 pub use super::upstream_news::UpstreamNews;
@@ -30,8 +31,8 @@ pub struct SignFinish {
     pub called: bool,
     /// The HTTP status that the upstream answered, if it did.
     pub status: Option<u16>,
-    /// A stable error class, if something went wrong.
-    pub error: Option<&'static str>,
+    /// What went wrong, if something did.
+    pub error: Option<CallError>,
     /// What the attempt says about the upstream.
     pub upstream: UpstreamNews,
 }
@@ -245,10 +246,10 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
         &columns.states as _,
         &columns.delays as &[Option<f64>],
         &columns.signatures as &[Option<Vec<u8>>],
-        &columns.failures as &[Option<String>],
+        &columns.failures as &[Option<&str>],
         &columns.verdicts as _,
         &columns.statuses as &[Option<i32>],
-        &columns.errors as &[Option<String>],
+        &columns.errors as &[Option<&str>],
         &columns.called,
         CLOCKS_DRIFT,
         &columns.slots as &[Option<i32>],
@@ -274,10 +275,10 @@ struct Columns {
     states: Vec<&'static str>,
     delays: Vec<Option<f64>>,
     signatures: Vec<Option<Vec<u8>>>,
-    failures: Vec<Option<String>>,
+    failures: Vec<Option<&'static str>>,
     verdicts: Vec<&'static str>,
     statuses: Vec<Option<i32>>,
-    errors: Vec<Option<String>>,
+    errors: Vec<Option<&'static str>>,
     called: Vec<bool>,
 }
 
@@ -310,11 +311,11 @@ impl Columns {
                 _ => None,
             });
             columns.failures.push(match finish.ending {
-                Ending::Failed(failure) => Some(failure.code().to_owned()),
+                Ending::Failed(failure) => Some(failure.code()),
                 _ => None,
             });
             columns.statuses.push(finish.status.map(i32::from));
-            columns.errors.push(finish.error.map(ToOwned::to_owned));
+            columns.errors.push(finish.error.map(CallError::code));
             columns.called.push(finish.called);
         }
         columns

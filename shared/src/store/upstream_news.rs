@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::sign_finish::SignFinish;
 use super::{Result, Store, seconds};
+use crate::call_error::CallError;
 use crate::telemetry::display_chain;
 
 /// What an attempt says about the upstream.
@@ -135,7 +136,7 @@ struct News {
 fn together(finishes: &[SignFinish]) -> Vec<News> {
     let mut all: Vec<News> = Vec::new();
     for SignFinish { upstream, error, lease, .. } in finishes.iter().filter(|finish| finish.upstream != UpstreamNews::None) {
-        let (what, error, jobs, tokens) = (*upstream, *error, vec![lease.job.0], vec![lease.token]);
+        let (what, error, jobs, tokens) = (*upstream, error.map(CallError::code), vec![lease.job.0], vec![lease.token]);
         match all.iter_mut().find(|news| discriminant(&news.what) == discriminant(&what)) {
             None => all.push(News { what, error, jobs, tokens }),
             Some(news) => {

@@ -45,7 +45,7 @@ const STEPS: i32 = 256;
 /// How many entries of the delivery log are kept for one request.
 pub(super) const KEPT_ATTEMPTS: i32 = 100;
 
-/// Identifies a receiver: scheme, host, port and path of an address, for one API key (`receiver_of` in the migrations).
+/// Identifies a receiver: an address without its identifiers, for one API key (`receiver_of` in the migrations).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReceiverId(pub(super) Uuid);
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Finished, Lease, Result, Store, seconds};
+use crate::call_error::CallError;
 
 /// The outcome of an attempt to deliver.
 #[derive(Debug)]
@@ -16,8 +17,8 @@ pub struct WebhookFinish {
     pub ending: Delivery,
     /// The HTTP status that the receiver answered, if it did.
     pub status: Option<u16>,
-    /// A stable error class, if something went wrong.
-    pub error: Option<&'static str>,
+    /// What went wrong, if something did.
+    pub error: Option<CallError>,
     /// How long the attempt took.
     pub took: Duration,
     /// The first bytes of the receiver's answer. At most [`LARGEST_RESPONSE`] are kept.
@@ -130,10 +131,10 @@ impl Store {
             &columns.tokens,
             &columns.states as _,
             &columns.delays as &[Option<f64>],
-            &columns.failures as &[Option<String>],
+            &columns.failures as &[Option<&str>],
             &columns.verdicts as _,
             &columns.statuses as &[Option<i32>],
-            &columns.errors as &[Option<String>],
+            &columns.errors as &[Option<&str>],
             &columns.durations,
             &columns.responses as &[Option<Vec<u8>>],
             &columns.works,
@@ -154,10 +155,10 @@ struct Columns {
     tokens: Vec<Uuid>,
     states: Vec<&'static str>,
     delays: Vec<Option<f64>>,
-    failures: Vec<Option<String>>,
+    failures: Vec<Option<&'static str>>,
     verdicts: Vec<&'static str>,
     statuses: Vec<Option<i32>>,
-    errors: Vec<Option<String>>,
+    errors: Vec<Option<&'static str>>,
     durations: Vec<i32>,
     responses: Vec<Option<Vec<u8>>>,
     works: Vec<bool>,
@@ -173,7 +174,7 @@ impl Columns {
             let (state, verdict, delay, failure) = match finish.ending {
                 Delivery::Delivered => ("succeeded", "succeeded", None, None),
                 Delivery::Retry(delay) => ("pending", "try_again", Some(seconds(delay)), None),
-                Delivery::Exhausted(code) => ("failed", "try_again", None, Some(code.to_owned())),
+                Delivery::Exhausted(code) => ("failed", "try_again", None, Some(code)),
                 Delivery::Released => ("pending", "released", Some(0.0), None),
             };
             let (works, before, pause) = match finish.receiver {
@@ -188,7 +189,7 @@ impl Columns {
             columns.failures.push(failure);
             columns.verdicts.push(verdict);
             columns.statuses.push(finish.status.map(i32::from));
-            columns.errors.push(finish.error.map(ToOwned::to_owned));
+            columns.errors.push(finish.error.map(CallError::code));
             columns.durations.push(i32::try_from(finish.took.as_millis()).unwrap_or(i32::MAX));
             columns.responses.push(finish.response.as_ref().map(|bytes| bytes[..bytes.len().min(LARGEST_RESPONSE)].to_vec()));
             columns.works.push(works);

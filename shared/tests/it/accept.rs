@@ -229,9 +229,7 @@ async fn a_request_that_is_attached_while_the_end_of_its_job_waits_is_ended_too(
     sqlx::raw_sql("select from jobs for no key update").execute(&mut *attaching).await.unwrap();
     let store = f.store.clone();
     let finished = tokio::spawn(async move { store.finish_sign_jobs(&[finish(job, Ending::Signed("s".to_owned()))]).await.unwrap() });
-    while f.number("select count(*) from pg_locks where not granted").await == 0 {
-        tokio::task::yield_now().await;
-    }
+    f.until_somebody_waits_for_a_lock().await;
     let attach = "insert into requests (id, api_key_id, sign_job_id, payload_digest, webhook_url)
             select gen_random_uuid(), api_key_id, sign_job_id, payload_digest, webhook_url from requests;
         update jobs set attached = attached + 1;

@@ -212,9 +212,7 @@ async fn while_a_secret_is_replaced_requests_are_accepted() {
             }
         };
         let posting = async {
-            while f.number("select count(*) from pg_locks where locktype = 'advisory' and not granted").await == 0 {
-                tokio::task::yield_now().await;
-            }
+            f.until_somebody_waits_for_a_lock().await;
             tokio::time::timeout(Duration::from_secs(5), f.post(&format!("posted {rotates}"))).await.expect("it waits for the key's row");
             holder.commit().await.unwrap();
         };

@@ -132,6 +132,12 @@ impl Fixture {
         until("the statistics have arrived", async || self.number(&arrived).await > 0).await;
     }
 
+    /// Waits until a session of this database waits for a lock that another one holds.
+    pub(crate) async fn until_somebody_waits_for_a_lock(&self) {
+        let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        until("somebody waits for a lock", async || self.number(waiting).await > 0).await;
+    }
+
     /// Runs a statement, for example to move stored times.
     pub(crate) async fn run(&self, sql: &str) {
         let mut connection = self.connection().await;

@@ -126,7 +126,7 @@ async fn two_that_forget_the_last_requests_of_a_message_at_once_leave_nothing_of
     sqlx::raw_sql(sqlx::AssertSqlSafe(deleted)).execute(&mut *other).await.unwrap();
     let store = f.store.clone();
     let forgetting = tokio::spawn(async move { store.forget(DAY, 10).await.unwrap() });
-    while !forgetting.is_finished() && f.number("select count(*) from pg_locks where not granted").await == 0 {}
+    f.until_somebody_waits_for_a_lock().await;
     let judged = "delete from jobs j where not exists (select from requests r where r.sign_job_id = j.id)";
     assert_eq!(sqlx::raw_sql(judged).execute(&mut *other).await.unwrap().rows_affected(), 0);
     other.commit().await.unwrap();

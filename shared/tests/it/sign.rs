@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use shared::call_error::CallError;
 use shared::contract::Status;
 use shared::store::Finished;
 use shared::store::low_water::LowWater;
@@ -365,7 +366,7 @@ async fn while_the_breaker_is_open_all_that_wait_say_why() {
     let (one, other) = (f.post("one").await, f.post("other").await);
     let job = f.claim(1).await.remove(0);
     let down = UpstreamNews::Down { probe_in: LEASE, failures: 1 };
-    let gone = SignFinish { called: false, error: Some("connection"), upstream: down, ..finish(job, Ending::Unavailable) };
+    let gone = SignFinish { called: false, error: Some(CallError::Connection), upstream: down, ..finish(job, Ending::Unavailable) };
     f.store.finish_sign_jobs(&[gone]).await.unwrap();
     let states = f.store.requests(&[one, other]).await.unwrap();
     let code = |id| states[&id].request.last_error.clone().unwrap().code;

@@ -6,9 +6,9 @@ use shared::store::upstream::{Agreement, Heartbeat, LIVES_FOR, SEEN_EVERY, Worke
 use shared::store::{Store, StoreError};
 use shared::telemetry::display_chain;
 use shared::units::Rate;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::StartError;
 
@@ -22,7 +22,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 const TAKE_OVER_WITHIN: Duration = Duration::from_mins(1);
 
 /// The membership of this process.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Membership {
     store: Store,
     worker: WorkerId,
@@ -67,9 +67,9 @@ impl Membership {
     /// # Errors
     /// If other workers, which had to take this worker for dead, use another rate by now. What is already claimed is finished, but nothing
     /// more is claimed.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), StartError> {
+    pub async fn stay(&self, stop: &CancellationToken) -> Result<(), StartError> {
         let mut failing = false;
-        let mut taking_over: Option<JoinHandle<()>> = None;
+        let mut taking_over: Option<AbortOnDropHandle<()>> = None;
         while !stop.is_cancelled() {
             let stay = tokio::time::timeout(SEEN_EVERY, self.store.heartbeat(self.worker, self.rate));
             let stayed = tokio::select! {
@@ -83,8 +83,8 @@ impl Membership {
                 Ok(Heartbeat { agreement: Agreement::Agreed, taken_over }) => {
                     failing = false;
                     // In a separate task: a worker that sends no heartbeat for too long is taken for dead.
-                    if taken_over && taking_over.as_ref().is_none_or(JoinHandle::is_finished) {
-                        taking_over = Some(tokio::spawn(take_over(self.store.clone())));
+                    if taken_over && taking_over.as_ref().is_none_or(AbortOnDropHandle::is_finished) {
+                        taking_over = Some(AbortOnDropHandle::new(tokio::spawn(take_over(self.store.clone()))));
                     }
                 }
                 // Log once per outage, not once per attempt.
@@ -102,7 +102,7 @@ impl Membership {
     }
 
     /// Reports that this worker is gone, so that no other one waits for it. If that fails, the missing heartbeats show it.
-    pub async fn leave(self) {
+    pub async fn leave(&self) {
         let _ = tokio::time::timeout(LEAVE_WITHIN, self.store.leave_workers(self.worker)).await;
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 use shared::backoff::{Backoff, FailedAttempt, Jitter, doubling};
+use shared::call_error::CallError;
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, Failure, UpstreamNews};
 
@@ -32,8 +33,8 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// HTTP status, if the upstream answered.
     pub status: Option<u16>,
-    /// Stable error code, if something went wrong. It is shown to callers.
-    pub error: Option<&'static str>,
+    /// What went wrong, if something did.
+    pub error: Option<CallError>,
     /// Whether the call may have reached the upstream.
     pub called: bool,
 }
@@ -43,14 +44,14 @@ pub struct Verdict {
 pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
     let verdict = |outcome, status, error| Verdict { outcome, status, error: Some(error), called: true };
     match reply {
-        Reply::NotConnected => Verdict { called: false, ..verdict(Outcome::Unavailable, None, "connection") },
-        Reply::TimedOut => verdict(Outcome::TryAgain, None, "timeout"),
-        Reply::Broken => verdict(Outcome::TryAgain, None, "reset"),
+        Reply::NotConnected => Verdict { called: false, ..verdict(Outcome::Unavailable, None, CallError::Connection) },
+        Reply::TimedOut => verdict(Outcome::TryAgain, None, CallError::Timeout),
+        Reply::Broken => verdict(Outcome::TryAgain, None, CallError::Reset),
         Reply::Answered { status: 200, body, .. } => match body.map(String::from_utf8) {
             Ok(Ok(signature)) if !signature.is_empty() => {
                 Verdict { outcome: Outcome::Signed(signature), status: Some(200), error: None, called: true }
             }
-            Ok(_) | Err(BodyError::Truncated | BodyError::TooLarge) => verdict(Outcome::TryAgain, Some(200), "body"),
+            Ok(_) | Err(BodyError::Truncated | BodyError::TooLarge) => verdict(Outcome::TryAgain, Some(200), CallError::Body),
         },
         Reply::Answered { status, retry_after, .. } => {
             let outcome = match status {
@@ -62,7 +63,7 @@ pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
                 ..=299 => Outcome::TryAgain,
                 _ => Outcome::Refused,
             };
-            verdict(outcome, Some(status), "status")
+            verdict(outcome, Some(status), CallError::Status)
         }
     }
 }
@@ -78,7 +79,7 @@ pub struct RetryPolicy {
 
 /// When an upstream that is down is first probed, and the longest delay between two probes.
 const FIRST_PROBE_AFTER: Duration = Duration::from_secs(1);
-const PROBE_EVERY: Duration = Duration::from_mins(1);
+const PROBE_EVERY: Duration = Duration::from_secs(15);
 
 /// The longest pause that an upstream can ask for. A longer one is a mistake, and would stop everything.
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
@@ -115,7 +116,7 @@ impl RetryPolicy {
             Outcome::TryAgain => (self.retry(job, rng), up),
             Outcome::Unavailable => {
                 let failures = job.breaker_failures + 1;
-                let probe_in = Jitter::FIFTH.apply(doubling(FIRST_PROBE_AFTER, PROBE_EVERY, failures), rng);
+                let probe_in = Jitter::FIFTH.apply(doubling(FIRST_PROBE_AFTER, PROBE_EVERY, failures), rng).min(PROBE_EVERY);
                 (Ending::Unavailable, UpstreamNews::Down { probe_in, failures })
             }
             Outcome::Throttled(wait) => {

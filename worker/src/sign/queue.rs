@@ -1,7 +1,9 @@
 //! The attempt to sign one message, between a claim and a finish.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use shared::call_error::CallError;
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, Failure, SignFinish, UpstreamNews};
 use shared::store::{Claimed, StoreError};
@@ -15,7 +17,7 @@ use super::claims::Claims;
 use super::outcome::{RetryPolicy, judge};
 use super::upstream::{Reply, Unsendable, Upstream};
 use crate::driver::{Ended, Queue};
-use crate::finisher::Shared;
+use crate::finisher::Finisher;
 use crate::settings::Statuses;
 
 /// How much longer a lease is than its call: time to start the call, and to write its outcome.
@@ -42,7 +44,7 @@ pub struct SignQueue {
     /// When and how often a message is tried again.
     pub policy: RetryPolicy,
     /// Writes the outcomes.
-    pub finisher: Shared<SignFinish>,
+    pub finisher: Arc<Finisher<SignFinish>>,
 }
 
 impl Queue for SignQueue {
@@ -66,7 +68,9 @@ impl Queue for SignQueue {
             otel.status_code = field::Empty,
         );
         continue_trace(&span, job.traceparent.as_deref());
+        let attempt = job.attempt;
         let finish = self.attempt(job, give_up).instrument(span.clone()).await;
+        span.in_scope(|| report(&finish, attempt));
         // A used slot is not free before a window has passed, so the end of this job is no reason to claim. But a worker that receives no
         // notifications must claim whenever there may be a reason.
         let ended = match finish.ending {
@@ -86,48 +90,46 @@ impl SignQueue {
             0 => UpstreamNews::None,
             failures => UpstreamNews::NotProbed { failures },
         };
-        let unsent = |job: SignJob, ending, error| SignFinish {
+        let unsent = |job: SignJob, ending| SignFinish {
             lease: job.lease,
             digest,
             ending,
             called: false,
             status: None,
-            error,
+            error: None,
             upstream: not_probed,
         };
         if self.policy.is_overdue(&job) {
-            return SignFinish { upstream: not_probed, ..SignFinish::past_deadline(job.lease, digest) };
+            return unsent(job, Ending::Failed(Failure::DeadlineExceeded));
         }
         let turn = tokio::select! {
             biased;
             turn = self.calls.turn() => turn,
-            () = self.stop.cancelled() => return unsent(job, Ending::Released, Some("stopped")),
+            () = self.stop.cancelled() => return unsent(job, Ending::Released),
         };
         // A job that waited long for its turn, or was claimed by a process that then stood still, could end when its slot already belongs
         // to another job. So a call that can't end within the lease is not begun.
         if job.lease.left() < self.upstream.timeout() {
-            return unsent(job, Ending::Released, Some("late"));
+            tracing::warn!("too late for a call within the lease");
+            return unsent(job, Ending::Released);
         }
         let called = Instant::now();
         let reply = tokio::select! {
             reply = self.call(&job) => reply,
             () = give_up.cancelled() => {
-                let unsent = unsent(job, Ending::Released, Some("stopped"));
+                let unsent = unsent(job, Ending::Released);
                 // The call may still be on its way, and could arrive when a slot that is freed now is used again.
                 return SignFinish { lease: unsent.lease.leaving_its_slot(), called: true, upstream: UpstreamNews::None, ..unsent };
             }
         };
         turn.ended(called);
         let Ok(reply) = reply else {
-            let (ending, error) = (Ending::Failed(Failure::Refused), Some("too-long"));
-            report(&ending, job.attempt, None, error);
-            return unsent(job, ending, error);
+            return SignFinish { error: Some(CallError::TooLong), ..unsent(job, Ending::Failed(Failure::Refused)) };
         };
         // The age was measured at the claim.
         job.age += began.elapsed();
         let verdict = judge(reply, &self.retryable);
         let (ending, upstream) = self.policy.decide(&job, verdict.outcome, &mut rand::rng());
-        report(&ending, job.attempt, verdict.status, verdict.error);
         SignFinish { lease: job.lease, digest, ending, called: verdict.called, status: verdict.status, error: verdict.error, upstream }
     }
 
@@ -147,8 +149,9 @@ impl SignQueue {
     }
 }
 
-fn report(ending: &Ending, attempt: u32, status: Option<u16>, error: Option<&'static str>) {
-    let outcome = match ending {
+fn report(finish: &SignFinish, attempt: u32) {
+    let (status, error) = (finish.status, finish.error.map(CallError::code));
+    let outcome = match &finish.ending {
         Ending::Signed(_) => "signed",
         Ending::Retry(_) => "try_again",
         Ending::Unavailable => "unavailable",
@@ -161,8 +164,9 @@ fn report(ending: &Ending, attempt: u32, status: Option<u16>, error: Option<&'st
     if error.is_some() {
         span.record("otel.status_code", "ERROR");
     }
-    match ending {
+    match &finish.ending {
         Ending::Signed(_) => tracing::debug!(attempt, "signed"),
+        Ending::Released => tracing::debug!(attempt, "given back"),
         Ending::Retry(delay) => tracing::info!(attempt, status, error, retry_in = ?delay, "not signed; will try again"),
         _ => tracing::warn!(attempt, status, error, outcome, "not signed"),
     }

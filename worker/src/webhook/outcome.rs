@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use shared::backoff::{Jitter, doubling};
+use shared::call_error::CallError;
 use shared::store::webhook_finish::{Delivery, ReceiverNews};
 
 use super::sender::Answer;
@@ -52,7 +53,7 @@ const SLOW: Duration = Duration::from_secs(1);
 #[must_use]
 pub fn news(answer: &Answer, before: u32, schedule: &Schedule) -> ReceiverNews {
     match (answer.status, answer.error) {
-        (_, Some("unreadable" | "pending")) => ReceiverNews::None { before },
+        (_, Some(CallError::Unreadable)) => ReceiverNews::None { before },
         (Some(status), None) if status != 429 && asked(answer).is_zero() => ReceiverNews::Works { slow: answer.took > SLOW },
         _ => {
             // The requested pause applies to the receiver, not only to this webhook.
@@ -111,15 +112,15 @@ mod tests {
 
     #[test]
     fn timeouts_and_refused_connections_are_tried_again() {
-        for error in ["timeout", "connection", "reset", "address", "unreadable"] {
+        for error in [CallError::Timeout, CallError::Connection, CallError::Reset, CallError::Address, CallError::Unreadable] {
             let answer = Answer { error: Some(error), ..Answer::default() };
-            assert!(matches!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), Delivery::Retry(_)), "{error}");
+            assert!(matches!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), Delivery::Retry(_)), "{error:?}");
         }
     }
 
     #[test]
     fn a_status_of_success_counts_even_if_the_rest_of_the_answer_does_not_come() {
-        let answer = Answer { status: Some(200), error: Some("body"), ..Answer::default() };
+        let answer = Answer { status: Some(200), error: Some(CallError::Body), ..Answer::default() };
         assert_eq!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), Delivery::Delivered);
         assert!(matches!(news(&answer, 0, &usual()), ReceiverNews::Fails { .. }), "but the receiver is slow");
     }
@@ -130,8 +131,8 @@ mod tests {
         for status in [200, 204, 302, 400, 404, 410, 500, 502, 503] {
             assert_eq!(news(&answered(status), 5, &usual()), ReceiverNews::Works { slow: false }, "{status}");
         }
-        let silent = Answer { error: Some("timeout"), ..Answer::default() };
-        let cut_off = Answer { error: Some("body"), ..answered(500) };
+        let silent = Answer { error: Some(CallError::Timeout), ..Answer::default() };
+        let cut_off = Answer { error: Some(CallError::Body), ..answered(500) };
         for failed in [answered(429), silent, cut_off] {
             assert_eq!(news(&failed, 0, &usual()), ReceiverNews::Fails { before: 0, pause: Duration::ZERO }, "{failed:?}");
         }
@@ -143,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_receiver_that_fails_is_not_left_alone_for_longer_than_the_schedule_has_it() {
-        let failed = Answer { error: Some("connection"), ..Answer::default() };
+        let failed = Answer { error: Some(CallError::Connection), ..Answer::default() };
         for (schedule, expected) in [("1s,1s,1s", 1), ("1s,5s", 5), ("5s,5m", 60), ("", 60)] {
             let ReceiverNews::Fails { pause, .. } = news(&failed, 20, &schedule.parse().unwrap()) else { panic!("it fails") };
             assert_eq!(pause.as_secs(), expected, "{schedule}");

@@ -1,7 +1,9 @@
 //! The attempt to deliver one webhook, between a claim and a finish.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use shared::call_error::CallError;
 use shared::store::webhook_claim::{ReceiverId, WebhookJob};
 use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 use shared::store::{Claimed, Store, StoreError};
@@ -11,9 +13,9 @@ use tracing::{Instrument, field};
 
 use super::outcome::{decide, news};
 use super::seats::{Seat, Seats};
-use super::sender::{Answer, Sender};
+use super::sender::Sender;
 use crate::driver::{Ended, Queue};
-use crate::finisher::Shared;
+use crate::finisher::Finisher;
 use crate::settings::Schedule;
 
 /// The part of a lease that is not for deliveries: time to start the delivery, and to write its outcome.
@@ -32,7 +34,7 @@ pub struct WebhookQueue {
     /// When a delivery is tried again.
     pub schedule: Schedule,
     /// Writes the outcomes.
-    pub finisher: Shared<WebhookFinish>,
+    pub finisher: Arc<Finisher<WebhookFinish>>,
 }
 
 /// The walks of one claim over the receivers: from where the last claim stopped to the end, and then from the beginning to there.
@@ -99,7 +101,9 @@ impl Queue for WebhookQueue {
             otel.status_code = field::Empty,
         );
         continue_trace(&span, job.traceparent.as_deref());
+        let attempt = job.attempt;
         let finish = self.attempt(job, &seat, give_up).instrument(span.clone()).await;
+        span.in_scope(|| report(&finish, attempt));
         self.finisher.finish(finish).instrument(span).await;
         // Free the seat only now, so that the next claim does not count on an outcome that is not written yet. Other jobs may wait for the
         // seat.
@@ -144,10 +148,9 @@ impl WebhookQueue {
         }
         metrics::histogram!("countersign_webhook_seconds").record(answer.took);
         let ending = decide(&answer, job.attempt, &self.schedule, &mut rand::rng());
-        report(ending, job.attempt, &answer);
         let error = match ending {
             Delivery::Delivered => answer.error,
-            _ => answer.error.or(Some("status")),
+            _ => answer.error.or(Some(CallError::Status)),
         };
         let receiver = news(&answer, before, &self.schedule);
         let response = answer.status.map(|_| answer.body);
@@ -155,25 +158,25 @@ impl WebhookQueue {
     }
 }
 
-fn report(ending: Delivery, attempt: u32, answer: &Answer) {
-    let Answer { status, error, .. } = *answer;
-    let span = tracing::Span::current();
-    span.record("http.response.status_code", status);
-    if ending != Delivery::Delivered {
-        span.record("otel.status_code", "ERROR");
-    }
-    let outcome = match ending {
+fn report(finish: &WebhookFinish, attempt: u32) {
+    let (status, error) = (finish.status, finish.error.map(CallError::code));
+    let outcome = match finish.ending {
         Delivery::Delivered => "delivered",
         Delivery::Retry(_) => "try_again",
         Delivery::Exhausted(code) => code,
         Delivery::Released => "released",
     };
     metrics::counter!("countersign_attempts_total", "queue" => "webhook", "outcome" => outcome).increment(1);
-    match ending {
+    let span = tracing::Span::current();
+    span.record("http.response.status_code", status);
+    if error.is_some() && finish.ending != Delivery::Delivered {
+        span.record("otel.status_code", "ERROR");
+    }
+    match finish.ending {
         Delivery::Delivered => tracing::debug!(attempt, "delivered"),
         Delivery::Retry(delay) => tracing::info!(attempt, status, error, retry_in = ?delay, "webhook not delivered; will try again"),
         Delivery::Exhausted(code) => tracing::warn!(attempt, status, error, code, "webhook not delivered; kept"),
-        Delivery::Released => {}
+        Delivery::Released => tracing::debug!(attempt, "given back"),
     }
 }
 

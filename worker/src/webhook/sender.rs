@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use poem_openapi::types::ToJSON;
 use shared::address_guard::{Forbidden, Guard};
+use shared::call_error::CallError;
 use shared::contract::WebhookEvent;
 use shared::standard_webhooks::signature_header;
 use shared::store::deliveries::webhook_id;
@@ -28,8 +29,8 @@ const IDLE: Duration = Duration::from_secs(5);
 pub struct Answer {
     /// HTTP status, if the receiver answered.
     pub status: Option<u16>,
-    /// Stable error code, if something went wrong.
-    pub error: Option<&'static str>,
+    /// What went wrong, if something did.
+    pub error: Option<CallError>,
     /// How long the receiver asks to wait.
     pub retry_after: Option<Duration>,
     /// The first bytes of the body.
@@ -92,25 +93,25 @@ impl Sender {
         match sent {
             Ok(Ok(())) => {}
             Ok(Err(error)) => answer.error = Some(error),
-            Err(_) => answer.error = Some(if answer.status.is_some() { "body" } else { "timeout" }),
+            Err(_) => answer.error = Some(if answer.status.is_some() { CallError::Body } else { CallError::Timeout }),
         }
         answer.took = started.elapsed();
         answer
     }
 
-    async fn send_into(&self, job: &WebhookJob, traceparent: Option<&str>, answer: &mut Answer) -> Result<(), &'static str> {
-        let confidential = job.confidential.as_ref().map_err(|_| "unreadable")?;
-        let url = url::Url::parse(&job.url).map_err(|_| "address")?;
-        self.guard.check(&url).map_err(|_| "address")?;
-        let body = WebhookEvent::of(job.request.clone()).ok_or("pending")?.to_json_string();
+    async fn send_into(&self, job: &WebhookJob, traceparent: Option<&str>, answer: &mut Answer) -> Result<(), CallError> {
+        let confidential = job.confidential.as_ref().map_err(|_| CallError::Unreadable)?;
+        let url = url::Url::parse(&job.url).map_err(|_| CallError::Address)?;
+        self.guard.check(&url).map_err(|_| CallError::Address)?;
+        let body = WebhookEvent::of(job.request.clone()).ok_or(CallError::Unreadable)?.to_json_string();
         let headers = headers(job, confidential, &body, OffsetDateTime::now_utc(), traceparent);
         let request = self.client.post(url).headers(headers).body(body).send();
         let mut response =
-            tokio::time::timeout(self.patience.headers, request).await.map_err(|_| "timeout")?.map_err(|error| class(&error))?;
+            tokio::time::timeout(self.patience.headers, request).await.map_err(|_| CallError::Timeout)?.map_err(|error| class(&error))?;
         answer.retry_after = retry_after(response.headers(), SystemTime::now());
         answer.status = Some(response.status().as_u16());
         let mut read = 0;
-        while let Some(chunk) = response.chunk().await.map_err(|_| "body")? {
+        while let Some(chunk) = response.chunk().await.map_err(|_| CallError::Body)? {
             read += chunk.len();
             answer.body.extend_from_slice(&chunk[..chunk.len().min(LARGEST_RESPONSE - answer.body.len())]);
             if read > LARGEST_ANSWER {
@@ -122,15 +123,15 @@ impl Sender {
     }
 }
 
-fn class(error: &reqwest::Error) -> &'static str {
+fn class(error: &reqwest::Error) -> CallError {
     if is_forbidden(error) {
-        "address"
+        CallError::Address
     } else if error.is_timeout() {
-        "timeout"
+        CallError::Timeout
     } else if error.is_connect() {
-        "connection"
+        CallError::Connection
     } else {
-        "reset"
+        CallError::Reset
     }
 }
 

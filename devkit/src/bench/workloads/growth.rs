@@ -7,6 +7,7 @@ use super::engine::{PATIENCE, configured, engine, stop, timed};
 use super::{Workload, accept};
 use crate::bench::driven::Program;
 use crate::bench::fill::{Rows, fill};
+use crate::bench::filler::Filler;
 use crate::bench::load::{Load, get, warm_up};
 use crate::bench::report::{Figures, Row, Target};
 use crate::bench::stats::{Runs, rate};
@@ -55,14 +56,20 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     fill(&grown, &world.progress, Rows::Waiting, plan.waiting, "waiting ").await?;
     let bytes = grown.number(&mut grown.connect().await?, "select pg_database_size(current_database())").await?;
     let what = format!("with {} finished and {} waiting rows, {} MB", plan.finished, plan.waiting, bytes / 1_000_000);
+    let filler = Filler::make(world).await?;
     let mut rows = Vec::new();
     for (kind, name, unit) in KINDS {
         let (mut on_grown, mut on_empty) = (Vec::new(), Vec::new());
         for run in 1..=plan.runs {
             let label = format!("{name} {run} ");
             let empty = world.fresh_named("empty").await?;
-            on_empty.push(measure(world, &program, &empty, kind, &label, true).await?);
-            on_grown.push(measure(world, &program, &grown, kind, &label, false).await?);
+            // In alternating order, so that a machine that gets slower or faster favors neither.
+            for is_empty in [run % 2 == 1, run % 2 == 0] {
+                let (database, rates) = if is_empty { (&empty, &mut on_empty) } else { (&grown, &mut on_grown) };
+                filler.fill().await?;
+                database.statement(&mut database.connect().await?, "checkpoint").await?;
+                rates.push(measure(world, &program, database, kind, &label, is_empty).await?);
+            }
             let (empty, grown) = (on_empty[on_empty.len() - 1], on_grown[on_grown.len() - 1]);
             world.progress.note(format!("run {run}: {name}: {grown:.0} per second, on an empty database {empty:.0}"));
         }
@@ -72,6 +79,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         let row = Row::bound(Workload::Growth, format!("{name}, {what}"), unit, target, ours);
         rows.push(row.beside("the same on an empty database", "", Figures::Measured(empty)));
     }
+    filler.drop(world).await?;
     world.cluster.drop_database("grown").await?;
     world.cluster.drop_database("empty").await?;
     Ok(rows)

@@ -1,7 +1,6 @@
 //! Sending a webhook again on request.
 
 use super::*;
-use devkit::wait::until;
 
 /// Makes all that is finished two days old.
 const OLD: &str = "update requests set created_at = now() - interval '2 days';
@@ -96,7 +95,7 @@ async fn a_replay_that_retention_did_not_see_coming_stays() {
     let forgetting = f.store.forget(Duration::from_hours(24), 100);
     let replaying = async {
         sqlx::query("update jobs set state = 'pending', finished_at = null where kind = 'webhook'").execute(&mut *holder).await.unwrap();
-        until("retention waits for the row", async || f.number("select count(*) from pg_locks where not granted").await > 0).await;
+        f.until_somebody_waits_for_a_lock().await;
         holder.commit().await.unwrap();
     };
     let (forgotten, ()) = tokio::join!(forgetting, replaying);
