@@ -19,7 +19,7 @@ use shared::store::{Audience, Claimed, Hint, JobKind, Store, StoreError};
 use shared::units::Rate;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use worker::driver::{self, Ended, Pace, Queue};
+use worker::driver::{self, NextClaim, Pace, Queue};
 use worker::finisher::Finisher;
 use worker::settings::Queues;
 use worker::sign::claims::Claims;
@@ -61,7 +61,7 @@ impl Queue for Sign {
         self.claims.claim(most).await
     }
 
-    async fn work(&self, job: SignJob, _give_up: CancellationToken) -> Ended {
+    async fn work(&self, job: SignJob, _give_up: CancellationToken) -> NextClaim {
         let finish = SignFinish {
             digest: job.message.digest(),
             lease: job.lease,
@@ -72,7 +72,7 @@ impl Queue for Sign {
             upstream: UpstreamNews::None,
         };
         self.finisher.finish(finish).await;
-        Ended::ForGood
+        NextClaim::AsPlanned
     }
 }
 
@@ -94,7 +94,7 @@ impl Queue for Webhook {
         Ok(self.store.claim_webhook_jobs(&Wanted::up_to(most), LEASE).await?.claimed)
     }
 
-    async fn work(&self, job: WebhookJob, _give_up: CancellationToken) -> Ended {
+    async fn work(&self, job: WebhookJob, _give_up: CancellationToken) -> NextClaim {
         let finish = WebhookFinish {
             lease: job.lease,
             ending: Delivery::Delivered,
@@ -105,7 +105,7 @@ impl Queue for Webhook {
             receiver: ReceiverNews::Works { slow: false },
         };
         self.finisher.finish(finish).await;
-        Ended::GivenBack
+        NextClaim::AtOnce
     }
 }
 

@@ -1,6 +1,7 @@
 //! The loop for any kind of job: claim, work, finish. It knows nothing about Postgres, and is tested without it.
 
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,7 +9,8 @@ use std::time::Duration;
 use shared::backoff::Jitter;
 use shared::store::{Claimed, StoreError};
 use shared::telemetry::display_chain;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,16 +29,16 @@ pub trait Queue: Send + Sync + 'static {
     fn claim(&self, most: usize) -> impl Future<Output = Result<Claimed<Self::Job>, StoreError>> + Send;
 
     /// Works on a job and writes its outcome. If `give_up` is cancelled, gives the job back instead.
-    fn work(&self, job: Self::Job, give_up: CancellationToken) -> impl Future<Output = Ended> + Send;
+    fn work(&self, job: Self::Job, give_up: CancellationToken) -> impl Future<Output = NextClaim> + Send;
 }
 
 /// What the end of a job means for the next claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Nothing, unless other jobs wait.
-    ForGood,
+pub enum NextClaim {
+    /// Nothing: it is made when the last one said, unless that one knew of other jobs that wait.
+    AsPlanned,
     /// There is something to claim that no claim knew of: the job is tried again, or its place is free.
-    GivenBack,
+    AtOnce,
 }
 
 /// The timing of a driver.
@@ -59,9 +61,9 @@ const GIVE_BACK_WITHIN: Duration = Duration::from_secs(3);
 /// Hints are followed at once. But if other workers are just taking the due jobs, the driver does not claim again sooner than this.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
 
-/// While more jobs are due than may be leased, the driver waits up to this long for half of the permits before it claims: a claim for each
-/// job that ends would mean a commit for each job.
-const GATHER_FOR: Duration = Duration::from_millis(5);
+/// While more jobs are due than may be leased, the driver waits for half of those in flight to end before it claims: a claim for each job
+/// that ends would mean a commit for each job. It waits for as long as the last claim took, within these limits.
+const GATHER_FOR: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_millis(200);
 
 /// Runs `queue` until `stop`, then waits up to the grace period for the jobs in flight.
 ///
@@ -77,13 +79,14 @@ pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: C
     driver.drain(pace.grace).await;
 }
 
-/// The state of a driver. Each job in flight has a permit, and there is one for each job that may still be claimed.
+/// The state of a driver.
 struct Driver<Q> {
     queue: Arc<Q>,
     wake: Arc<Notify>,
-    permits: Arc<Semaphore>,
-    /// The number of permits: as many as jobs may be leased or, after that was lowered, as many as are still in flight.
-    in_all: usize,
+    /// The number of jobs in flight.
+    in_flight: watch::Sender<usize>,
+    /// How long the last claim took.
+    claim_took: Duration,
     /// Whether the end of a job is a reason to claim: another job waits for its place, or may wait.
     others_wait: Arc<AtomicBool>,
     /// Whether the last claim failed.
@@ -92,14 +95,29 @@ struct Driver<Q> {
     give_up: CancellationToken,
 }
 
+/// A job in flight. It counts until this is dropped.
+struct InFlight(watch::Sender<usize>);
+
+impl InFlight {
+    fn count_in(all: watch::Sender<usize>) -> Self {
+        all.send_modify(|jobs| *jobs += 1);
+        Self(all)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.send_modify(|jobs| *jobs -= 1);
+    }
+}
+
 impl<Q: Queue> Driver<Q> {
     fn new(queue: Arc<Q>, wake: Arc<Notify>) -> Self {
-        let in_all = queue.most_leased();
         Self {
             queue,
             wake,
-            permits: Arc::new(Semaphore::new(in_all)),
-            in_all,
+            in_flight: watch::Sender::new(0),
+            claim_took: Duration::ZERO,
             others_wait: Arc::new(AtomicBool::new(true)),
             failing: false,
             tasks: TaskTracker::new(),
@@ -111,12 +129,10 @@ impl<Q: Queue> Driver<Q> {
     async fn claim_until(&mut self, stop: &CancellationToken, poll: Duration) {
         let wake = Arc::clone(&self.wake);
         let mut more_is_due = false;
-        while let Some(permit) = stop.run_until_cancelled(self.permit(more_is_due)).await {
+        while let Some(most) = stop.run_until_cancelled(self.room(more_is_due)).await {
             let hint = wake.notified();
             tokio::pin!(hint);
             hint.as_mut().enable();
-            // Only this loop takes permits, so those that are free now stay free.
-            let most = 1 + self.permits.available_permits();
             let Some(claimed) = self.claim(most, stop).await else { return };
             let poll = Jitter::FIFTH.apply(poll, &mut rand::rng());
             more_is_due = claimed.as_ref().is_ok_and(|claimed| claimed.jobs.len() >= most);
@@ -124,7 +140,7 @@ impl<Q: Queue> Driver<Q> {
                 Ok(Claimed { jobs, next_in }) => {
                     self.others_wait.store(more_is_due || next_in.is_some(), Ordering::SeqCst);
                     let again = more_is_due || !jobs.is_empty() && next_in == Some(Duration::ZERO);
-                    self.start(jobs, permit);
+                    self.start(jobs);
                     if again {
                         continue;
                     }
@@ -140,24 +156,17 @@ impl<Q: Queue> Driver<Q> {
         }
     }
 
-    /// Waits for the permit of the next job. While more jobs are due than may be leased, first waits for several permits, so that the claim
-    /// is for more than one job.
-    async fn permit(&mut self, more_is_due: bool) -> OwnedSemaphorePermit {
+    /// Waits until another job may be leased, and returns how many may. While more are due than may be leased, first waits for several to
+    /// end, so that the claim is for more than one.
+    async fn room(&self, more_is_due: bool) -> usize {
+        let mut in_flight = self.in_flight.subscribe();
         if more_is_due {
-            // These are given back at once and then taken one by one, which is safe because only the loop takes permits.
-            let half = u32::try_from(self.in_all / 2).unwrap_or(u32::MAX);
-            let _ = tokio::time::timeout(GATHER_FOR, self.permits.acquire_many(half)).await;
+            let gather_for = self.claim_took.clamp(*GATHER_FOR.start(), *GATHER_FOR.end());
+            let _ = tokio::time::timeout(gather_for, in_flight.wait_for(|jobs| *jobs <= self.queue.most_leased() / 2)).await;
         }
-        loop {
-            let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
-            let most_leased = self.queue.most_leased();
-            self.in_all = resize(&self.permits, self.in_all, most_leased);
-            if self.in_all <= most_leased {
-                return permit;
-            }
-            permit.forget();
-            self.in_all -= 1;
-        }
+        let jobs = *in_flight.wait_for(|jobs| *jobs < self.queue.most_leased()).await.expect("the sender is in `self`");
+        // It is asked anew, and may have changed.
+        self.queue.most_leased().saturating_sub(jobs).max(1)
     }
 
     /// Claims up to `most` jobs. At `stop`, a claim in flight is still awaited, so that no lease is taken in vain, but not forever: `None`
@@ -165,11 +174,13 @@ impl<Q: Queue> Driver<Q> {
     async fn claim(&mut self, most: usize, stop: &CancellationToken) -> Option<Result<Claimed<Q::Job>, StoreError>> {
         // This claim may not see what is given back by jobs that end from here on.
         self.others_wait.store(true, Ordering::SeqCst);
+        let began = Instant::now();
         let claim = tokio::time::timeout(CLAIM_WITHIN, self.queue.claim(most));
         let claimed = tokio::select! {
             claimed = claim => claimed.unwrap_or(Err(StoreError::TimedOut)),
             () = async { stop.cancelled().await; tokio::time::sleep(LAST_CLAIM_WITHIN).await } => return None,
         };
+        self.claim_took = began.elapsed();
         match &claimed {
             Ok(claimed) => {
                 metrics::counter!("countersign_jobs_claimed_total", "queue" => Q::NAME).increment(claimed.jobs.len() as u64);
@@ -188,17 +199,15 @@ impl<Q: Queue> Driver<Q> {
         Some(claimed)
     }
 
-    /// Starts the claimed jobs, with `permit` and the free permits.
-    fn start(&self, jobs: Vec<Q::Job>, permit: OwnedSemaphorePermit) {
-        let mut first = Some(permit);
+    /// Starts the claimed jobs.
+    fn start(&self, jobs: Vec<Q::Job>) {
         for job in jobs {
-            let permit = first.take().or_else(|| Arc::clone(&self.permits).try_acquire_owned().ok());
-            let (queue, give_up) = (Arc::clone(&self.queue), self.give_up.clone());
+            let (in_flight, queue, give_up) = (InFlight::count_in(self.in_flight.clone()), Arc::clone(&self.queue), self.give_up.clone());
             let (wake, others_wait) = (Arc::clone(&self.wake), Arc::clone(&self.others_wait));
             self.tasks.spawn(async move {
-                let ended = queue.work(job, give_up).await;
-                drop(permit);
-                if ended == Ended::GivenBack || others_wait.load(Ordering::SeqCst) {
+                let next = queue.work(job, give_up).await;
+                drop(in_flight);
+                if next == NextClaim::AtOnce || others_wait.load(Ordering::SeqCst) {
                     wake.notify_one();
                 }
             });
@@ -214,15 +223,6 @@ impl<Q: Queue> Driver<Q> {
             let _ = tokio::time::timeout(GIVE_BACK_WITHIN, self.tasks.wait()).await;
         }
     }
-}
-
-/// Changes the number of permits from `from` towards `to`, by forgetting free permits or adding new ones. Returns the new number.
-fn resize(permits: &Semaphore, from: usize, to: usize) -> usize {
-    if from < to {
-        permits.add_permits(to - from);
-        return to;
-    }
-    from - permits.forget_permits(from - to)
 }
 
 #[cfg(test)]

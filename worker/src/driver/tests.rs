@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
+use tokio::sync::Semaphore;
+
 use super::*;
 
 /// An in-memory queue. A job runs until the test gives it a permit, or until it is told to give up.
@@ -11,7 +13,8 @@ struct Memory {
     due: Mutex<Vec<u32>>,
     asked_for: Mutex<Vec<usize>>,
     claims: Notify,
-    finish: Semaphore2,
+    /// A permit for each job that may end.
+    finish: Permits,
     done: Mutex<Vec<u32>>,
     given_back: AtomicUsize,
     next_in: Mutex<Option<Duration>>,
@@ -21,15 +24,16 @@ struct Memory {
     most_leased: AtomicUsize,
 }
 
-/// Jobs with this number or a higher one are due again when they end.
-const TRIED_AGAIN: u32 = 100;
+struct Permits(Semaphore);
 
-struct Semaphore2(Semaphore);
-impl Default for Semaphore2 {
+impl Default for Permits {
     fn default() -> Self {
         Self(Semaphore::new(0))
     }
 }
+
+/// Jobs with this number or a higher one are due again when they end.
+const TRIED_AGAIN: u32 = 100;
 
 impl Queue for Memory {
     type Job = u32;
@@ -56,16 +60,16 @@ impl Queue for Memory {
         Ok(Claimed { jobs, next_in })
     }
 
-    async fn work(&self, job: u32, give_up: CancellationToken) -> Ended {
+    async fn work(&self, job: u32, give_up: CancellationToken) -> NextClaim {
         tokio::select! {
             permit = self.finish.0.acquire() => {
                 permit.unwrap().forget();
                 self.done.lock().unwrap().push(job);
-                if job < TRIED_AGAIN { Ended::ForGood } else { Ended::GivenBack }
+                if job < TRIED_AGAIN { NextClaim::AsPlanned } else { NextClaim::AtOnce }
             }
             () = give_up.cancelled() => {
                 self.given_back.fetch_add(1, Ordering::SeqCst);
-                Ended::GivenBack
+                NextClaim::AtOnce
             }
         }
     }
@@ -113,7 +117,7 @@ async fn where_fewer_may_be_leased_than_are_no_claim_is_made_until_enough_have_e
     running.queue.claims.notified().await;
     running.queue.most_leased.store(1, Ordering::SeqCst);
     // Now the loop waits for a single permit, not only for a group of them.
-    tokio::time::sleep(2 * GATHER_FOR).await;
+    tokio::time::sleep(2 * *GATHER_FOR.start()).await;
     running.queue.finish.0.add_permits(2);
     until(|| running.queue.done.lock().unwrap().len() == 2).await;
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -16,7 +16,7 @@ use super::calls::Calls;
 use super::claims::Claims;
 use super::outcome::{RetryPolicy, judge};
 use super::upstream::{Reply, Unsendable, Upstream};
-use crate::driver::{Ended, Queue};
+use crate::driver::{NextClaim, Queue};
 use crate::finisher::Finisher;
 use crate::settings::Statuses;
 
@@ -59,7 +59,7 @@ impl Queue for SignQueue {
         self.claims.claim(most).await
     }
 
-    async fn work(&self, job: SignJob, give_up: CancellationToken) -> Ended {
+    async fn work(&self, job: SignJob, give_up: CancellationToken) -> NextClaim {
         let span = tracing::info_span!(
             "sign.attempt",
             otel.kind = "consumer",
@@ -73,12 +73,12 @@ impl Queue for SignQueue {
         span.in_scope(|| report(&finish, attempt));
         // A used slot is not free before a window has passed, so the end of this job is no reason to claim. But a worker that receives no
         // notifications must claim whenever there may be a reason.
-        let ended = match finish.ending {
-            Ending::Signed(_) | Ending::Failed(_) if finish.called && self.claims.is_listening() => Ended::ForGood,
-            _ => Ended::GivenBack,
+        let next = match finish.ending {
+            Ending::Signed(_) | Ending::Failed(_) if finish.called && self.claims.is_listening() => NextClaim::AsPlanned,
+            _ => NextClaim::AtOnce,
         };
         self.finisher.finish(finish).instrument(span).await;
-        ended
+        next
     }
 }
 

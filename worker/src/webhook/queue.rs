@@ -14,7 +14,7 @@ use tracing::{Instrument, field};
 use super::outcome::{decide, news};
 use super::seats::{Seat, Seats};
 use super::sender::Sender;
-use crate::driver::{Ended, Queue};
+use crate::driver::{NextClaim, Queue};
 use crate::finisher::Finisher;
 use crate::settings::Schedule;
 
@@ -92,7 +92,7 @@ impl Queue for WebhookQueue {
         }
     }
 
-    async fn work(&self, Seated { job, seat }: Seated, give_up: CancellationToken) -> Ended {
+    async fn work(&self, Seated { job, seat }: Seated, give_up: CancellationToken) -> NextClaim {
         let span = tracing::info_span!(
             "webhook.attempt",
             otel.kind = "producer",
@@ -108,7 +108,7 @@ impl Queue for WebhookQueue {
         // Free the seat only now, so that the next claim does not count on an outcome that is not written yet. Other jobs may wait for the
         // seat.
         drop(seat);
-        Ended::GivenBack
+        NextClaim::AtOnce
     }
 }
 
