@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::store::accept::{Accepted, NewRequest};
+use shared::store::accept::{NewRequest, Rejection, Stored};
 use shared::store::{Store, StoreError};
 use shared::telemetry::display_chain;
 use tokio::time::{Instant, timeout_at};
@@ -11,46 +11,36 @@ use tokio::time::{Instant, timeout_at};
 pub const STORE_WITHIN: Duration = Duration::from_millis(1700);
 
 /// Why a request was not stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotStored {
+    /// It can't be accepted.
+    Rejected(Rejection),
     /// Postgres is unavailable or too slow.
-    #[error("the request could not be stored")]
     Unavailable,
-    /// The limit of unfinished requests is reached.
-    #[error("too many requests are unfinished")]
-    Full,
-    /// The idempotency key was used with another payload.
-    #[error("the idempotency key was used with another payload")]
-    Mismatch,
-    /// Postgres refused this request, which is a bug in this service; or another message has the same digest.
-    #[error("the request was refused by the store")]
+    /// Postgres refused this request, which is a bug in this service.
     Refused,
 }
 
 /// Stores `requests` within [`STORE_WITHIN`]: first the new messages in one statement, then the others. If Postgres refuses a batch, or
 /// another transaction holds one of its messages, each request is stored on its own, so that one cannot fail the others.
-pub async fn store_all(
-    store: &Store,
-    requests: Vec<NewRequest>,
-    most_pending: u64,
-) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+pub async fn store_all(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Result<Vec<Result<Stored, NotStored>>, StoreError> {
     let deadline = Instant::now() + STORE_WITHIN;
     let new = until(deadline, store.accept_new(&requests, most_pending)).await;
-    let mut stored: Vec<Option<Result<Accepted, NotStored>>> = match new {
-        Ok(accepted) => accepted.into_iter().map(|accepted| accepted.map(Ok)).collect(),
+    let new = match new {
+        Ok(stored) => stored,
         Err(StoreError::Refused(_) | StoreError::Contended(_) | StoreError::LostRaces) => requests.iter().map(|_| None).collect(),
         Err(error) => return Err(error),
     };
-    let left: Vec<NewRequest> =
-        requests.into_iter().zip(&stored).filter(|(_, stored)| stored.is_none()).map(|(request, _)| request).collect();
-    if !left.is_empty() {
-        let known = store_known(store, &left, most_pending, deadline).await.unwrap_or_else(|error| {
-            warn(&error);
-            left.iter().map(|_| Err(NotStored::Unavailable)).collect()
-        });
-        stored.iter_mut().filter(|stored| stored.is_none()).zip(known).for_each(|(place, result)| *place = Some(result));
+    let left: Vec<NewRequest> = requests.into_iter().zip(&new).filter(|(_, stored)| stored.is_none()).map(|(request, _)| request).collect();
+    if left.is_empty() {
+        return Ok(new.into_iter().flatten().map(Ok).collect());
     }
-    Ok(stored.into_iter().map(|stored| stored.unwrap_or(Err(NotStored::Refused))).collect())
+    let known = store_known(store, &left, most_pending, deadline).await.unwrap_or_else(|error| {
+        warn(&error);
+        left.iter().map(|_| Err(NotStored::Unavailable)).collect()
+    });
+    let mut known = known.into_iter();
+    Ok(new.into_iter().map(|stored| stored.map_or_else(|| known.next().expect("one for each that is left"), Ok)).collect())
 }
 
 /// Stores requests until `deadline`, one by one if the batch fails. Each has its own timeout: the result of a slow request is uncertain,
@@ -60,18 +50,21 @@ async fn store_known(
     requests: &[NewRequest],
     most_pending: u64,
     deadline: Instant,
-) -> Result<Vec<Result<Accepted, NotStored>>, StoreError> {
+) -> Result<Vec<Result<Stored, NotStored>>, StoreError> {
     match until(deadline, store.accept(requests, most_pending)).await {
-        Ok(accepted) => Ok(accepted.into_iter().map(Ok).collect()),
+        Ok(accepted) => Ok(accepted.into_iter().map(|accepted| accepted.map_err(NotStored::Rejected)).collect()),
         Err(StoreError::Refused(_) | StoreError::Contended(_) | StoreError::LostRaces) => {
             let alone = requests.iter().map(|request| async move {
                 match until(deadline, store.accept(std::slice::from_ref(request), most_pending)).await {
-                    Ok(mut accepted) => accepted.pop().ok_or(NotStored::Refused),
+                    Ok(mut accepted) => accepted.pop().expect("one for each request").map_err(NotStored::Rejected),
                     Err(StoreError::Refused(error)) => {
-                        tracing::error!(%error, "a request was refused");
+                        tracing::error!(error = display_chain(&error), "a request was refused");
                         Err(NotStored::Refused)
                     }
-                    Err(_) => Err(NotStored::Unavailable),
+                    Err(error) => {
+                        warn(&error);
+                        Err(NotStored::Unavailable)
+                    }
                 }
             });
             Ok(futures_util::future::join_all(alone).await)
@@ -84,7 +77,7 @@ async fn until<T>(deadline: Instant, work: impl Future<Output = Result<T, StoreE
     timeout_at(deadline, work).await.unwrap_or_else(|_| Err(StoreError::TimedOut))
 }
 
-/// Logs once per batch that it was not stored.
+/// Logs why requests were not stored.
 pub fn warn(error: &StoreError) {
     tracing::warn!(error = display_chain(error), "can't store requests");
 }

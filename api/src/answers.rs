@@ -11,7 +11,7 @@ use shared::batch::{BatchError, Batcher, Batches, Callers};
 use shared::contract::{SigningRequest, Status};
 use shared::forecast::Place;
 use shared::message::Message;
-use shared::store::accept::{Accepted, NewRequest};
+use shared::store::accept::{NewRequest, Stored};
 use shared::store::keys::KeyId;
 use shared::store::requests::RequestState;
 use shared::store::{Store, StoreError};
@@ -68,7 +68,7 @@ pub struct Bounds {
 }
 
 /// A stored request, and what is left to do for its answer.
-pub struct Stored {
+pub struct Unanswered {
     /// The answer, unless waiting brings a newer state.
     known: SigningRequest,
     wait: Option<Wait>,
@@ -92,7 +92,7 @@ struct Wait {
 pub struct Answers {
     store: Store,
     waiters: Waiters,
-    accepts: Batcher<NewRequest, Result<Accepted, NotStored>, StoreError>,
+    accepts: Batcher<NewRequest, Result<Stored, NotStored>, StoreError>,
     reads: Batcher<Uuid, Option<RequestState>, StoreError>,
     queue: Queue,
     bounds: Bounds,
@@ -128,36 +128,31 @@ impl Answers {
     ///
     /// # Errors
     /// If it was not stored.
-    pub async fn post(&self, request: NewRequest, arrived: Instant, wait: Duration) -> Result<Stored, NotStored> {
+    pub async fn post(&self, request: NewRequest, arrived: Instant, wait: Duration) -> Result<Unanswered, NotStored> {
         let waiter = self.waiters.register(request.message.digest());
         let may_wait = self.may_wait();
         let wait = if may_wait { wait } else { Duration::ZERO };
         let receipt = Receipt::of(&request);
         let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
-        let (id, created_at, settled, waiting) = match stored {
-            Ok(Ok(Ok(Accepted::Stored { id, created_at, settled, waiting }))) => (id, created_at, settled, waiting),
-            Ok(Ok(Ok(Accepted::Mismatch))) => return Err(NotStored::Mismatch),
-            Ok(Ok(Ok(Accepted::Full))) => return Err(NotStored::Full),
-            Ok(Ok(Ok(Accepted::Collision))) => return Err(NotStored::Refused),
-            Ok(Ok(Err(reason))) => return Err(reason),
-            Ok(Err(BatchError::Full | BatchError::Stopped | BatchError::Failed(_))) | Err(_) => return Err(NotStored::Unavailable),
-        };
+        // Whoever stored the batch has logged why it failed.
+        let Stored { id, created_at, settled, waiting } =
+            stored.map_err(|_| NotStored::Unavailable)?.map_err(|_| NotStored::Unavailable)??;
         let deadline = if settled { arrived } else { arrived + wait };
         // A caller that does not wait, and is the first to ask for this message, learns nothing more from a read.
         if let Some(waiting) = waiting
             && deadline <= Instant::now()
         {
             let place = self.queue.place(waiting, created_at).await;
-            return Ok(Stored { known: receipt.pending(id, created_at, place), wait: None, may_wait });
+            return Ok(Unanswered { known: receipt.pending(id, created_at, place), wait: None, may_wait });
         }
         let latest = arrived + ANSWER_WITHIN.max(wait + READ_AFTERWARDS);
         let wait = Wait { id, waiter, deadline, latest, fresh: !settled };
-        Ok(Stored { known: receipt.pending(id, created_at, None), wait: Some(wait), may_wait })
+        Ok(Unanswered { known: receipt.pending(id, created_at, None), wait: Some(wait), may_wait })
     }
 
     /// The state of a request once it is final, or when its time is up. `None` if the request is gone: it repeated an old one that was
     /// deleted at this moment.
-    pub async fn outcome(&self, stored: Stored) -> Option<SigningRequest> {
+    pub async fn outcome(&self, stored: Unanswered) -> Option<SigningRequest> {
         let Some(wait) = stored.wait else { return Some(stored.known) };
         // The request is stored: whatever has failed since, the caller gets a receipt.
         self.wait(wait).await.map_or(Some(stored.known), |state| state.map(|state| state.request))
@@ -168,28 +163,28 @@ impl Answers {
     ///
     /// # Errors
     /// If Postgres is not available.
-    pub async fn get(&self, id: Uuid, owner: Option<KeyId>, wait: Duration) -> Result<Option<Stored>, ReadError> {
+    pub async fn get(&self, id: Uuid, owner: Option<KeyId>, wait: Duration) -> Result<Option<Unanswered>, ReadError> {
         let deadline = Instant::now() + wait;
         let Some(first) = self.read(id, READ_WITHIN).await?.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else {
             return Ok(None);
         };
         if first.request.status != Status::Pending || wait.is_zero() {
-            return Ok(Some(Stored { known: first.request, wait: None, may_wait: true }));
+            return Ok(Some(Unanswered { known: first.request, wait: None, may_wait: true }));
         }
         let waiter = self.waiters.register(Message::new(first.request.message.clone()).digest());
         let may_wait = self.may_wait();
         if !may_wait {
-            return Ok(Some(Stored { known: first.request, wait: None, may_wait }));
+            return Ok(Some(Unanswered { known: first.request, wait: None, may_wait }));
         }
         let wait = Wait { id, waiter, deadline, latest: deadline + READ_AFTERWARDS, fresh: false };
-        Ok(Some(Stored { known: first.request, wait: Some(wait), may_wait }))
+        Ok(Some(Unanswered { known: first.request, wait: Some(wait), may_wait }))
     }
 
     /// The state of a request once it is final, or when its time is up. `None` if the request is gone.
     ///
     /// # Errors
     /// If Postgres is not available.
-    pub async fn state(&self, stored: Stored) -> Result<Option<SigningRequest>, ReadError> {
+    pub async fn state(&self, stored: Unanswered) -> Result<Option<SigningRequest>, ReadError> {
         let Some(wait) = stored.wait else { return Ok(Some(stored.known)) };
         Ok(self.wait(wait).await?.map(|state| state.request))
     }

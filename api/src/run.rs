@@ -87,13 +87,8 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let own_metrics = settings.metrics_listen.0;
     let health = operations::health(store.clone(), prepared.clone());
     let metrics = own_metrics.is_none().then(|| operations::metrics_endpoint(store.clone()));
-    let parts = Parts {
-        answers,
-        store: store.clone(),
-        keys: keys.clone(),
-        limits,
-        receivers: Receivers::new(settings.addresses.clone(), store.clone()),
-    };
+    let parts =
+        Parts { answers, store: store.clone(), keys: keys.clone(), limits, receivers: Receivers::new(&settings.addresses, store.clone()) };
     let routes = http::routes(parts, health, metrics);
     tasks.spawn(serve(listener, routes, stop.clone()));
     if let Some(address) = own_metrics {

@@ -67,25 +67,6 @@ pub struct AddressSettings {
     pub webhook_allow_ports: Ports,
 }
 
-impl AddressSettings {
-    /// Allows all addresses and ports.
-    #[must_use]
-    pub fn everything() -> Self {
-        Self {
-            webhook_allow_networks: Networks(vec![Ipv4Net::default().into(), Ipv6Net::default().into()]),
-            webhook_allow_ports: Ports((1..1024).collect()),
-        }
-    }
-
-    /// Allows whatever either of the two allows.
-    #[must_use]
-    pub fn with(&self, others: &Self) -> Self {
-        let networks = self.webhook_allow_networks.0.iter().chain(&others.webhook_allow_networks.0).copied().collect();
-        let ports = self.webhook_allow_ports.0.iter().chain(&others.webhook_allow_ports.0).copied().collect();
-        Self { webhook_allow_networks: Networks(networks), webhook_allow_ports: Ports(ports) }
-    }
-}
-
 /// A set of networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(pub Vec<IpNet>);
@@ -156,6 +137,16 @@ impl Guard {
 
     fn for_machine(settings: &AddressSettings, own: Own) -> Self {
         Self { allowed: settings.webhook_allow_networks.0.clone().into(), ports: settings.webhook_allow_ports.0.clone().into(), own }
+    }
+
+    /// A guard that also allows what `others` allow.
+    #[must_use]
+    pub fn or(&self, others: &AddressSettings) -> Self {
+        Self {
+            allowed: self.allowed.iter().chain(&others.webhook_allow_networks.0).copied().collect(),
+            ports: self.ports.iter().chain(&others.webhook_allow_ports.0).copied().collect(),
+            own: self.own.clone(),
+        }
     }
 
     /// Whether `address` may be connected to.

@@ -42,12 +42,6 @@ impl std::str::FromStr for Jitter {
     }
 }
 
-impl std::fmt::Display for Jitter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// The delay after the `attempt`-th failure in a row, counted from 1: `base`, doubled with each further failure, up to `max`.
 #[must_use]
 pub fn doubling(base: Duration, max: Duration, attempt: u32) -> Duration {

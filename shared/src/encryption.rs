@@ -40,14 +40,14 @@ impl Place<'_> {
 
 /// A value as it is stored: encrypted if it names a key, plain otherwise.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Stored {
+pub struct AtRest {
     /// The key that decrypts the value. `None` if the value is plain.
     pub key_id: Option<String>,
     /// The value. If encrypted: the nonce, the ciphertext and the tag.
     pub bytes: Vec<u8>,
 }
 
-impl fmt::Debug for Stored {
+impl fmt::Debug for AtRest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[stored under {:?}]", self.key_id)
     }
@@ -133,21 +133,21 @@ impl Keyring {
     /// # Panics
     /// If the operating system can't provide random bytes.
     #[must_use]
-    pub fn seal(&self, place: Place<'_>, plain: &[u8]) -> Stored {
-        let Some(key) = self.0.first() else { return Stored { key_id: None, bytes: plain.to_vec() } };
+    pub fn seal(&self, place: Place<'_>, plain: &[u8]) -> AtRest {
+        let Some(key) = self.0.first() else { return AtRest { key_id: None, bytes: plain.to_vec() } };
         let mut nonce = [0; NONCE_LEN];
         ring::rand::SystemRandom::new().fill(&mut nonce).expect("the operating system gives random bytes");
         let mut ciphertext = plain.to_vec();
         let sealed = key.cipher.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(place.name()), &mut ciphertext);
         sealed.expect("what is encrypted is far below the limit of 64 GiB");
-        Stored { key_id: Some(key.id.clone()), bytes: [nonce.as_slice(), &ciphertext].concat() }
+        AtRest { key_id: Some(key.id.clone()), bytes: [nonce.as_slice(), &ciphertext].concat() }
     }
 
     /// Decrypts the value that was stored at `place`.
     ///
     /// # Errors
     /// If the key is missing, or the value is not what was stored there.
-    pub fn open(&self, place: Place<'_>, stored: Stored) -> Result<Secret<Vec<u8>>, EncryptionError> {
+    pub fn open(&self, place: Place<'_>, stored: AtRest) -> Result<Secret<Vec<u8>>, EncryptionError> {
         let Some(id) = stored.key_id else { return Ok(Secret::new(stored.bytes)) };
         let Some(key) = self.0.iter().find(|key| key.id == id) else { return Err(EncryptionError::MissingKey(id)) };
         let opened = stored.bytes.split_at_checked(NONCE_LEN).and_then(|(nonce, ciphertext)| {
@@ -221,7 +221,7 @@ mod tests {
             assert!(ring_a.open(PLACE, changed).is_err(), "byte {index}");
         }
         for length in 0..sealed.bytes.len() {
-            assert!(ring_a.open(PLACE, Stored { bytes: sealed.bytes[..length].to_vec(), ..sealed.clone() }).is_err());
+            assert!(ring_a.open(PLACE, AtRest { bytes: sealed.bytes[..length].to_vec(), ..sealed.clone() }).is_err());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Wraps a value that must not reach a log, a span or an error message. Reading it takes an explicit call, which is easy to search for.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret<T>(T);
 
 impl<T> Secret<T> {
@@ -21,14 +21,6 @@ impl<T> Secret<T> {
 impl<T> fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
-    }
-}
-
-impl<T: std::str::FromStr> std::str::FromStr for Secret<T> {
-    type Err = T::Err;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self)
     }
 }
 

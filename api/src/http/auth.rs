@@ -59,8 +59,8 @@ impl Keys {
         let digest = key.digest();
         // Concurrent look-ups of the same key share one query. Only keys that exist are cached.
         let found = self.cache.try_get_with(digest, async {
-            let found = self.store.callers(&[digest]).await.map_err(Failed::Store)?;
-            found.into_iter().next().map(|(_, caller)| Arc::new(caller)).ok_or(Failed::Unknown)
+            let found = self.store.caller(digest).await.map_err(Failed::Store)?;
+            found.map(Arc::new).ok_or(Failed::Unknown)
         });
         match tokio::time::timeout(KNOWN_WITHIN, found).await {
             Ok(Ok(caller)) if caller.expires.is_none_or(|end| end > std::time::Instant::now()) => Ok(caller),
@@ -72,7 +72,10 @@ impl Keys {
                     Err(ApiError::Unavailable)
                 }
             },
-            Err(_) => Err(ApiError::Unavailable),
+            Err(_) => {
+                tracing::warn!("an API key was not looked up in time");
+                Err(ApiError::Unavailable)
+            }
         }
     }
 }

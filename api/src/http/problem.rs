@@ -6,6 +6,7 @@ use poem::{IntoResponse, Response};
 use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiResponse, Object};
+use shared::store::accept::Rejection;
 use uuid::Uuid;
 
 use crate::accept::NotStored;
@@ -149,9 +150,9 @@ impl ApiError {
 impl From<NotStored> for ApiError {
     fn from(reason: NotStored) -> Self {
         match reason {
-            NotStored::Unavailable | NotStored::Refused => Self::Unavailable,
-            NotStored::Full => Self::Full,
-            NotStored::Mismatch => Self::Mismatch,
+            NotStored::Rejected(Rejection::Mismatch) => Self::Mismatch,
+            NotStored::Rejected(Rejection::Full) => Self::Full,
+            NotStored::Rejected(Rejection::Collision) | NotStored::Unavailable | NotStored::Refused => Self::Unavailable,
         }
     }
 }

@@ -15,7 +15,6 @@ const ASK_WITHIN: Duration = Duration::from_millis(300);
 
 /// Where webhooks may go.
 pub struct Receivers {
-    settings: AddressSettings,
     own: Guard,
     store: Store,
 }
@@ -23,12 +22,12 @@ pub struct Receivers {
 impl Receivers {
     /// Uses these settings, and those in `store`.
     #[must_use]
-    pub fn new(settings: AddressSettings, store: Store) -> Self {
-        Self { own: Guard::new(&settings), settings, store }
+    pub fn new(settings: &AddressSettings, store: Store) -> Self {
+        Self { own: Guard::new(settings), store }
     }
 
-    /// Whether a webhook may be sent to `url`. Until the first worker has started, perhaps a moment after this process, any address is
-    /// allowed: the worker checks every address before it sends.
+    /// Whether a webhook may be sent to `url`. Until the first worker has started, perhaps a moment after this process, any address and any
+    /// port are allowed: the worker checks every address before it sends.
     ///
     /// # Errors
     /// `Unavailable` if only a worker can allow the address, and Postgres does not return what workers allow.
@@ -42,6 +41,6 @@ impl Receivers {
             tracing::warn!(error = display_chain(&error), "can't ask where workers send webhooks");
             ApiError::Unavailable
         })?;
-        Ok(Guard::new(&self.settings.with(&allowed.unwrap_or_else(AddressSettings::everything))).check(url))
+        Ok(allowed.map_or(Ok(()), |allowed| self.own.or(&allowed).check(url)))
     }
 }

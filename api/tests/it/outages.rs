@@ -248,6 +248,7 @@ async fn a_worker_that_cannot_finish_in_its_grace_gives_the_job_back_without_bur
     assert_eq!(world.worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", world.worker.log());
     let state = answer(world.get(&pending.id()).await).await.body;
     assert_eq!((state["status"].as_str(), state["attempts"].as_u64()), (Some("pending"), Some(0)));
+    assert!(state["lastError"].is_null(), "nothing went wrong: {state}");
     world.no_faults().await;
     world.restart_worker().await;
     assert_eq!(world.settled(&pending.id()).await["status"], "signed");

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{Result, Store};
-use crate::encryption::{EncryptionError, Place, Stored};
+use crate::encryption::{AtRest, EncryptionError, Place};
 
 /// The plaintext that is encrypted with a key, to tell later whether a key of the same name is the right one.
 const PROOF: &[u8] = b"countersign";
@@ -37,7 +37,7 @@ impl Store {
         let registered = sqlx::query!("-- encryption.registered\nselect id, proof from encryption_keys order by first_used_at")
             .fetch_all(&self.database);
         for row in registered.await? {
-            let proof = Stored { key_id: Some(row.id.clone()), bytes: row.proof };
+            let proof = AtRest { key_id: Some(row.id.clone()), bytes: row.proof };
             self.keyring.open(Place::Proof(&row.id), proof).map_err(|error| match error {
                 EncryptionError::Forged(id) => EncryptionError::OtherKey(id),
                 other => other,
@@ -72,7 +72,7 @@ impl Store {
         .await?;
         let reseal = |api_key: Uuid, key_id, bytes| {
             let place = Place::WebhookSecret(api_key);
-            self.keyring.open(place, Stored { key_id, bytes }).map(|plain| self.keyring.seal(place, plain.expose()))
+            self.keyring.open(place, AtRest { key_id, bytes }).map(|plain| self.keyring.seal(place, plain.expose()))
         };
         let secrets = keys.len() + retired.len();
         for row in keys {

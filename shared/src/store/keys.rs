@@ -140,32 +140,26 @@ pub enum Created {
 }
 
 impl Store {
-    /// The live keys among those with these digests, in any order; unknown, expired and revoked ones are missing.
+    /// The live key with this digest. `None` if it is unknown, expired or revoked.
     ///
     /// # Errors
-    /// If a statement fails.
-    pub async fn callers(&self, digests: &[KeyDigest]) -> Result<Vec<(KeyDigest, Caller)>> {
+    /// If the statement fails.
+    pub async fn caller(&self, digest: KeyDigest) -> Result<Option<Caller>> {
         let asked = Instant::now();
-        let wanted: Vec<[u8; 32]> = digests.iter().map(|digest| digest.0).collect();
-        let rows = sqlx::query!(
-            "-- keys.callers
+        let row = sqlx::query!(
+            "-- keys.caller
             select id, digest, scopes, extract(epoch from expires_at - now())::float8 as expires_in
             from api_keys
-            where digest = any($1) and revoked_at is null and (expires_at is null or expires_at > now())",
-            &wanted as _,
+            where digest = $1 and revoked_at is null and (expires_at is null or expires_at > now())",
+            digest.0.as_slice(),
         )
-        .fetch_all(&self.database)
+        .fetch_optional(&self.database)
         .await?;
-        rows.into_iter()
-            .filter_map(|row| {
-                let digest = digests.iter().find(|digest| digest.is(&row.digest))?;
-                let scopes: Result<Vec<Scope>, _> = row.scopes.iter().map(|scope| scope.parse()).collect();
-                // An expiry too far away to be represented is never.
-                let expires = row.expires_in.and_then(duration).and_then(|left| asked.checked_add(left));
-                let caller = scopes.map(|scopes| Caller { key: KeyId(row.id), scopes, expires });
-                Some(caller.map(|caller| (*digest, caller)).map_err(|_| StoreError::Corrupt("scope")))
-            })
-            .collect()
+        let Some(row) = row.filter(|row| digest.is(&row.digest)) else { return Ok(None) };
+        let scopes: Result<Vec<Scope>, _> = row.scopes.iter().map(|scope| scope.parse()).collect();
+        // An expiry too far away to be represented is never.
+        let expires = row.expires_in.and_then(duration).and_then(|left| asked.checked_add(left));
+        Ok(Some(Caller { key: KeyId(row.id), scopes: scopes.map_err(|_| StoreError::Corrupt("scope"))?, expires }))
     }
 
     /// Adds a key.

@@ -82,6 +82,9 @@ pub enum StoreError {
     /// A stored value can't be read back: someone changed it by hand.
     #[error("a stored {0} is not what was written")]
     Corrupt(&'static str),
+    /// The same, but its type says so already.
+    #[error("a stored value is not what was written")]
+    Undecodable(#[source] sqlx::Error),
     /// A stored secret can't be read with the configured keys.
     #[error(transparent)]
     Encryption(#[from] EncryptionError),
@@ -129,14 +132,14 @@ impl From<sqlx::Error> for StoreError {
                 Some(code) if ["57", "08", "53", "25"].iter().any(|class| code.starts_with(class)) => Self::Unavailable(error),
                 _ => Self::Refused(error),
             },
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::Corrupt("value"),
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::Undecodable(error),
             _ => Self::Unavailable(error),
         }
     }
 }
 
 /// The delay between attempts while Postgres is not available.
-const RETRY_EVERY: Duration = Duration::from_millis(500);
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// How long [`Store::close`] waits for background tasks.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
@@ -213,7 +216,7 @@ impl Store {
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(RETRY_EVERY) => {}
+                () = tokio::time::sleep(TRY_AGAIN_AFTER) => {}
             }
         }
     }

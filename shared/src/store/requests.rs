@@ -71,7 +71,9 @@ impl Store {
             ) last on true
             left join lateral (select * from jobs where jobs.request_id = r.id and jobs.kind = 'webhook' limit 1) w on true
             left join lateral (
-                select a.status, a.started_at from attempts a where a.job_id = w.id order by a.number desc limit 1
+                select a.status, a.started_at from attempts a
+                where a.job_id = w.id and a.outcome is distinct from 'released'
+                order by a.number desc limit 1
             ) told on true
             left join upstream u on j.state = 'pending' and u.probe_at is not null"#,
             ids,
@@ -192,7 +194,8 @@ impl Row {
         let status = match self.state.as_str() {
             "pending" => Status::Pending,
             "succeeded" => Status::Signed,
-            _ => Status::Failed,
+            "failed" => Status::Failed,
+            _ => return Err(StoreError::Corrupt("state of a sign job")),
         };
         let text = |bytes| String::from_utf8(bytes).map_err(|_| StoreError::Corrupt("message or signature"));
         let own_error = match (self.failure, self.last_error) {

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::webhook_claim::WATCHED_WITHIN;
 use super::{Result, Store, count, seconds};
 
 impl Store {
@@ -120,7 +121,7 @@ impl Store {
                     limit $2
                     for no key update skip locked
                 ) j
-                where r.failing_since < now() - make_interval(secs => $1) and r.probe_at > now() - interval '1 h'
+                where r.failing_since < now() - make_interval(secs => $1) and r.probe_at > now() - make_interval(secs => $3)
                 limit $2
             ),
             ended as (
@@ -137,6 +138,7 @@ impl Store {
             select count(*) as "ended!" from ended"#,
             seconds(age),
             i64::from(most),
+            seconds(WATCHED_WITHIN),
         )
         .fetch_one(&self.database)
         .await?;

@@ -32,12 +32,12 @@ impl Transaction {
 }
 
 /// A statement that is prepared with a name only where sessions are kept.
-struct Prepared<E> {
+struct UnnamedIfPooled<E> {
     statement: E,
     pooling: Pooling,
 }
 
-impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Prepared<E> {
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for UnnamedIfPooled<E> {
     fn sql(self) -> SqlStr {
         self.statement.sql()
     }
@@ -67,7 +67,7 @@ impl<'c> Executor<'c> for &'c mut Transaction {
         E: 'q + Execute<'q, Postgres>,
     {
         let pooling = self.pooling;
-        (&mut *self.inner).fetch_many(Prepared { statement: query, pooling })
+        (&mut *self.inner).fetch_many(UnnamedIfPooled { statement: query, pooling })
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
@@ -76,7 +76,7 @@ impl<'c> Executor<'c> for &'c mut Transaction {
         E: 'q + Execute<'q, Postgres>,
     {
         let pooling = self.pooling;
-        (&mut *self.inner).fetch_optional(Prepared { statement: query, pooling })
+        (&mut *self.inner).fetch_optional(UnnamedIfPooled { statement: query, pooling })
     }
 
     fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>

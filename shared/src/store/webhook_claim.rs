@@ -35,12 +35,15 @@ use super::lease::ClaimSentAt;
 use super::requests::RequestState;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
-use crate::encryption::{EncryptionError, Place, Stored};
+use crate::encryption::{AtRest, EncryptionError, Place};
 use crate::secret::Secret;
 use crate::standard_webhooks::WebhookSecret;
 
 /// The maximum number of receivers that one claim looks at.
 const STEPS: i32 = 256;
+
+/// A probe that has been due for longer than this shows that nobody watched the receiver.
+pub(super) const WATCHED_WITHIN: Duration = Duration::from_hours(1);
 
 /// How many entries of the delivery log are kept for one request.
 pub(super) const KEPT_ATTEMPTS: i32 = 100;
@@ -199,9 +202,9 @@ impl Store {
                 insert into receivers (receiver, probe_at)
                 select receiver, now() + make_interval(secs => $8) from due where failures > 0 order by receiver
                 on conflict (receiver) do update set probe_at = excluded.probe_at, changed_at = now(),
-                    -- A probe that was due for an hour: nobody watched, and what the receiver did meanwhile is not known.
+                    -- Nobody watched, and what the receiver did meanwhile is not known.
                     failing_since = case
-                        when receivers.probe_at < now() - interval '1 h' then now() else receivers.failing_since
+                        when receivers.probe_at < now() - make_interval(secs => $11) then now() else receivers.failing_since
                     end
                     where receivers.failures > 0 and receivers.probe_at <= now()
                 returning receiver
@@ -268,6 +271,7 @@ impl Store {
             seconds(lease),
             KEPT_ATTEMPTS,
             i64::from(wanted.troubled),
+            seconds(WATCHED_WITHIN),
         )
         .fetch_all(&self.database)
         .await?;
@@ -288,7 +292,7 @@ impl Store {
         &self,
         request: Uuid,
         api_key: Uuid,
-        secrets: impl Iterator<Item = Stored>,
+        secrets: impl Iterator<Item = AtRest>,
         headers: Headers,
     ) -> Result<Confidential, EncryptionError> {
         let secrets = secrets.map(|stored| {
@@ -342,10 +346,10 @@ impl Row {
         let read = || {
             let (request_id, api_key_id) = (self.request_id?, self.api_key_id?);
             let retired = self.retired.unwrap_or_default().into_iter().zip(self.retired_key_ids.unwrap_or_default());
-            let stored = Stored { key_id: self.webhook_secret_key_id, bytes: self.webhook_secret? };
-            let secrets = std::iter::once(stored).chain(retired.map(|(bytes, key_id)| Stored { key_id, bytes }));
+            let stored = AtRest { key_id: self.webhook_secret_key_id, bytes: self.webhook_secret? };
+            let secrets = std::iter::once(stored).chain(retired.map(|(bytes, key_id)| AtRest { key_id, bytes }));
             let headers = match (self.sealed_webhook_headers, self.webhook_headers) {
-                (Some(bytes), _) => Headers::Sealed(Stored { key_id: self.webhook_headers_key_id, bytes }),
+                (Some(bytes), _) => Headers::Sealed(AtRest { key_id: self.webhook_headers_key_id, bytes }),
                 (None, plain) => Headers::Plain(plain.map(|headers| headers.0).unwrap_or_default()),
             };
             Some(WebhookJob {
@@ -371,5 +375,5 @@ impl Row {
 /// The headers of a request as they are stored.
 enum Headers {
     Plain(HashMap<String, String>),
-    Sealed(Stored),
+    Sealed(AtRest),
 }

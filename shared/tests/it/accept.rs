@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use futures_util::future::join_all;
 use shared::contract::Status;
 use shared::store::Finished;
-use shared::store::accept::{Accepted, NewRequest};
+use shared::store::accept::{NewRequest, Rejection};
 use shared::store::sign_finish::{Ending, Failure};
 use sqlx::Connection;
 use uuid::Uuid;
@@ -34,8 +34,8 @@ async fn a_message_with_the_digest_of_another_is_not_taken_for_it_and_spoils_no_
     let new = f.store.accept_new(&group, u64::MAX).await.unwrap();
     assert_eq!(new.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true]);
     let known = f.store.accept(&[f.request("a"), f.request("b")], u64::MAX).await.unwrap();
-    assert_eq!(known[0], Accepted::Collision);
-    id(&known[1]);
+    assert_eq!(known[0], Err(Rejection::Collision));
+    assert!(known[1].is_ok());
 }
 
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn the_short_way_stores_what_is_new_and_leaves_what_is_known_to_the_long_o
     let accepted = f.store.accept_new(&group, u64::MAX).await.unwrap();
     let stored: Vec<bool> = accepted.iter().map(Option::is_some).collect();
     assert_eq!(stored, [true, false, false, true, false, false], "one of each new message, and of each key");
-    assert_eq!((id(accepted[0].as_ref().unwrap()), id(accepted[3].as_ref().unwrap())), (group[0].id, group[3].id));
+    assert_eq!((accepted[0].as_ref().unwrap().id, accepted[3].as_ref().unwrap().id), (group[0].id, group[3].id));
     assert_eq!(f.number("select count(*) from requests").await, 4);
     assert_eq!(f.number("select count(*) from jobs").await, 4);
     assert_eq!(f.store.pending_requests().await.unwrap(), 3);
@@ -85,7 +85,7 @@ async fn a_key_that_was_used_for_something_else_stores_nothing_the_short_way_and
     assert!(matches!(f.store.accept_new(&group, u64::MAX).await, Err(shared::store::StoreError::Refused(_))));
     assert_eq!(f.number("select count(*) from messages").await, 1, "nothing of the group");
     let accepted = f.store.accept(&group, u64::MAX).await.unwrap();
-    assert!(matches!(accepted[..], [Accepted::Stored { .. }, Accepted::Mismatch]));
+    assert!(matches!(accepted[..], [Ok(_), Err(Rejection::Mismatch)]));
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn the_same_idempotency_key_with_the_same_payload_is_the_same_request() {
     let accepted = f.store.accept(&group, u64::MAX).await.unwrap();
     let again = f.accept(keyed(f.request("a"), "k")).await;
     assert_eq!(id(&accepted[0]), id(&accepted[1]));
-    assert_eq!(id(&accepted[0]), id(&again));
+    assert_eq!(id(&accepted[0]), again.id);
     assert_eq!(f.number("select count(*) from requests").await, 1);
 }
 
@@ -136,11 +136,11 @@ async fn the_same_idempotency_key_with_another_payload_stores_nothing() {
     let f = Fixture::new().await;
     f.accept(keyed(f.request("a"), "k")).await;
     for other in [f.request("b"), f.with_webhook("a")] {
-        assert_eq!(f.accept(keyed(other, "k")).await, Accepted::Mismatch);
+        assert_eq!(f.try_accept(keyed(other, "k")).await, Err(Rejection::Mismatch));
     }
     let group = [keyed(f.request("c"), "l"), keyed(f.request("d"), "l"), f.request("e")];
     let accepted = f.store.accept(&group, u64::MAX).await.unwrap();
-    assert_eq!(accepted.iter().filter(|accepted| **accepted == Accepted::Mismatch).count(), 1);
+    assert_eq!(accepted.iter().filter(|accepted| **accepted == Err(Rejection::Mismatch)).count(), 1);
     for table in ["requests", "messages", "jobs"] {
         assert_eq!(f.number(&format!("select count(*) from {table}")).await, 3, "{table}");
     }
@@ -152,7 +152,7 @@ async fn an_idempotency_key_belongs_to_an_api_key() {
     let other = new_key(&f.store, "other").await;
     let one = f.accept(keyed(f.request("a"), "k")).await;
     let two = f.accept(NewRequest { key: other, ..keyed(f.request("b"), "k") }).await;
-    assert_ne!(id(&one), id(&two));
+    assert_ne!(one.id, two.id);
 }
 
 #[tokio::test]
@@ -165,7 +165,7 @@ async fn groups_that_race_for_one_idempotency_key_store_one_request_and_no_stray
         async move { store.accept(&[request], u64::MAX).await }
     });
     // A request that loses several races in a row fails, and its caller sees 503; it must not become a second row.
-    let stored = join_all(posts).await.into_iter().flatten().flatten().filter(|accepted| *accepted != Accepted::Mismatch);
+    let stored = join_all(posts).await.into_iter().flatten().flatten().filter(|accepted| *accepted != Err(Rejection::Mismatch));
     assert_eq!(stored.map(|accepted| id(&accepted)).collect::<HashSet<Uuid>>().len(), 1);
     for table in ["requests", "messages", "jobs"] {
         assert_eq!(f.number(&format!("select count(*) from {table}")).await, 1, "{table}");
@@ -177,8 +177,8 @@ async fn a_signed_message_is_settled_at_once_without_a_job_and_with_its_webhook(
     let f = Fixture::new().await;
     f.signed("a").await;
     let accepted = f.accept(f.with_webhook("a")).await;
-    assert!(matches!(accepted, Accepted::Stored { settled: true, .. }));
-    let state = &f.store.requests(&[id(&accepted)]).await.unwrap()[&id(&accepted)].request;
+    assert!(accepted.settled);
+    let state = &f.store.requests(&[accepted.id]).await.unwrap()[&accepted.id].request;
     assert_eq!((state.status, state.signature.as_deref()), (Status::Signed, Some("signature of a")));
     assert_eq!(f.number("select count(*) from jobs where kind = 'sign'").await, 1);
     assert_eq!(f.number("select count(*) from jobs where kind = 'webhook'").await, 1);
@@ -267,11 +267,11 @@ async fn no_more_requests_wait_for_one_message_than_one_statement_can_end() {
     f.run("update jobs set attached = 9999").await;
     let group = [f.request("m"), f.request("m"), f.request("n")];
     let accepted = f.store.accept(&group, u64::MAX).await.unwrap();
-    let full: Vec<bool> = accepted.iter().map(|accepted| *accepted == Accepted::Full).collect();
+    let full: Vec<bool> = accepted.iter().map(|accepted| *accepted == Err(Rejection::Full)).collect();
     assert_eq!(full, [false, true, false]);
     let job = f.claim(1).await.remove(0);
     assert_eq!(f.finish(job, Ending::Signed("s".to_owned())).await, Finished::Written);
-    assert!(matches!(f.accept(f.request("m")).await, Accepted::Stored { settled: true, .. }), "who asks later does not wait for it");
+    assert!(f.accept(f.request("m")).await.settled, "who asks later does not wait for it");
 }
 
 #[tokio::test]
@@ -290,10 +290,10 @@ async fn no_more_than_the_most_unfinished_requests_are_accepted_and_a_place_is_f
     f.signed("signed").await;
     let group = [f.request("a"), keyed(f.request("b"), "k"), f.request("b"), f.request("c"), f.request("signed")];
     let accepted = f.store.accept(&group, 3).await.unwrap();
-    let full: Vec<bool> = accepted.iter().map(|accepted| *accepted == Accepted::Full).collect();
+    let full: Vec<bool> = accepted.iter().map(|accepted| *accepted == Err(Rejection::Full)).collect();
     assert_eq!(full, [false, false, false, true, false], "what is signed already needs no place");
     assert_eq!(f.store.pending_requests().await.unwrap(), 3);
-    assert_eq!(post(f.request("a")).await, Accepted::Full, "another request for a message that waits is a request all the same");
+    assert_eq!(post(f.request("a")).await, Err(Rejection::Full), "another request for a message that waits is a request all the same");
     assert_eq!(id(&post(keyed(f.request("b"), "k")).await), id(&accepted[1]), "and one that is there already is none");
     assert_eq!(f.number("select count(*) from messages where body = 'c'").await, 0, "a refused one leaves nothing");
 
@@ -301,14 +301,14 @@ async fn no_more_than_the_most_unfinished_requests_are_accepted_and_a_place_is_f
     for job in a {
         f.finish(job, Ending::Retry(LEASE)).await;
     }
-    assert_eq!(post(f.request("d")).await, Accepted::Full, "a retry is not finished");
+    assert_eq!(post(f.request("d")).await, Err(Rejection::Full), "a retry is not finished");
     for job in b {
         f.finish(job, Ending::Signed("s".to_owned())).await;
     }
     assert_eq!(f.store.pending_requests().await.unwrap(), 1, "both that waited for it are finished");
-    assert!(matches!(post(f.request("d")).await, Accepted::Stored { .. }));
-    assert!(matches!(post(f.request("e")).await, Accepted::Stored { .. }));
-    assert_eq!(post(f.request("f")).await, Accepted::Full);
+    assert!(post(f.request("d")).await.is_ok());
+    assert!(post(f.request("e")).await.is_ok());
+    assert_eq!(post(f.request("f")).await, Err(Rejection::Full));
 }
 
 #[tokio::test]
@@ -329,7 +329,8 @@ async fn the_count_of_unfinished_requests_is_right_after_anything_at_once() {
                 };
                 f.finish(job, ending).await;
             }
-            f.accept(keyed(f.request(&message), &format!("k{}", n % 5))).await;
+            // Rejected if another message has the key.
+            let _ = f.try_accept(keyed(f.request(&message), &format!("k{}", n % 5))).await;
         }
     });
     futures_util::future::join_all(posts).await;

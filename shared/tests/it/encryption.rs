@@ -7,7 +7,7 @@ use clap::Parser;
 use shared::encryption::EncryptionError;
 use shared::settings::DatabaseSettings;
 use shared::standard_webhooks::WebhookSecret;
-use shared::store::accept::{Accepted, NewRequest};
+use shared::store::accept::{NewRequest, Rejection};
 use shared::store::keys::{ApiKey, Scope};
 use shared::store::webhook_claim::{Wanted, WebhookJob};
 use shared::store::{Store, StoreError};
@@ -62,7 +62,7 @@ fn token(job: &WebhookJob) -> &str {
 async fn headers_and_secrets_are_encrypted_and_what_was_stored_before_stays_readable_through_a_rotation() {
     let f = Fixture::new().await;
     f.signed("a").await;
-    let plain = id(&f.accept(request(&f, "stored-before", None)).await);
+    let plain = f.accept(request(&f, "stored-before", None)).await.id;
     let a = with(&f, &[A]).await.unwrap();
     let sealed = id(&a.accept(&[request(&f, "stored-with-a", None)], u64::MAX).await.unwrap()[0]);
     let secret = WebhookSecret::generate();
@@ -139,7 +139,7 @@ async fn a_secret_that_cannot_be_read_holds_up_its_own_webhook_and_no_other() {
 #[tokio::test]
 async fn a_repeated_request_is_recognised_through_a_rotation_and_its_digest_is_no_oracle() {
     let f = Fixture::new().await;
-    let plain = id(&f.accept(request(&f, "1234", Some("before"))).await);
+    let plain = f.accept(request(&f, "1234", Some("before"))).await.id;
     let digest = |request: uuid::Uuid| {
         format!("select ('x' || encode(substring(payload_digest for 7), 'hex'))::bit(56)::bigint from requests where id = '{request}'")
     };
@@ -151,7 +151,7 @@ async fn a_repeated_request_is_recognised_through_a_rotation_and_its_digest_is_n
     assert_eq!(id(&both.accept(&[request(&f, "1234", Some("with a"))], u64::MAX).await.unwrap()[0]), keyed);
     assert_eq!(id(&both.accept(&[request(&f, "1234", Some("before"))], u64::MAX).await.unwrap()[0]), plain);
     for key in ["before", "with a"] {
-        assert_eq!(both.accept(&[request(&f, "4321", Some(key))], u64::MAX).await.unwrap(), [Accepted::Mismatch]);
+        assert_eq!(both.accept(&[request(&f, "4321", Some(key))], u64::MAX).await.unwrap(), [Err(Rejection::Mismatch)]);
     }
 }
 
@@ -164,7 +164,7 @@ async fn the_bootstrap_key_keeps_its_row_and_its_secret_opens_there() {
     assert!(starts.into_iter().all(|made| made.unwrap()));
     assert!(a.bootstrap_key(&key, Some(&second)).await.unwrap());
     assert!(a.bootstrap_key(&key, None).await.unwrap());
-    let owner = a.callers(&[key.digest()]).await.unwrap().remove(0).1.key;
+    let owner = a.caller(key.digest()).await.unwrap().unwrap().key;
     f.signed("a").await;
     a.accept(&[NewRequest { key: owner, ..request(&f, "x", None) }], u64::MAX).await.unwrap();
     assert_eq!(claim(&a).await.confidential.unwrap().secrets, [second]);

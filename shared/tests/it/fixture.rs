@@ -11,7 +11,7 @@ use shared::message::Message;
 use shared::secret::Secret;
 use shared::settings::DatabaseSettings;
 use shared::standard_webhooks::WebhookSecret;
-use shared::store::accept::{Accepted, NewRequest, WebhookTarget};
+use shared::store::accept::{Accepted, NewRequest, Stored, WebhookTarget};
 use shared::store::keys::{ApiKey, KeyId, Scope};
 use shared::store::low_water::LowWater;
 use shared::store::sign_claim::SignJob;
@@ -173,10 +173,15 @@ impl Fixture {
     }
 
     /// Stores a request as `api` does: with `accept_new` if possible, otherwise with `accept`.
-    pub(crate) async fn accept(&self, request: NewRequest) -> Accepted {
+    pub(crate) async fn accept(&self, request: NewRequest) -> Stored {
+        self.try_accept(request).await.expect("it is stored")
+    }
+
+    /// Like [`accept`](Self::accept), for a request that may be rejected.
+    pub(crate) async fn try_accept(&self, request: NewRequest) -> Accepted {
         let group = [request];
         match self.store.accept_new(&group, u64::MAX).await {
-            Ok(mut accepted) if accepted[0].is_some() => accepted.remove(0).unwrap(),
+            Ok(mut accepted) if accepted[0].is_some() => Ok(accepted.remove(0).unwrap()),
             Ok(_) | Err(StoreError::Refused(_)) => self.store.accept(&group, u64::MAX).await.unwrap().remove(0),
             Err(error) => panic!("{error:?}"),
         }
@@ -197,7 +202,7 @@ impl Fixture {
 
     /// Stores a request for `message`, and returns its id.
     pub(crate) async fn post(&self, message: &str) -> Uuid {
-        id(&self.accept(self.request(message)).await)
+        self.accept(self.request(message)).await.id
     }
 
     pub(crate) async fn claim(&self, most: usize) -> Vec<SignJob> {
@@ -237,7 +242,7 @@ pub(crate) fn finish(job: SignJob, ending: Ending) -> SignFinish {
 pub(crate) async fn new_key(store: &Store, name: &str) -> KeyId {
     let key = ApiKey::generate();
     store.create_key(name, &key, &[Scope::Sign], &WebhookSecret::generate(), None).await.unwrap();
-    store.callers(&[key.digest()]).await.unwrap().remove(0).1.key
+    store.caller(key.digest()).await.unwrap().unwrap().key
 }
 
 /// A webhook to an address, as `api` would store it.
@@ -246,8 +251,5 @@ pub(crate) fn webhook_to(url: &str, headers: BTreeMap<String, String>) -> Webhoo
 }
 
 pub(crate) fn id(accepted: &Accepted) -> Uuid {
-    match accepted {
-        Accepted::Stored { id, .. } => *id,
-        Accepted::Mismatch | Accepted::Full | Accepted::Collision => panic!("not stored"),
-    }
+    accepted.as_ref().expect("it is stored").id
 }

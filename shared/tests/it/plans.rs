@@ -11,7 +11,7 @@ use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 
 use sqlx::Connection;
 
-use crate::fixture::{Fixture, LEASE, finish, id};
+use crate::fixture::{Fixture, LEASE, finish};
 
 /// Rows of the backlog, which must not affect a statement that works on a few rows.
 const BACKLOG: i64 = 30_000;
@@ -33,7 +33,7 @@ async fn work(f: &Fixture, round: &str) {
     let finishes: Vec<SignFinish> = f.claim(20).await.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))).collect();
     assert_eq!(finishes.len(), 20);
     f.store.finish_sign_jobs(&finishes).await.unwrap();
-    let ids: Vec<_> = stored.iter().flatten().map(id).collect();
+    let ids: Vec<_> = stored.iter().flatten().map(|stored| stored.id).collect();
     assert_eq!(f.store.requests(&ids).await.unwrap().len(), 20);
 
     let mut delivered = 0;

@@ -3,7 +3,7 @@ use std::time::Duration;
 use shared::store::sign_finish::{Ending, Failure};
 use sqlx::Connection;
 
-use crate::fixture::{Fixture, id};
+use crate::fixture::Fixture;
 use crate::webhook::deliver;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -35,7 +35,7 @@ async fn what_ended_long_ago_goes_with_all_that_belongs_to_it() {
 async fn what_has_not_ended_stays_however_old_it_is() {
     let f = Fixture::new().await;
     f.post("waits for its signature").await;
-    let told = id(&f.accept(f.with_webhook("waits for its webhook")).await);
+    let told = f.accept(f.with_webhook("waits for its webhook")).await.id;
     let job = f.claim(2).await.into_iter().find(|job| job.message.text().ends_with("webhook")).unwrap();
     f.finish(job, Ending::Signed("s".to_owned())).await;
     age_everything(&f).await;
@@ -60,7 +60,7 @@ async fn a_signature_that_a_younger_request_uses_stays() {
 #[tokio::test]
 async fn a_message_whose_signing_job_is_gone_can_be_posted_and_signed_again() {
     let f = Fixture::new().await;
-    let failed = id(&f.accept(f.with_webhook("a")).await);
+    let failed = f.accept(f.with_webhook("a")).await.id;
     let job = f.claim(1).await.remove(0);
     f.finish(job, Ending::Failed(Failure::DeadlineExceeded)).await;
     f.signed("a").await;

@@ -291,7 +291,7 @@ async fn what_waits_past_its_deadline_is_found_even_when_no_claim_reaches_it() {
     assert_eq!(overdue.len(), 1);
     let ends: Vec<_> = overdue.into_iter().map(|(lease, digest)| SignFinish::past_deadline(lease, digest)).collect();
     f.store.finish_sign_jobs(&ends).await.unwrap();
-    let id = crate::fixture::id(&late);
+    let id = late.id;
     let state = f.store.requests(&[id]).await.unwrap()[&id].request.clone();
     assert_eq!((state.status, state.attempts), (Status::Failed, 0));
     assert_eq!(state.last_error.unwrap().code, "deadline-exceeded");

@@ -240,7 +240,7 @@ async fn rate(concurrency: u16, milliseconds: u64, count: u16) -> (f64, f64) {
     let _worker = world.worker(&[("WEBHOOK_CONCURRENCY", &concurrent), ("WEBHOOK_RECEIVER_CONCURRENCY", &concurrent)]);
     world.signed("known").await;
     world.receiver.set_behaviour(latency(milliseconds));
-    let ids = world.post_to((0..count).map(|n| ("known".to_owned(), world.receiver.url(&format!("/{n}"))))).await;
+    let ids = world.post_to((0..count).map(|n| ("known".to_owned(), world.receiver.url(&format!("/{n:04}"))))).await;
     // Not with `wait_for`, which checks all deliveries after each one.
     until("all have arrived", async || world.receiver.count(|_| true) > count).await;
     let all = world.receiver.deliveries();

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use uuid::Uuid;
 
 use super::columns::Columns;
-use super::{Accepted, NewRequest};
+use super::{Accepted, NewRequest, Rejection, Stored};
 use crate::forecast::Waiting;
 use crate::store::transaction::Transaction;
 use crate::store::{Hint, JobKind, Result, Store, StoreError};
@@ -197,15 +197,15 @@ impl Store {
             .into_iter()
             .map(|row| {
                 if row.full {
-                    Ok(Accepted::Full)
+                    Ok(Err(Rejection::Full))
                 } else {
                     match (row.id, row.created_at, row.same, row.settled) {
                         (Some(id), Some(created_at), Some(true), Some(settled)) => {
                             let waiting = row.opened.map(|job| Waiting { fresh: true, turn: (created_at, job), in_flight: false });
-                            Ok(Accepted::Stored { id, created_at, settled, waiting })
+                            Ok(Ok(Stored { id, created_at, settled, waiting }))
                         }
-                        (_, _, Some(false), _) => Ok(Accepted::Mismatch),
-                        (None, ..) => Ok(Accepted::Collision),
+                        (_, _, Some(false), _) => Ok(Err(Rejection::Mismatch)),
+                        (None, ..) => Ok(Err(Rejection::Collision)),
                         _ => Err(StoreError::Corrupt("request")),
                     }
                 }
@@ -214,22 +214,21 @@ impl Store {
         forget_unused(&mut transaction, new, requests, &accepted).await?;
         transaction.commit().await?;
         self.tell(new_jobs.into_iter().flatten());
-        let new = |accepted: &&Accepted| matches!(accepted, Accepted::Stored { settled: false, .. });
-        self.pending.add(i64::try_from(accepted.iter().filter(new).count()).unwrap_or(i64::MAX));
+        let unsettled = accepted.iter().flatten().filter(|stored| !stored.settled).count();
+        self.pending.add(i64::try_from(unsettled).unwrap_or(i64::MAX));
         Ok(Some(accepted))
     }
 }
 
 /// Deletes the new messages that no request uses, because no request that brought one was stored.
 async fn forget_unused(transaction: &mut Transaction, new: Vec<Uuid>, requests: &[NewRequest], accepted: &[Accepted]) -> Result<()> {
-    let is_stored = |accepted: &Accepted| matches!(accepted, Accepted::Stored { .. });
-    if accepted.iter().all(is_stored) {
+    if accepted.iter().all(Result::is_ok) {
         return Ok(());
     }
     let used: HashSet<Uuid> = requests
         .iter()
         .zip(accepted)
-        .filter(|(_, accepted)| is_stored(accepted))
+        .filter(|(_, accepted)| accepted.is_ok())
         .map(|(request, _)| request.message.digest().short())
         .collect();
     let unused: Vec<Uuid> = new.into_iter().filter(|digest| !used.contains(digest)).collect();

@@ -26,23 +26,28 @@ use crate::forecast::Waiting;
 pub use request::{NewRequest, WebhookTarget};
 
 /// The outcome of one POST.
+pub type Accepted = Result<Stored, Rejection>;
+
+/// A POST that is stored, now or earlier under the same idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Accepted {
-    /// It is stored, now or earlier under the same idempotency key.
-    Stored {
-        /// The request that answers the POST.
-        id: Uuid,
-        /// When that request was stored.
-        created_at: OffsetDateTime,
-        /// Whether its outcome is available already.
-        settled: bool,
-        /// How its message waits, if no other request waited for it before. Then there is nothing else to look up about the request.
-        waiting: Option<Waiting>,
-    },
-    /// The idempotency key was used with another payload. Nothing was stored.
+pub struct Stored {
+    /// The request that answers the POST.
+    pub id: Uuid,
+    /// When that request was stored.
+    pub created_at: OffsetDateTime,
+    /// Whether its outcome is available already.
+    pub settled: bool,
+    /// How its message waits, if no other request waited for it before. Then there is nothing else to look up about the request.
+    pub waiting: Option<Waiting>,
+}
+
+/// Why nothing was stored of a POST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The idempotency key was used with another payload.
     Mismatch,
-    /// The limit of unfinished requests, or of requests that wait for one message, is reached. Nothing was stored.
+    /// The limit of unfinished requests, or of requests that wait for one message, is reached.
     Full,
-    /// The message differs from one that is stored under the same digest. Nothing was stored. This does not happen by chance.
+    /// The message differs from one that is stored under the same digest. This does not happen by chance.
     Collision,
 }

@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 
 use super::columns::Columns;
-use super::{Accepted, NewRequest};
+use super::{NewRequest, Stored};
 use crate::forecast::Waiting;
 use crate::store::{Hint, JobKind, Result, Store, StoreError, listen, notify};
 
@@ -21,7 +21,7 @@ impl Store {
     ///
     /// # Errors
     /// If a statement fails. Then nothing was stored or, if the connection broke during the commit, everything was.
-    pub async fn accept_new(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Option<Accepted>>> {
+    pub async fn accept_new(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Option<Stored>>> {
         let mut accepted = vec![None; requests.len()];
         let firsts = firsts(requests);
         if self.room(firsts.len(), most_pending).await? < i64::try_from(firsts.len()).unwrap_or(i64::MAX) {
@@ -87,7 +87,7 @@ impl Store {
         for row in rows {
             let place = usize::try_from(row.ord - 1).ok().and_then(|index| firsts.get(index)).ok_or(StoreError::Corrupt("request"))?;
             let waiting = Some(Waiting { fresh: true, turn: (row.created_at, row.job), in_flight: false });
-            accepted[*place] = Some(Accepted::Stored { id: requests[*place].id, created_at: row.created_at, settled: false, waiting });
+            accepted[*place] = Some(Stored { id: requests[*place].id, created_at: row.created_at, settled: false, waiting });
         }
         Ok(accepted)
     }

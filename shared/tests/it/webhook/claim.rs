@@ -129,8 +129,8 @@ async fn the_claim_walks_its_index_and_reads_no_table_whole() {
     let mut connection = f.connection().await;
     let explained = format!(
         "set plan_cache_mode = force_generic_plan;
-        prepare claim (uuid, int, int, uuid[], int[], bigint, bigint, float8, int, bigint) as {sql};
-        explain (analyze, timing off, summary on) execute claim ('{}', 256, 48, '{{}}', '{{}}', 16, 64, 60, 100, 16)",
+        prepare claim (uuid, int, int, uuid[], int[], bigint, bigint, float8, int, bigint, float8) as {sql};
+        explain (analyze, timing off, summary on) execute claim ('{}', 256, 48, '{{}}', '{{}}', 16, 64, 60, 100, 16, 3600)",
         Uuid::nil(),
     );
     let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(explained)).fetch_all(&mut connection).await.unwrap();

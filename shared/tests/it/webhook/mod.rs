@@ -15,7 +15,7 @@ use shared::store::webhook_claim::{ClaimedWebhooks, ReceiverId, Wanted, WebhookJ
 use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 use uuid::Uuid;
 
-use crate::fixture::{Fixture, LEASE, id, webhook_to};
+use crate::fixture::{Fixture, LEASE, webhook_to};
 
 /// Stores a request with a webhook to `url`, for a message that is signed already.
 async fn told_at(f: &Fixture, url: &str) -> Uuid {
@@ -24,7 +24,7 @@ async fn told_at(f: &Fixture, url: &str) -> Uuid {
     }
     let webhook = webhook_to(url, [("x".to_owned(), "y".to_owned())].into());
     let request = shared::store::accept::NewRequest { webhook: Some(webhook), ..f.request("a") };
-    id(&f.accept(request).await)
+    f.accept(request).await.id
 }
 
 async fn told(f: &Fixture) -> Uuid {

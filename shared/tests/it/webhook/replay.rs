@@ -43,7 +43,7 @@ async fn what_cannot_be_sent_again_is_told_apart() {
     let f = Fixture::new().await;
     let other = crate::fixture::new_key(&f.store, "other").await;
     let done = told(&f).await;
-    let pending = id(&f.accept(f.with_webhook("waits")).await);
+    let pending = f.accept(f.with_webhook("waits")).await.id;
     let silent = f.post("a").await;
     for (request, owner, expected) in [
         (pending, Some(f.key), Replay::NotFinal),
