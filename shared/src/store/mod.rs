@@ -14,7 +14,8 @@
 //! | `webhook_addresses` | where workers may send webhooks |
 //! | `deliveries` | the delivery log, and replays |
 //! | `encryption` | which encryption keys stored values need |
-//! | `upstream` | the agreed rate, its slots, the circuit breaker |
+//! | `slots` | the slots of the budget, when the rate or the server changes |
+//! | `upstream` | the agreed rate, the circuit breaker |
 //! | `upstream_news` | what calls say about the upstream |
 //! | `retention` | what is old enough to delete |
 //! | `notify`, `listen` | notifications: sending, receiving |
@@ -38,6 +39,7 @@ mod retention;
 mod schema;
 pub mod sign_claim;
 pub mod sign_finish;
+mod slots;
 mod transaction;
 pub mod upstream;
 mod upstream_news;

@@ -4,7 +4,7 @@
 //! both. Its parts:
 //!
 //! 1. `gate`, `room`: how many slots are free. None, unless the rate is the agreed one, the slots are set by the clock of this server (see
-//!    `upstream`), and the upstream is neither paused nor down. One, if the circuit breaker is open and a probe is due.
+//!    `slots`), and the upstream is neither paused nor down. One, if the circuit breaker is open and a probe is due.
 //! 2. `fresh`, `retries`: the first due jobs of each lane, locked. `skip locked` passes over jobs that another worker is claiming at this
 //!    moment. The lock is `for no key update` instead of plain `for update`: it is the weakest lock that keeps two claims apart, and a
 //!    foreign key check does not make it pass over a job. An expired lease is as good as none. A leased job stays in its place in the
@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use super::lease::{ClaimSentAt, Slot};
 use super::low_water::{LATE_BY, LowWater};
-use super::upstream::CLOCKS_DRIFT;
+use super::slots::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::message::{Message, MessageDigest};
 use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS};

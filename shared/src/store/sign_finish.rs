@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::upstream::CLOCKS_DRIFT;
+use super::slots::CLOCKS_DRIFT;
 use super::{Finished, Hint, JobKind, Lease, Result, Store, StoreError, listen, notify, seconds};
 use crate::call_error::CallError;
 use crate::message::MessageDigest;

@@ -1,11 +1,6 @@
-//! What all workers know about the upstream: the agreed rate and its slots, a pause, the circuit breaker.
+//! What all workers know about the upstream: the agreed rate, a pause, the circuit breaker.
 //!
-//! A window of the budget has `calls` slots. One statement takes a slot together with a job. The slot is free again one window after the
-//! upstream answered (or, if the worker dies, one window after its lease ended). The answer proves that the call had arrived by then, and
-//! the next call with this slot is sent more than a window later. So two uses never arrive less than a window apart. With `calls` slots,
-//! each used at most once in any window, never more than `calls` calls arrive in a window.
-//!
-//! This holds for one rate. So a worker reports its configured rate when it starts, and again every [`SEEN_EVERY`] while it is alive. A
+//! Slots keep the budget for one rate (see `slots`). So a worker reports its configured rate when it starts, and again every [`SEEN_EVERY`] while it is alive. A
 //! rate that differs from that of a living worker is refused. If no worker is alive, a new rate replaces the old one: more slots apply at
 //! once; fewer slots or longer windows apply when the calls that were sent under the old rate are out of every window.
 
@@ -13,13 +8,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::transaction::Transaction;
-use super::{Result, Store, StoreError, count, duration, seconds};
+use super::{Result, Store, StoreError, count, duration, seconds, slots};
 use crate::units::Rate;
-
-/// A window is stretched by this factor when a slot waits for it, because clocks drift: NTP may slew a clock by up to 500 parts in a
-/// million (`adjtimex(2)`), Postgres's in one direction and the upstream's in the other.
-pub(super) const CLOCKS_DRIFT: f64 = 1.001;
 
 /// How often a worker sends a heartbeat.
 pub const SEEN_EVERY: Duration = Duration::from_secs(2);
@@ -99,9 +89,8 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
-        lock_leased_jobs(&mut transaction).await?;
-        // The order in which claims lock: slots, then the upstream's row. Workers that start together take turns here.
-        sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
+        // Workers that start together take turns here.
+        slots::lock_with_jobs(&mut transaction).await?;
         let old = sqlx::query!(
             r#"-- upstream.lock_rate
             select calls = $2 and window_length = make_interval(secs => $1) as "same!",
@@ -126,47 +115,10 @@ impl Store {
             return Ok(Agreement::Differs(read_rate(old.calls, old.window)?));
         }
         if !old.same {
-            // A slot in use stays taken until its lease ends and a window has passed: how its previous use counts under the new rate is not
-            // known, so a call that was not made must not free it sooner. In a longer window, a slot may have been used more than once, so
-            // all slots wait until the last use of any is out of it.
-            sqlx::query!(
-                "-- upstream.change_window
-                update upstream_slots s
-                set free_at = case when $1 > 0.0::float8 then last.free_at + make_interval(secs => $1) else s.free_at end,
-                    window_length = make_interval(secs => $2), lease_token = null
-                from (select max(free_at) as free_at from upstream_slots) last",
-                old.longer_by,
-                seconds(rate.window()),
-            )
-            .execute(&mut transaction)
-            .await?;
+            slots::change_window(&mut transaction, rate, old.longer_by).await?;
         }
-        trust_no_other_clock(&mut transaction).await?;
-        // The slots that stay are those that are free last. When the first of them is free, all removed ones have been free too, so the
-        // window that the next call closes holds no more than the new number of calls. The removed slots are kept, with the time of their
-        // use, in case the rate is raised again.
-        sqlx::query!(
-            "-- upstream.retire_slots
-            update upstream_slots s set retired = r.place > $1
-            from (select slot, row_number() over (order by free_at desc, slot) as place from upstream_slots) r
-            where r.slot = s.slot and s.retired <> (r.place > $1)",
-            i64::from(calls),
-        )
-        .execute(&mut transaction)
-        .await?;
-        // In a longer window, new slots wait like all others: the old slots may have been used more than once in it.
-        sqlx::query!(
-            "-- upstream.add_slots
-            insert into upstream_slots (slot, window_length, free_at)
-            select n, make_interval(secs => $2), case when $3 > 0.0::float8 then coalesce(last.free_at, '-infinity') else '-infinity' end
-            from generate_series(1 + (select count(*) from upstream_slots), $1::int) n
-            cross join (select max(free_at) as free_at from upstream_slots) last",
-            calls,
-            seconds(rate.window()),
-            old.longer_by,
-        )
-        .execute(&mut transaction)
-        .await?;
+        slots::trust_no_other_clock(&mut transaction).await?;
+        slots::change_number(&mut transaction, rate, old.longer_by).await?;
         sqlx::query!(
             "-- upstream.set_rate
             update upstream set calls = $1, window_length = make_interval(secs => $2)",
@@ -230,9 +182,8 @@ impl Store {
         .fetch_one(&mut transaction)
         .await?;
         if alone {
-            lock_leased_jobs(&mut transaction).await?;
-            sqlx::query!("-- upstream.lock_slots\nselect from upstream_slots order by slot for update").execute(&mut transaction).await?;
-            trust_no_other_clock(&mut transaction).await?;
+            slots::lock_with_jobs(&mut transaction).await?;
+            slots::trust_no_other_clock(&mut transaction).await?;
             transaction.commit().await?;
         }
         Ok(alone)
@@ -271,52 +222,6 @@ impl Store {
         })
         .transpose()
     }
-}
-
-/// Sets the slots by the clock of this server, if it has taken over since they were set. Each slot waits as if it had been used just now. A
-/// slot in use waits as if it had been claimed just now, and so does the lease that uses it. A clock that is behind makes slots and leases
-/// wait longer by itself. [`lock_leased_jobs`] must run before.
-async fn trust_no_other_clock(transaction: &mut Transaction) -> Result<()> {
-    sqlx::query!(
-        "-- upstream.take_over
-        with taken_over as (
-            update upstream set timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
-            where timeline is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
-            returning only_row
-        ),
-        claimed as (
-            update jobs set leased_until = greatest(leased_until, now() + (leased_until - leased_at))
-            where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null and exists (select from taken_over)
-            returning lease_token, leased_at
-        ),
-        -- All jobs are looked at once, and not once for each slot.
-        used as materialized (
-            select s.ctid as place, c.leased_at from upstream_slots s left join claimed c using (lease_token)
-        )
-        update upstream_slots s
-        set free_at = greatest(s.free_at, now() + coalesce(s.free_at - used.leased_at, s.window_length * $1::float8))
-        from used
-        where s.ctid = used.place and exists (select from taken_over) and s.free_at > '-infinity'",
-        CLOCKS_DRIFT,
-    )
-    .execute(&mut *transaction)
-    .await?;
-    Ok(())
-}
-
-/// Locks the leased jobs, if another server has taken over since the slots were set. Jobs are locked before slots, as in claims and
-/// finishes. Nobody claims anything more until the slots are set anew.
-async fn lock_leased_jobs(transaction: &mut Transaction) -> Result<()> {
-    sqlx::query!(
-        "-- upstream.lock_leased_jobs
-        select from jobs
-        where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null
-            and (select timeline is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) from upstream)
-        order by id for no key update",
-    )
-    .execute(&mut *transaction)
-    .await?;
-    Ok(())
 }
 
 fn read_rate(calls: i32, window: f64) -> Result<Rate> {
