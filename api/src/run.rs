@@ -75,6 +75,10 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     }
     let stop = process::stop_on_signal().map_err(StartError::Signals)?;
     let listener = bind("API_LISTEN", settings.api_listen).await?;
+    let metrics_listener = match settings.metrics_listen.0 {
+        Some(address) => Some(bind("METRICS_LISTEN", address).await?),
+        None => None,
+    };
     tracing::info!(listen = %listener.1, "api starts");
 
     let mut tasks = Tasks::new(stop.clone());
@@ -84,33 +88,16 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let answers = Answers::new(store.clone(), waiters.clone(), bounds, stop.clone());
     let limits =
         Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
-    let own_metrics = settings.metrics_listen.0;
     let health = operations::health(store.clone(), prepared.clone());
-    let metrics = own_metrics.is_none().then(|| operations::metrics_endpoint(store.clone()));
+    let metrics = metrics_listener.is_none().then(|| operations::metrics_endpoint(store.clone()));
     let parts =
         Parts { answers, store: store.clone(), keys: keys.clone(), limits, receivers: Receivers::new(&settings.addresses, store.clone()) };
     let routes = http::routes(parts, health, metrics);
     tasks.spawn(serve(listener, routes, stop.clone()));
-    if let Some(address) = own_metrics {
-        let listener = bind("METRICS_LISTEN", address).await?;
+    if let Some(listener) = metrics_listener {
         tasks.spawn(serve(listener, operations::metrics_endpoint(store.clone()), stop.clone()));
     }
-    let listening = {
-        let (store, stop) = (store.clone(), stop.clone());
-        async move {
-            let tell = |hint| match hint {
-                Hint::Results(hints) => waiters.wake(&hints),
-                Hint::Keys => keys.forget(),
-                Hint::Everything => {
-                    waiters.wake_all();
-                    keys.forget();
-                }
-                Hint::Jobs(_) => {}
-            };
-            store.listen(Audience::Api, stop, tell).await;
-        }
-    };
-    tasks.spawn(listening);
+    tasks.spawn(listen(store.clone(), waiters, keys, stop.clone()));
     prepare(&settings, &store, &stop).await?;
     prepared.done();
 
@@ -119,6 +106,20 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     tracing::info!("api stopped");
     telemetry.finish().await;
     Ok(ended?)
+}
+
+/// Wakes the waiters, and forgets keys that may have changed.
+async fn listen(store: Store, waiters: Waiters, keys: Keys, stop: CancellationToken) {
+    let tell = |hint| match hint {
+        Hint::Results(hints) => waiters.wake(&hints),
+        Hint::Keys => keys.forget(),
+        Hint::Everything => {
+            waiters.wake_all();
+            keys.forget();
+        }
+        Hint::Jobs(_) => {}
+    };
+    store.listen(Audience::Api, stop, tell).await;
 }
 
 /// Binds `address`, and returns the listener with the address that it got.

@@ -25,6 +25,7 @@ use crate::sign::upstream::Upstream;
 use crate::webhook::queue::WebhookQueue;
 use crate::webhook::seats::{Limits, Seats};
 use crate::webhook::sender::Sender;
+use crate::webhook::walk::Place;
 
 /// Maximum number of concurrent calls to the upstream. A need for more would say more about the settings than about the upstream.
 const MOST_SIGN_CALLS: u16 = 256;
@@ -98,11 +99,7 @@ fn start_queues(
 ) -> Result<(), StartError> {
     let (sign_wake, webhook_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let finisher = Arc::new(Finisher::new(store.clone()));
-    let deadline = settings.worker_queues.sign.then_some(settings.sign.sign_deadline);
-    let schedule = &settings.webhook.webhook_retry_schedule;
-    let webhooks = settings.worker_queues.webhook.then(|| schedule.whole().max(SHORTEST_SCHEDULE));
-    let ages = Ages { deadline, webhooks, retention: settings.retention };
-    tasks.spawn(maintenance::run(store.clone(), ages, Arc::clone(&finisher), stop.clone()));
+    tasks.spawn(maintenance::run(store.clone(), ages(settings), Arc::clone(&finisher), stop.clone()));
     let pace = Pace { poll: settings.poll_interval, grace: settings.shutdown_grace };
     if let Some(upstream) = upstream {
         let calls = settings.upstream.upstream_rate.calls().min(MOST_SIGN_CALLS).into();
@@ -126,23 +123,35 @@ fn start_queues(
             stop: stop.clone(),
             sender: Sender::new(&settings.webhook)?,
             seats: Seats::new(limits),
+            place: Place::default(),
             schedule: settings.webhook.webhook_retry_schedule.clone(),
             finisher: Arc::new(Finisher::new(store.clone())),
         };
         tasks.spawn(driver::run(Arc::new(queue), pace, Arc::clone(&webhook_wake), stop.clone()));
     }
-    let (listener, stop) = (store.clone(), stop.clone());
-    tasks.spawn(async move {
-        let tell = |hint| match hint {
-            Hint::Jobs(JobKind::Sign) => sign_wake.notify_one(),
-            Hint::Jobs(JobKind::Webhook) => webhook_wake.notify_one(),
-            Hint::Everything => {
-                sign_wake.notify_one();
-                webhook_wake.notify_one();
-            }
-            Hint::Results(_) | Hint::Keys => {}
-        };
-        listener.listen(Audience::Worker, stop, tell).await;
-    });
+    tasks.spawn(listen(store.clone(), sign_wake, webhook_wake, stop.clone()));
     Ok(())
+}
+
+fn ages(settings: &Settings) -> Ages {
+    let whole_schedule = settings.webhook.webhook_retry_schedule.whole();
+    Ages {
+        deadline: settings.worker_queues.sign.then_some(settings.sign.sign_deadline),
+        webhooks: settings.worker_queues.webhook.then(|| whole_schedule.max(SHORTEST_SCHEDULE)),
+        retention: settings.retention,
+    }
+}
+
+/// Wakes the drivers when there is something to claim.
+async fn listen(store: Store, sign: Arc<Notify>, webhook: Arc<Notify>, stop: CancellationToken) {
+    let tell = |hint| match hint {
+        Hint::Jobs(JobKind::Sign) => sign.notify_one(),
+        Hint::Jobs(JobKind::Webhook) => webhook.notify_one(),
+        Hint::Everything => {
+            sign.notify_one();
+            webhook.notify_one();
+        }
+        Hint::Results(_) | Hint::Keys => {}
+    };
+    store.listen(Audience::Worker, stop, tell).await;
 }

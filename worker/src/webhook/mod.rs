@@ -4,6 +4,7 @@
 //! - [`sender`] makes the call and returns the answer;
 //! - [`outcome`] decides what the answer means;
 //! - [`seats`] divides the calls of this process among receivers;
+//! - [`walk`] leads each claim from where the last one stopped around all receivers;
 //! - [`queue`] combines them into the attempt between a claim and a finish.
 
 pub mod guard;
@@ -11,3 +12,4 @@ pub mod outcome;
 pub mod queue;
 pub mod seats;
 pub mod sender;
+pub mod walk;

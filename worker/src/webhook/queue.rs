@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::call_error::CallError;
-use shared::store::webhook_claim::{ReceiverId, WebhookJob};
+use shared::store::webhook_claim::{Wanted, WebhookJob};
 use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
@@ -14,6 +14,7 @@ use tracing::{Instrument, field};
 use super::outcome::{decide, news};
 use super::seats::{Seat, Seats};
 use super::sender::Sender;
+use super::walk::{Circle, Place};
 use crate::driver::{NextClaim, Queue};
 use crate::finisher::Finisher;
 use crate::settings::Schedule;
@@ -29,33 +30,14 @@ pub struct WebhookQueue {
     pub sender: Sender,
     /// Decides which job may send now.
     pub seats: Seats,
+    /// Where the last claim stopped.
+    pub place: Place,
     /// Cancelled to stop: deliveries that have not begun are given back.
     pub stop: CancellationToken,
     /// When a delivery is tried again.
     pub schedule: Schedule,
     /// Writes the outcomes.
     pub finisher: Arc<Finisher<WebhookFinish>>,
-}
-
-/// The walks of one claim over the receivers: from where the last claim stopped to the end, and then from the beginning to there.
-struct Circle {
-    began_after: Option<ReceiverId>,
-    /// Whether the end was reached, so that the walk is now in the part before `began_after`.
-    wrapped: bool,
-}
-
-impl Circle {
-    fn from(after: Option<ReceiverId>) -> Self {
-        Self { began_after: after, wrapped: after.is_none() }
-    }
-
-    /// Advances to where a walk stopped; `None` if it reached the last receiver. Returns true once every receiver has been visited.
-    fn advance(&mut self, stopped_at: Option<ReceiverId>) -> bool {
-        match stopped_at {
-            None => std::mem::replace(&mut self.wrapped, true),
-            Some(at) => self.wrapped && self.began_after.is_some_and(|began| at >= began),
-        }
-    }
 }
 
 /// A job and its seat.
@@ -75,12 +57,12 @@ impl Queue for WebhookQueue {
     async fn claim(&self, most: usize) -> Result<Claimed<Seated>, StoreError> {
         // Twice the timeout: before its own delivery begins, a job may wait for as long as another one's delivery takes.
         let lease = self.sender.timeout() * 2 + MARGIN;
-        let mut circle = Circle::from(self.seats.wanted(most).after);
+        let mut circle = Circle::from(self.place.get());
         let mut soonest: Option<Duration> = None;
         loop {
-            let wanted = self.seats.wanted(most);
+            let wanted = Wanted { after: self.place.get(), ..self.seats.wanted(most) };
             let found = self.store.claim_webhook_jobs(&wanted, lease).await?;
-            self.seats.stopped_at(found.stopped_at);
+            self.place.set(found.stopped_at);
             let (jobs, next_in) = (found.claimed.jobs, found.claimed.next_in);
             soonest = soonest.into_iter().chain(next_in).min();
             // These receivers have no job to claim: go on to the next ones, until the circle is complete.
@@ -177,37 +159,5 @@ fn report(finish: &WebhookFinish, attempt: u32) {
         Delivery::Retry(delay) => tracing::info!(attempt, status, error, retry_in = ?delay, "webhook not delivered; will try again"),
         Delivery::Exhausted(code) => tracing::warn!(attempt, status, error, code, "webhook not delivered; kept"),
         Delivery::Released => tracing::debug!(attempt, "given back"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(number: u128) -> ReceiverId {
-        ReceiverId::from(uuid::Uuid::from_u128(number))
-    }
-
-    /// The number of walks of 256 receivers that a claim makes if there are `receivers` in all, it begins after `began`, and it finds
-    /// nothing.
-    fn walks(receivers: u128, began: Option<u128>) -> u32 {
-        let mut circle = Circle::from(began.map(id));
-        let mut after = began.unwrap_or(0);
-        for walks in 1..100 {
-            let last = receivers.min(after + 256);
-            let stopped_at = (last == after + 256).then(|| id(last));
-            if circle.advance(stopped_at) {
-                return walks;
-            }
-            after = if stopped_at.is_some() { last } else { 0 };
-        }
-        panic!("it goes on for ever");
-    }
-
-    #[test]
-    fn a_claim_that_finds_nothing_goes_around_once_wherever_it_began() {
-        assert_eq!([0, 1, 255, 256, 257, 1000].map(|receivers| walks(receivers, None)), [1, 1, 1, 2, 2, 4]);
-        assert_eq!([0, 1, 255, 256, 257, 1000].map(|receivers| walks(receivers, Some(256))), [2, 2, 2, 2, 2, 4]);
-        assert_eq!(walks(1000, Some(500)), 4);
     }
 }

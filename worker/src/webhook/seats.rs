@@ -36,8 +36,6 @@ struct Table {
     receivers: HashMap<ReceiverId, Receiver>,
     newcomers: usize,
     troubled: usize,
-    /// Where the last claim stopped.
-    stopped_at: Option<ReceiverId>,
 }
 
 #[derive(Debug)]
@@ -77,7 +75,7 @@ impl Seats {
 
     /// What to claim if there is room for up to `most` jobs: no more jobs of a receiver than it has seats. Receivers that fail or are slow
     /// share a quarter of the calls, and unknown receivers another quarter. So however many there are of either, the others keep their
-    /// share, and receivers that work have half of all calls.
+    /// share, and receivers that work have half of all calls. Begins with the first receiver.
     #[must_use]
     pub fn wanted(&self, most: usize) -> Wanted {
         let table = self.table();
@@ -88,13 +86,8 @@ impl Seats {
             held: table.receivers.iter().map(|(id, receiver)| (*id, receiver.seated)).collect(),
             newcomers: left(table.newcomers),
             troubled: left(table.troubled),
-            after: table.stopped_at,
+            after: None,
         }
-    }
-
-    /// Remembers where the last claim stopped, so that the next one continues there.
-    pub fn stopped_at(&self, receiver: Option<ReceiverId>) {
-        self.table().stopped_at = receiver;
     }
 
     /// Takes a seat for a job of this receiver, which has this standing.
