@@ -14,7 +14,7 @@ use shared::message::Message;
 use shared::store::accept::{NewRequest, Stored};
 use shared::store::keys::KeyId;
 use shared::store::requests::RequestState;
-use shared::store::{Store, StoreError};
+use shared::store::{self, Store, StoreError};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -115,8 +115,7 @@ impl Answers {
         let reads = Batcher::spawn(looks, move |ids: Vec<Uuid>| {
             let store = reading.clone();
             async move {
-                let read = tokio::time::timeout(READ_WITHIN, store.requests(&ids)).await;
-                let states = read.unwrap_or_else(|_| Err(StoreError::TimedOut))?;
+                let states = store::within(READ_WITHIN, store.requests(&ids)).await?;
                 Ok(ids.iter().map(|id| states.get(id).cloned()).collect())
             }
         });

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use shared::backoff::Jitter;
-use shared::store::{Claimed, StoreError};
+use shared::store::{Claimed, StoreError, within};
 use shared::telemetry::display_chain;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -175,9 +175,9 @@ impl<Q: Queue> Driver<Q> {
         // This claim may not see what is given back by jobs that end from here on.
         self.others_wait.store(true, Ordering::SeqCst);
         let began = Instant::now();
-        let claim = tokio::time::timeout(CLAIM_WITHIN, self.queue.claim(most));
+        let claim = within(CLAIM_WITHIN, self.queue.claim(most));
         let claimed = tokio::select! {
-            claimed = claim => claimed.unwrap_or(Err(StoreError::TimedOut)),
+            claimed = claim => claimed,
             () = async { stop.cancelled().await; tokio::time::sleep(LAST_CLAIM_WITHIN).await } => return None,
         };
         self.claim_took = began.elapsed();

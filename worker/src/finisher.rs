@@ -9,7 +9,7 @@ use shared::backoff::{Jitter, doubling};
 use shared::batch::{Batcher, Batches, Callers};
 use shared::store::sign_finish::SignFinish;
 use shared::store::webhook_finish::WebhookFinish;
-use shared::store::{Finished, Store, StoreError};
+use shared::store::{Finished, Store, StoreError, within};
 use shared::telemetry::display_chain;
 
 /// The outcome of a job, as a finisher writes it.
@@ -109,8 +109,7 @@ async fn write_alone<O: Finish>(store: &Store, outcome: &O) -> Option<Finished> 
 async fn write_patiently<O: Finish>(store: &Store, outcomes: &[O]) -> Result<Vec<Finished>, StoreError> {
     let mut failures = 0_u32;
     loop {
-        let written = tokio::time::timeout(WRITE_WITHIN, O::write(store, outcomes)).await;
-        match written.unwrap_or_else(|_| Err(StoreError::TimedOut)) {
+        match within(WRITE_WITHIN, O::write(store, outcomes)).await {
             Err(error @ StoreError::Contended(_)) if outcomes.len() > 1 => return Err(error),
             Err(error) if error.is_transient() => {
                 failures = failures.saturating_add(1);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use shared::backoff::Jitter;
 use shared::store::sign_finish::SignFinish;
-use shared::store::{Store, StoreError};
+use shared::store::{Store, StoreError, within};
 use shared::telemetry::display_chain;
 use tokio_util::sync::CancellationToken;
 
@@ -48,17 +48,13 @@ const STEP_WITHIN: Duration = Duration::from_secs(30);
 
 /// Runs until `stop`.
 pub async fn run(store: Store, ages: Ages, finisher: Arc<Finisher<SignFinish>>, stop: CancellationToken) {
-    loop {
-        let full = tokio::select! {
-            full = round(&store, ages, &finisher) => full,
-            () = stop.cancelled() => return,
-        };
-        let pause = if full { NEXT_GROUP } else { Jitter::FIFTH.apply(ages.next_round(), &mut rand::rng()) };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+    let rounds = async {
+        loop {
+            let full = round(&store, ages, &finisher).await;
+            tokio::time::sleep(if full { NEXT_GROUP } else { Jitter::FIFTH.apply(ages.next_round(), &mut rand::rng()) }).await;
         }
-    }
+    };
+    stop.run_until_cancelled(Box::pin(rounds)).await;
 }
 
 /// Handles one group of everything. Returns true if a group was full, so that there may be more.
@@ -78,8 +74,7 @@ async fn round(store: &Store, ages: Ages, finisher: &Finisher<SignFinish>) -> bo
 
 /// The number of items a step handled: 0 if it failed or took too long. The next step runs in any case.
 async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -> u32 {
-    let done = tokio::time::timeout(STEP_WITHIN, work).await.unwrap_or_else(|_| Err(StoreError::TimedOut));
-    done.unwrap_or_else(|error| {
+    within(STEP_WITHIN, work).await.unwrap_or_else(|error| {
         tracing::debug!(step = name, error = display_chain(&error), "no maintenance this time");
         0
     })

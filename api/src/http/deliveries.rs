@@ -10,7 +10,7 @@ use poem_openapi::{ApiResponse, OpenApi};
 use shared::contract::Deliveries;
 use shared::store::deliveries::Replay;
 use shared::store::keys::KeyId;
-use shared::store::{Store, StoreError};
+use shared::store::{Store, StoreError, within};
 use shared::telemetry::display_chain;
 use uuid::Uuid;
 
@@ -111,7 +111,7 @@ async fn read(store: &Store, id: Uuid, owner: Option<KeyId>) -> Result<Deliverie
 
 /// The result of a Postgres call, if it comes in time.
 async fn in_time<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, ApiError> {
-    tokio::time::timeout(ASK_WITHIN, asked).await.unwrap_or(Err(StoreError::TimedOut)).map_err(|error| {
+    within(ASK_WITHIN, asked).await.map_err(|error| {
         tracing::warn!(error = display_chain(&error), "can't read or change deliveries");
         ApiError::Unavailable
     })

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use shared::address_guard::{AddressSettings, Forbidden, Guard};
-use shared::store::{Store, StoreError};
+use shared::store::{self, Store};
 use shared::telemetry::display_chain;
 use url::Url;
 
@@ -36,8 +36,7 @@ impl Receivers {
         if !matches!(judged, Err(Forbidden::Port | Forbidden::Address)) {
             return Ok(judged);
         }
-        let asked = tokio::time::timeout(ASK_WITHIN, self.store.webhook_addresses()).await;
-        let allowed = asked.unwrap_or_else(|_| Err(StoreError::TimedOut)).map_err(|error| {
+        let allowed = store::within(ASK_WITHIN, self.store.webhook_addresses()).await.map_err(|error| {
             tracing::warn!(error = display_chain(&error), "can't ask where workers send webhooks");
             ApiError::Unavailable
         })?;

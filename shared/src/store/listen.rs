@@ -85,23 +85,20 @@ impl Store {
             Audience::Api => &[RESULTS, KEYS],
             Audience::Worker => &[JOBS],
         };
-        while !stop.is_cancelled() {
-            let ended = tokio::select! {
-                () = stop.cancelled() => return,
-                ended = self.listen_once(channels, &tell) => ended,
-            };
-            self.listening.store(false, Ordering::Release);
-            if ended.as_ref().is_ok_and(|ended| *ended == Listening::Unsupported) {
-                tracing::warn!("Postgres is behind a proxy that keeps no sessions, so nothing can be listened to: polling alone");
-                return stop.cancelled().await;
+        let listening = async {
+            loop {
+                let ended = self.listen_once(channels, &tell).await;
+                self.listening.store(false, Ordering::Release);
+                if ended.as_ref().is_ok_and(|ended| *ended == Listening::Unsupported) {
+                    tracing::warn!("Postgres is behind a proxy that keeps no sessions, so nothing can be listened to: polling alone");
+                    return std::future::pending().await;
+                }
+                tracing::debug!(error = ended.err().map(tracing::field::display), "the listening connection is gone; connecting again");
+                tell(Hint::Everything);
+                tokio::time::sleep(RECONNECT_AFTER).await;
             }
-            tracing::debug!(error = ended.err().map(tracing::field::display), "the listening connection is gone; connecting again");
-            tell(Hint::Everything);
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(RECONNECT_AFTER) => {}
-            }
-        }
+        };
+        stop.run_until_cancelled(listening).await;
     }
 
     async fn listen_once(&self, channels: &[&str], tell: &impl Fn(Hint)) -> Result<Listening, sqlx::Error> {

@@ -51,6 +51,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::database::Database;
@@ -194,34 +195,38 @@ impl Store {
     ///
     /// # Errors
     /// Those that waiting does not fix.
-    pub async fn when_available(&self, stop: &tokio_util::sync::CancellationToken, attempt: impl AsyncFn() -> Result<()>) -> Result<()> {
-        let mut waiting = false;
-        loop {
-            let attempted = tokio::select! {
-                attempted = attempt() => attempted,
-                () = stop.cancelled() => return Ok(()),
-            };
-            match attempted {
-                Err(error) if error.is_transient() || matches!(error, StoreError::SchemaBehind) => {
-                    if !waiting {
-                        tracing::warn!(error = display_chain(&error), "waiting for Postgres");
+    pub async fn when_available(&self, stop: &CancellationToken, attempt: impl AsyncFn() -> Result<()>) -> Result<()> {
+        let attempts = async {
+            let mut waiting = false;
+            loop {
+                match attempt().await {
+                    Err(error) if error.is_transient() || matches!(error, StoreError::SchemaBehind) => {
+                        if !waiting {
+                            tracing::warn!(error = display_chain(&error), "waiting for Postgres");
+                        }
+                        waiting = true;
                     }
-                    waiting = true;
-                }
-                Ok(()) => {
-                    if waiting {
-                        tracing::info!("Postgres is ready");
+                    Ok(()) => {
+                        if waiting {
+                            tracing::info!("Postgres is ready");
+                        }
+                        return Ok(());
                     }
-                    return Ok(());
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
+                tokio::time::sleep(TRY_AGAIN_AFTER).await;
             }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(TRY_AGAIN_AFTER) => {}
-            }
-        }
+        };
+        stop.run_until_cancelled(attempts).await.unwrap_or(Ok(()))
     }
+}
+
+/// The result of `work`, if it comes within `limit`.
+///
+/// # Errors
+/// Those of `work`, and [`StoreError::TimedOut`]: then it may have been done all the same.
+pub async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(StoreError::TimedOut))
 }
 
 /// Seconds, as Postgres's `make_interval` takes them.

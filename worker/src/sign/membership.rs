@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shared::store::upstream::{Agreement, Heartbeat, LIVES_FOR, SEEN_EVERY, WorkerId};
-use shared::store::{Store, StoreError};
+use shared::store::{Store, within};
 use shared::telemetry::display_chain;
 use shared::units::Rate;
 use tokio::time::Instant;
@@ -39,8 +39,7 @@ impl Membership {
         let member = Self { store: store.clone(), worker: WorkerId::generate(), rate };
         let mut refused: Option<Instant> = None;
         while !stop.is_cancelled() {
-            let join = tokio::time::timeout(JOIN_WITHIN, store.join_workers(member.worker, rate));
-            match join.await.unwrap_or_else(|_| Err(StoreError::TimedOut)) {
+            match within(JOIN_WITHIN, store.join_workers(member.worker, rate)).await {
                 Ok(Agreement::Agreed) => return Ok(Some(member)),
                 Ok(Agreement::Differs(others)) => {
                     let since = *refused.get_or_insert_with(|| {
@@ -54,10 +53,7 @@ impl Membership {
                 Err(error) if error.is_transient() => {}
                 Err(error) => return Err(error.into()),
             }
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
+            stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await;
         }
         Ok(None)
     }
@@ -71,12 +67,9 @@ impl Membership {
         let mut failing = false;
         let mut taking_over: Option<AbortOnDropHandle<()>> = None;
         while !stop.is_cancelled() {
-            let stay = tokio::time::timeout(SEEN_EVERY, self.store.heartbeat(self.worker, self.rate));
-            let stayed = tokio::select! {
-                stayed = stay => stayed.unwrap_or_else(|_| Err(StoreError::TimedOut)),
-                () = stop.cancelled() => return Ok(()),
-            };
-            match stayed {
+            let beat = within(SEEN_EVERY, self.store.heartbeat(self.worker, self.rate));
+            let Some(beat) = stop.run_until_cancelled(beat).await else { return Ok(()) };
+            match beat {
                 Ok(Heartbeat { agreement: Agreement::Differs(others), .. }) => {
                     return Err(StartError::Settings(differs(self.rate, others)));
                 }
@@ -93,10 +86,7 @@ impl Membership {
                 }
                 Err(_) => {}
             }
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(SEEN_EVERY) => {}
-            }
+            stop.run_until_cancelled(tokio::time::sleep(SEEN_EVERY)).await;
         }
         Ok(())
     }
@@ -109,8 +99,7 @@ impl Membership {
 
 /// After a failover, makes the slots wait until the clock of the new server counts.
 async fn take_over(store: Store) {
-    let taken_over = tokio::time::timeout(TAKE_OVER_WITHIN, store.take_over()).await;
-    match taken_over.unwrap_or_else(|_| Err(StoreError::TimedOut)) {
+    match within(TAKE_OVER_WITHIN, store.take_over()).await {
         Ok(true) => tracing::info!(
             "another Postgres server has taken over: every call waits until what may have been called before is out of the window"
         ),
