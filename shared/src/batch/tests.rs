@@ -11,6 +11,9 @@ type Seen = Arc<Lock<Vec<Vec<u32>>>>;
 /// A batch with this item never ends.
 const HELD_UP: u32 = 1313;
 
+/// A batch with this item panics.
+const PANICS: u32 = 666;
+
 /// A batcher that doubles its items, records its batches, and ends each one only when the gate gives it a permit.
 fn doubler(largest: usize, waiting: usize) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
     doublers(Batches { largest, waiting, at_once: 1, callers: Callers::ComeBack })
@@ -27,6 +30,7 @@ fn doublers(batches: Batches) -> (Batcher<u32, u32, String>, Arc<Semaphore>, See
                 std::future::pending::<()>().await;
             }
             g.acquire().await.unwrap().forget();
+            assert!(!items.contains(&PANICS), "as a bug would");
             if items.contains(&13) { Err("unlucky".to_owned()) } else { Ok(items.iter().map(|n| n * 2).collect()) }
         }
     });
@@ -97,6 +101,14 @@ async fn a_failed_batch_fails_all_of_its_items_and_no_other() {
     let (batcher, gate, _) = doubler(10, 10);
     gate.add_permits(2);
     assert!(matches!(batcher.submit(13).await, Err(BatchError::Failed(_))));
+    assert_eq!(batcher.submit(4).await.unwrap(), 8);
+}
+
+#[tokio::test]
+async fn a_batch_that_panics_fails_its_items_and_no_other() {
+    let (batcher, gate, _) = doubler(10, 10);
+    gate.add_permits(2);
+    assert!(matches!(batcher.submit(PANICS).await, Err(BatchError::Stopped)));
     assert_eq!(batcher.submit(4).await.unwrap(), 8);
 }
 
