@@ -133,7 +133,7 @@ impl Answers {
         let wait = if may_wait { wait } else { Duration::ZERO };
         let receipt = Receipt::of(&request);
         let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
-        // Whoever stored the batch has logged why it failed.
+        // Why a batch failed is logged once for all of it.
         let Stored { id, created_at, settled, waiting } =
             stored.map_err(|_| NotStored::Unavailable)?.map_err(|_| NotStored::Unavailable)??;
         let deadline = if settled { arrived } else { arrived + wait };

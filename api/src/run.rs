@@ -81,7 +81,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     };
     tracing::info!(listen = %listener.1, "api starts");
 
-    let mut tasks = Tasks::new(stop.clone());
+    let tasks = Tasks::new(stop.clone());
     let prepared = operations::Prepared::default();
     let (waiters, keys) = (Waiters::default(), Keys::new(store.clone(), prepared.clone()));
     let bounds = Bounds { waiters: settings.max_waiters as usize, pending: settings.max_pending };

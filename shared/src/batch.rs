@@ -24,9 +24,12 @@ pub enum BatchError<E> {
     /// The queue in front of the batch is full.
     #[error("too much work is waiting")]
     Full,
-    /// The batcher is gone, because the process is stopping; or the batch panicked.
+    /// The batcher is gone: the process is stopping.
     #[error("stopping")]
     Stopped,
+    /// The batch panicked, which is a bug.
+    #[error("a bug; the log has it")]
+    Panicked,
     /// The whole batch failed.
     #[error(transparent)]
     Failed(Arc<E>),
@@ -201,7 +204,11 @@ where
             let ran = AssertUnwindSafe(run(items)).catch_unwind().await;
             drop(batch);
             match ran {
-                Err(_) => {}
+                Err(_) => {
+                    for answer in answers {
+                        let _ = answer.send(Err(BatchError::Panicked));
+                    }
+                }
                 Ok(Ok(results)) => {
                     for (answer, result) in answers.into_iter().zip(results) {
                         let _ = answer.send(Ok(result));

@@ -1,12 +1,16 @@
 //! The process: its runtime, its tasks, its limit of open files, and its stop signals.
 
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::FutureExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Runs `program` to its end. Blocking work that is still running then is abandoned: a DNS look-up can't be cancelled, and may take a
 /// minute.
@@ -30,10 +34,11 @@ pub fn raise_open_files() -> u64 {
 
 /// The tasks of a process. Each runs until the process is told to stop. Without one of them, the process would break its promises but look
 /// healthy; so if one ends early, all are told to stop, and whoever started the process can start it anew.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tasks {
-    running: JoinSet<()>,
+    running: TaskTracker,
     stop: CancellationToken,
+    ended_early: Arc<AtomicBool>,
 }
 
 /// A task ended before it was told to: it panicked.
@@ -45,28 +50,30 @@ impl Tasks {
     /// No tasks yet. `stop` tells all of them to end.
     #[must_use]
     pub fn new(stop: CancellationToken) -> Self {
-        Self { running: JoinSet::new(), stop }
+        Self { running: TaskTracker::new(), stop, ended_early: Arc::default() }
     }
 
-    /// Starts a task. If `self` is dropped, it is cancelled.
-    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.running.spawn(task);
+    /// Starts a task.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let all = self.clone();
+        self.running.spawn(async move {
+            let panicked = AssertUnwindSafe(task).catch_unwind().await.is_err();
+            if panicked || !all.stop.is_cancelled() {
+                tracing::error!("a task ended unexpectedly: stopping");
+                all.ended_early.store(true, Ordering::SeqCst);
+                all.stop.cancel();
+            }
+        });
     }
 
     /// Waits for all tasks to end.
     ///
     /// # Errors
     /// If one ended early.
-    pub async fn ended(mut self) -> Result<(), EndedEarly> {
-        let mut all = Ok(());
-        while let Some(one) = self.running.join_next().await {
-            if one.is_err() || !self.stop.is_cancelled() {
-                tracing::error!("a task ended unexpectedly: stopping");
-                self.stop.cancel();
-                all = Err(EndedEarly);
-            }
-        }
-        all
+    pub async fn ended(&self) -> Result<(), EndedEarly> {
+        self.running.close();
+        self.running.wait().await;
+        if self.ended_early.load(Ordering::SeqCst) { Err(EndedEarly) } else { Ok(()) }
     }
 }
 
@@ -83,12 +90,14 @@ pub fn stop_on_signal() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let asked = token.clone();
     tokio::spawn(async move {
+        // Not whether the token is cancelled: the process may have stopped by itself.
+        let mut told = false;
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if asked.is_cancelled() {
+            if std::mem::replace(&mut told, true) {
                 tracing::warn!("told to stop a second time: ending at once");
                 std::process::exit(IMPATIENT);
             }
@@ -118,7 +127,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_panics_stops_the_others_and_is_an_error() {
         let stop = CancellationToken::new();
-        let mut tasks = Tasks::new(stop.clone());
+        let tasks = Tasks::new(stop.clone());
         tasks.spawn(stop.clone().cancelled_owned());
         tasks.spawn(async { panic!("as a bug would") });
         assert_eq!(tasks.ended().await, Err(EndedEarly));
@@ -128,7 +137,7 @@ mod tests {
     #[tokio::test]
     async fn tasks_that_end_when_they_are_told_to_are_no_error() {
         let stop = CancellationToken::new();
-        let mut tasks = Tasks::new(stop.clone());
+        let tasks = Tasks::new(stop.clone());
         tasks.spawn(stop.clone().cancelled_owned());
         stop.cancel();
         assert_eq!(tasks.ended().await, Ok(()));

@@ -2,10 +2,12 @@
 
 use std::future::Future;
 use std::ops::RangeInclusive;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use shared::backoff::Jitter;
 use shared::store::{Claimed, StoreError, within};
 use shared::telemetry::display_chain;
@@ -75,8 +77,12 @@ const GATHER_FOR: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration
 /// the last claim, or is seen by the claim in flight.
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
     let mut driver = Driver::new(queue, wake);
-    driver.claim_until(&stop, pace.poll).await;
+    let claimed = AssertUnwindSafe(driver.claim_until(&stop, pace.poll)).catch_unwind().await;
+    // What is in flight has its end even then.
     driver.drain(pace.grace).await;
+    if let Err(panic) = claimed {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// The state of a driver.

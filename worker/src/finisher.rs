@@ -78,7 +78,7 @@ impl<O: Finish> Finisher<O> {
                 tracing::warn!(queue = O::QUEUE, "the lease had run out: nothing was changed");
             }
             Ok(_) => {}
-            Err(error) => tracing::error!(queue = O::QUEUE, error = display_chain(&error), "an outcome could not be queued"),
+            Err(error) => tracing::error!(queue = O::QUEUE, error = display_chain(&error), "an outcome is lost"),
         }
     }
 }

@@ -8,7 +8,7 @@ use shared::process::{self, Tasks};
 use shared::store::low_water::Marks;
 use shared::store::{Audience, Hint, JobKind, Store};
 use shared::{operations, telemetry, tls};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{self, Pace};
@@ -53,7 +53,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let acceptor = TcpListener::bind(settings.worker_listen).into_acceptor().await.map_err(listen_error)?;
     tracing::info!(listen = %acceptor.local_addr()[0], queues = ?settings.worker_queues, rate = %settings.upstream.upstream_rate, "worker starts");
 
-    let (mut tasks, prepared) = (Tasks::new(stop.clone()), operations::Prepared::default());
+    let (tasks, prepared) = (Tasks::new(stop.clone()), operations::Prepared::default());
     let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(IDLE);
     let routes = operations::routes(store.clone(), prepared.clone());
     let serving = server.run_with_graceful_shutdown(routes, stop.clone().cancelled_owned(), Some(Duration::from_secs(1)));
@@ -65,27 +65,27 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     // A worker that does not call the upstream has no say in the rate.
     let rate = settings.upstream.upstream_rate;
     let membership = if settings.worker_queues.sign { Membership::join(&store, rate, &stop).await? } else { None };
-    start_queues(&settings, &store, upstream, policy, &mut tasks, &stop)?;
+    start_queues(&settings, &store, upstream, policy, &tasks, &stop)?;
     prepared.done();
 
-    let staying = async {
-        let stayed = match &membership {
-            Some(membership) => membership.stay(&stop).await,
-            None => Ok(()),
-        };
-        if stayed.is_err() {
+    let (tell, stayed) = oneshot::channel();
+    if let Some(membership) = membership.clone() {
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            let stayed = membership.stay(&stop).await;
             stop.cancel();
-        }
-        stayed
-    };
-    let (stayed, ended) = tokio::join!(staying, tasks.ended());
+            let _ = tell.send(stayed);
+        });
+    }
+    let ended = tasks.ended().await;
     if let Some(membership) = membership {
         membership.leave().await;
     }
     store.close().await;
     tracing::info!("worker stopped");
     telemetry.finish().await;
-    stayed?;
+    // Nothing is sent by a worker that does not sign.
+    stayed.await.unwrap_or(Ok(()))?;
     Ok(ended?)
 }
 
@@ -94,7 +94,7 @@ fn start_queues(
     store: &Store,
     upstream: Option<Upstream>,
     policy: RetryPolicy,
-    tasks: &mut Tasks,
+    tasks: &Tasks,
     stop: &CancellationToken,
 ) -> Result<(), StartError> {
     let (sign_wake, webhook_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));

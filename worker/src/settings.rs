@@ -126,7 +126,7 @@ pub struct WebhookSettings {
     /// Deliveries at the same time.
     #[arg(long, env, default_value_t = 64, value_parser = whole_number(1..=4096_u16))]
     pub webhook_concurrency: u16,
-    /// Deliveries at the same time to one receiver: scheme, host, port and path, for one API key.
+    /// Deliveries at the same time to one receiver: an address without its identifiers, for one API key.
     #[arg(long, env, default_value_t = 16, value_parser = whole_number(1..=4096_u16))]
     pub webhook_receiver_concurrency: u16,
     /// Where webhooks may go.

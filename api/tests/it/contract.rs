@@ -172,17 +172,19 @@ async fn a_long_poll_is_answered_when_the_request_is_final() {
 
 #[tokio::test]
 async fn above_the_most_waiters_a_caller_gets_its_receipt_at_once() {
-    let world = World::with(Options { api: env(&[("MAX_WAITERS", "1"), ("SYNC_WAIT", "1800ms")]), ..Options::default() }).await;
+    let world = World::with(Options { api: env(&[("MAX_WAITERS", "1")]), ..Options::default() }).await;
     world.fault(FaultKind::Hang, When::Always).await;
-    let patient = async { world.sign("first").await };
+    let post =
+        async |message: &str| answer(world.post(&json!({ "message": message })).header("Prefer", "wait=8").send().await.unwrap()).await;
+    let patient = post("first");
     let hasty = async {
         crate::world::until("the first one waits", async || world.upstream.audit().sign_calls == 1).await;
         let started = Instant::now();
-        (world.sign("second").await, started.elapsed())
+        (post("second").await, started.elapsed())
     };
     let (first, (second, took)) = tokio::join!(patient, hasty);
     assert_eq!((first.status.as_u16(), second.status.as_u16()), (202, 202));
-    assert!(took < Duration::from_millis(900), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 #[tokio::test]

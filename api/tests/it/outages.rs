@@ -52,23 +52,25 @@ impl Frozen {
     async fn new(world: &World) -> Self {
         use sqlx::{Connection, Row};
         let mut connection = sqlx::PgConnection::connect(&world.database).await.unwrap();
+        // The postmaster first: it starts no other session then.
+        let mut frozen = Self(world.own_postgres.as_ref().unwrap().pid().map(|pid| pid.to_string()).into_iter().collect());
+        signal("-STOP", &frozen.0);
         let rows = sqlx::query("select pid::text from pg_stat_activity").fetch_all(&mut connection).await.unwrap();
-        let mut pids: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-        pids.extend(world.own_postgres.as_ref().unwrap().pid().map(|pid| pid.to_string()));
-        let frozen = Self(pids);
-        frozen.signal("-STOP");
+        let sessions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        frozen.0.extend_from_slice(&sessions);
+        signal("-STOP", &sessions);
         frozen
-    }
-
-    fn signal(&self, signal: &str) {
-        std::process::Command::new("kill").arg(signal).args(&self.0).status().unwrap();
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        self.signal("-CONT");
+        signal("-CONT", &self.0);
     }
+}
+
+fn signal(signal: &str, pids: &[String]) {
+    std::process::Command::new("kill").arg(signal).args(pids).status().unwrap();
 }
 
 #[tokio::test]
@@ -189,10 +191,14 @@ async fn above_the_most_unfinished_requests_a_post_is_refused_with_503_and_says_
 #[tokio::test]
 async fn lost_notifications_cost_time_and_nothing_else() {
     let world = World::with(Options { worker: env(&[("POLL_INTERVAL", "200ms")]), ..Options::default() }).await;
-    let listening = "select count(*) from pg_stat_activity where datname = current_database() and query ilike 'listen%'
-        and pg_terminate_backend(pid)";
+    // A session that has listened is known by its last query: `listen`, or the one that asks whether anybody is there.
+    let listening = "from pg_stat_activity where datname = current_database() and (query ilike 'listen%' or query = 'select 1')";
     for round in 0..5 {
-        world.number(listening).await;
+        let both = format!("select count(*) {listening}");
+        until("both listen", async || world.number(&both).await == 2).await;
+        let ended =
+            format!("with those as materialized (select pid {listening}) select count(*) from those where pg_terminate_backend(pid)");
+        assert_eq!(world.number(&ended).await, 2);
         let answered = world.sign(&format!("round {round}")).await;
         let state = world.settled(&answered.id()).await;
         assert_eq!(state["status"], "signed");

@@ -9,7 +9,7 @@ use crate::world::{Options, World, env, until};
 #[tokio::test]
 async fn through_a_proxy_that_pools_transactions_all_works_by_polling_alone() {
     if Bouncer::program().is_none() {
-        eprintln!("NOT RUN: pgbouncer is not installed; install the package `pgbouncer` to run this test");
+        devkit::wait::not_run("pgbouncer is not installed; install the package `pgbouncer` to run this test");
         return;
     }
     let postgres = Cluster::start(ClusterOptions::default()).await.unwrap();

@@ -131,7 +131,7 @@ impl World {
         let api = spawn(Binary::Api, &[], &api_env).await;
         let worker = spawn(Binary::Worker, &[], &worker_env).await;
         let url = format!("http://127.0.0.1:{port}");
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         let world = Self { upstream, receiver, api, worker, url, database, own_postgres, client, api_env, worker_env };
         world.ready(&world.url, &world.api).await;
         world.ready(&format!("http://127.0.0.1:{worker_port}"), &world.worker).await;

@@ -108,7 +108,7 @@ async fn a_failed_batch_fails_all_of_its_items_and_no_other() {
 async fn a_batch_that_panics_fails_its_items_and_no_other() {
     let (batcher, gate, _) = doubler(10, 10);
     gate.add_permits(2);
-    assert!(matches!(batcher.submit(PANICS).await, Err(BatchError::Stopped)));
+    assert!(matches!(batcher.submit(PANICS).await, Err(BatchError::Panicked)));
     assert_eq!(batcher.submit(4).await.unwrap(), 8);
 }
 

@@ -94,9 +94,14 @@ async fn while_no_commit_ends_a_process_opens_no_more_than_three_times_its_conne
     }
 }
 
-/// Sets which standbys a commit waits for.
+/// Sets which standbys a commit waits for, if it waits at all: that it does is not the server's default here.
 async fn standbys(admin: &mut sqlx::PgConnection, names: &str) {
-    for sql in [format!("alter system set synchronous_standby_names = '{names}'"), "select pg_reload_conf()".to_owned()] {
+    let settings = [
+        "alter system set synchronous_commit = 'off'".to_owned(),
+        format!("alter system set synchronous_standby_names = '{names}'"),
+        "select pg_reload_conf()".to_owned(),
+    ];
+    for sql in settings {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *admin).await.unwrap();
     }
 }

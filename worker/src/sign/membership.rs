@@ -22,7 +22,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 const TAKE_OVER_WITHIN: Duration = Duration::from_mins(1);
 
 /// The membership of this process.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Membership {
     store: Store,
     worker: WorkerId,

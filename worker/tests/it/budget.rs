@@ -104,12 +104,12 @@ async fn after_429_every_slot_waits_as_long_as_the_upstream_asks() {
     let world = World::new(SimulatorOptions::reliable(), "100/1s").await;
     world.fault(FaultKind::TooMany { retry_after: 2 }, When::Next(1)).await;
     let _worker = world.worker(&[]);
+    let began = Instant::now();
     let first = world.post(numbered(1)).await;
     until("the 429 was answered", async || world.upstream.audit().calls == 1).await;
-    let paused = Instant::now();
     let ids = [first, world.post((0..10).map(|n| format!("later {n}"))).await].concat();
     let states = world.settled(&ids).await;
-    assert!(paused.elapsed() >= Duration::from_millis(1900), "{:?}", paused.elapsed());
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
     assert!(states.iter().all(|state| state.attempts == 1), "the 429 counts for nobody");
     assert_eq!(world.upstream.audit().sign_calls, 12);
 }

@@ -48,7 +48,7 @@ fn prepared(what: &str, command: &mut Command) -> bool {
             error.to_string()
         }
     };
-    eprintln!("NOT RUN: {what}: {missing}");
+    devkit::wait::not_run(&format!("{what}: {missing}"));
     false
 }
 

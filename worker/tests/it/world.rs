@@ -110,7 +110,8 @@ impl World {
     }
 
     pub(crate) async fn states(&self, ids: &[Uuid]) -> Vec<SigningRequest> {
-        self.store.requests(ids).await.unwrap().into_values().map(|state| state.request).collect()
+        let mut states = self.store.requests(ids).await.unwrap();
+        ids.iter().map(|id| states.remove(id).expect("no request is lost").request).collect()
     }
 
     pub(crate) async fn settled(&self, ids: &[Uuid]) -> Vec<SigningRequest> {

@@ -44,8 +44,25 @@ async fn a_receiver_is_an_address_in_which_what_looks_like_an_identifier_stands_
         ("http://a.example/receivers/1", "http://a.example/receivers/2"),
         ("http://a.example/hook?mode=ok", "http://a.example/hook?mode=hangs"),
         ("http://a.example/hook?after=1s", "http://a.example/hook?after=20s"),
+        ("http://a.example/ge%C3%A4ndert", "http://a.example/gel%C3%B6scht"),
+        ("http://a.example/?to=https%3A%2F%2Fx.example%2Fok", "http://a.example/?to=https%3A%2F%2Fx.example%2Fhangs"),
+        ("http://a.example/payment-completed-v1", "http://a.example/payment-refunded-v1"),
     ] {
         assert!(!same(one, other).await, "{one} and {other}");
+    }
+}
+
+/// As many as one message may have, told in one statement, which may take ten seconds.
+#[tokio::test]
+async fn ten_thousand_receivers_with_the_worst_addresses_are_told_apart_in_time() {
+    let f = Fixture::new().await;
+    for part in ["a1b2c3de/", "a1b2", "%C3", "a/", "1"] {
+        let addresses = format!("'http://a.example/' || repeat('{part}', 2000 / {}) || n", part.len());
+        let count = format!("select count(receiver_of(gen_random_uuid(), {addresses})) from generate_series(1, 10000) n");
+        let began = std::time::Instant::now();
+        assert_eq!(f.number(&count).await, 10_000);
+        println!("{part}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(8), "{part}: {:?}", began.elapsed());
     }
 }
 
