@@ -18,7 +18,6 @@ const SUPPORTED: std::ops::RangeInclusive<u32> = 14..=18;
 #[derive(Clone, Debug)]
 pub struct Binaries {
     folder: PathBuf,
-    major: u32,
 }
 
 impl Binaries {
@@ -48,15 +47,9 @@ impl Binaries {
         let output = Command::new(&program).arg("--version").output().context(|| format!("running {}", program.display()))?;
         let text = String::from_utf8_lossy(&output.stdout);
         match major_version(&text) {
-            Some(major) if SUPPORTED.contains(&major) => Ok(Self { folder: folder.to_owned(), major }),
+            Some(major) if SUPPORTED.contains(&major) => Ok(Self { folder: folder.to_owned() }),
             _ => Err(Error::new(format!("{} is `{}`; needed: PostgreSQL 14 to 18", program.display(), text.trim()))),
         }
-    }
-
-    /// The major version, such as 17.
-    #[must_use]
-    pub fn major(&self) -> u32 {
-        self.major
     }
 
     /// The path of one program.

@@ -20,7 +20,7 @@ const SESSIONS: u16 = 4;
 #[derive(Debug)]
 pub struct Bouncer {
     port: u16,
-    process: Process,
+    _process: Process,
     _settings: TempDir,
 }
 
@@ -65,19 +65,13 @@ impl Bouncer {
         let settings = settings.display().to_string();
         let process = Process::spawn(&program, account.iter().copied().chain([settings.as_str()]), [])?;
         process.wait_for_log("process up", START_BOUND).await?;
-        Ok(Self { port, process, _settings: folder })
+        Ok(Self { port, _process: process, _settings: folder })
     }
 
     /// The URL of a database through the pooler.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
-    }
-
-    /// The output of the process.
-    #[must_use]
-    pub fn log(&self) -> String {
-        self.process.log()
     }
 }
 

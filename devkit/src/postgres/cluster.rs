@@ -131,15 +131,6 @@ impl Cluster {
         })
         .await
     }
-
-    /// Calls [`stop`](Self::stop), then [`start_again`](Self::start_again).
-    ///
-    /// # Errors
-    /// If the server does not start again.
-    pub async fn restart(&self, mode: StopMode) -> Result<()> {
-        self.stop(mode).await?;
-        self.start_again().await
-    }
 }
 
 enum Failure {

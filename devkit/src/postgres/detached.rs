@@ -1,6 +1,6 @@
 //! A server that outlives the command that started it, as `devkit up` needs. It has no guardian: it runs until it is stopped.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use super::data::Files;
@@ -84,12 +84,6 @@ impl Detached {
     #[must_use]
     pub fn note(&self) -> Option<&str> {
         self.files.note.as_deref()
-    }
-
-    /// The path of the log.
-    #[must_use]
-    pub fn log(&self) -> PathBuf {
-        self.files.log()
     }
 
     fn control(&self, action: &str, arguments: &[&std::ffi::OsStr]) -> Result<()> {

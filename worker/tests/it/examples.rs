@@ -66,7 +66,7 @@ fn only_a_registry_that_is_away_excuses_a_failure() {
     assert!(!is_away("npm error code E404\nnpm error 404 Not Found"));
     assert!(!is_away("ERROR: No matching distribution found for standardwebhooks==1.*"));
     assert!(std::panic::catch_unwind(|| prepared("fails", &mut Command::new("false"))).is_err());
-    assert!(!prepared("missing", &mut Command::new("a-program-that-does-not-exist")));
+    assert!(!prepared("(nothing: a test of this line)", &mut Command::new("a-program-that-does-not-exist")));
 }
 
 /// Sends a delivery of the worker once more, to `url`, with this body.
