@@ -32,7 +32,11 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartE
             println!("{:<24} {:<12} {:<21} {:<21} STATE", "NAME", "SCOPES", "CREATED", "EXPIRES");
             for key in store.list_keys().await? {
                 let day = |time: time::OffsetDateTime| format!("{} {:02}:{:02}Z", time.date(), time.hour(), time.minute());
-                let state = if key.revoked_at.is_some() { "revoked" } else { "live" };
+                let state = match key {
+                    _ if key.is_expired => "expired",
+                    _ if key.revoked_at.is_some() => "revoked",
+                    _ => "live",
+                };
                 let expires = key.expires_at.map_or_else(|| "never".to_owned(), day);
                 println!("{:<24} {:<12} {:<21} {:<21} {state}", key.name, key.scopes.join(","), day(key.created_at), expires);
             }

@@ -76,6 +76,10 @@ async fn a_key_without_the_scope_is_403_and_an_expired_one_401() {
     post_with(&world, &printed(&log, "key:"), "m").await.is_problem(403, "forbidden");
     let (_, log) = api(&world, &["keys", "create", "--name", "brief", "--expires-in", "1ms"]).await;
     post_with(&world, &printed(&log, "key:"), "m").await.is_problem(401, "unauthorized");
+    let (_, listed) = api(&world, &["keys", "list"]).await;
+    assert!(listed.lines().any(|line| line.starts_with("brief") && line.ends_with("expired")), "{listed}");
+    let (code, log) = api(&world, &["keys", "create", "--name", "brief"]).await;
+    assert_eq!(code, 0, "an expired key keeps no name: {log}");
 }
 
 const KEY_A: &str = "a:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";

@@ -126,6 +126,8 @@ pub struct KeyRow {
     pub created_at: OffsetDateTime,
     /// When it expires, if it does.
     pub expires_at: Option<OffsetDateTime>,
+    /// Whether it has.
+    pub is_expired: bool,
     /// When it was revoked, if it was.
     pub revoked_at: Option<OffsetDateTime>,
 }
@@ -162,7 +164,7 @@ impl Store {
         Ok(Some(Caller { key: KeyId(row.id), scopes: scopes.map_err(|_| StoreError::Corrupt("scope"))?, expires }))
     }
 
-    /// Adds a key.
+    /// Adds a key. One that has expired gives its name away: it is revoked.
     ///
     /// # Errors
     /// If a statement fails.
@@ -177,6 +179,13 @@ impl Store {
         let scopes: Vec<String> = scopes.iter().map(|scope| scope.name().to_owned()).collect();
         let id = Uuid::now_v7();
         let stored = self.keyring.seal(Place::WebhookSecret(id), secret.expose_bytes());
+        sqlx::query!(
+            "-- keys.revoke_expired
+            update api_keys set revoked_at = expires_at where name = $1 and revoked_at is null and expires_at <= now()",
+            name,
+        )
+        .execute(&self.database)
+        .await?;
         let inserted = sqlx::query!(
             "-- keys.create
             insert into api_keys (id, name, digest, scopes, webhook_secret, webhook_secret_key_id, expires_at)
@@ -286,8 +295,9 @@ impl Store {
     pub async fn list_keys(&self) -> Result<Vec<KeyRow>> {
         Ok(sqlx::query_as!(
             KeyRow,
-            "-- keys.list
-            select name, scopes, created_at, expires_at, revoked_at from api_keys order by created_at, name",
+            r#"-- keys.list
+            select name, scopes, created_at, expires_at, revoked_at, coalesce(expires_at <= now(), false) as "is_expired!"
+            from api_keys order by created_at, name"#,
         )
         .fetch_all(&self.database)
         .await?)

@@ -10,8 +10,8 @@
 //! 2. `ready`: the receivers with a due job and room for it. A receiver that works has room up to a limit per process. One that fails, or
 //!    that is not known yet, has room for one job, and only when its probe is due (see
 //!    [`ReceiverNews`](super::webhook_finish::ReceiverNews)). A slow one has room for one job per process.
-//! 3. `chosen`: as many receivers as jobs are wanted, and no more [new and troubled](Standing) ones than the caller has room for. Of these,
-//!    the ones that have been due the longest are chosen, so that each has its turn.
+//! 3. `chosen`: as many receivers as jobs are wanted, and no more [new and troubled](Standing) ones than the caller has room for, in all
+//!    and of one server. Of these, the servers take turns, and within a server the ones that have been due the longest are chosen.
 //! 4. `due`: the same number of jobs from each, first due first, locked. `skip locked` passes over jobs that another worker is claiming.
 //! 5. `probes`: a failing receiver lets one worker through. `on conflict` rechecks its condition after waiting for the lock, so it lets
 //!    only one through even if two race. Jobs first, then probes: a claim that finds no job takes no probe.
@@ -109,21 +109,48 @@ pub struct Wanted {
     pub most: usize,
     /// The maximum number of jobs of one receiver that this process wants to hold, including those that it holds already.
     pub per_receiver: u32,
-    /// The jobs that this process holds already, per receiver.
-    pub held: Vec<(ReceiverId, u32)>,
+    /// The jobs that this process holds already.
+    pub held: Vec<Held>,
     /// The maximum number of jobs of receivers that are [new](Standing::New).
-    pub newcomers: u32,
+    pub newcomers: Room,
     /// The maximum number of jobs of receivers that are [troubled](Standing::Troubled).
-    pub troubled: u32,
+    pub troubled: Room,
     /// The receiver at which the last claim stopped; `None` to begin with the first.
     pub after: Option<ReceiverId>,
+}
+
+/// The jobs of one receiver that a process holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The receiver.
+    pub receiver: ReceiverId,
+    /// How many they are.
+    pub jobs: u32,
+    /// How many of them were claimed while it was [new](Standing::New).
+    pub as_new: u32,
+    /// How many of them were claimed while it was [troubled](Standing::Troubled).
+    pub as_troubled: u32,
+}
+
+/// Room for the jobs of receivers of one standing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// How many more jobs there is room for.
+    pub in_all: u32,
+    /// How many of one server there may be, including those that are held.
+    pub of_one_server: u32,
+}
+
+impl Room {
+    /// Room for any number.
+    pub const UNLIMITED: Self = Self { in_all: u32::MAX, of_one_server: u32::MAX };
 }
 
 impl Wanted {
     /// Up to `most` jobs, for any receivers.
     #[must_use]
     pub fn up_to(most: usize) -> Self {
-        Self { most, per_receiver: u32::MAX, held: Vec::new(), newcomers: u32::MAX, troubled: u32::MAX, after: None }
+        Self { most, per_receiver: u32::MAX, held: Vec::new(), newcomers: Room::UNLIMITED, troubled: Room::UNLIMITED, after: None }
     }
 }
 
@@ -143,8 +170,11 @@ impl Store {
     /// If a statement fails. Then nothing was claimed or, if the connection broke during the commit, the leases expire by themselves.
     pub async fn claim_webhook_jobs(&self, wanted: &Wanted, lease: Duration) -> Result<ClaimedWebhooks> {
         let sent_at = ClaimSentAt::now();
-        let (held_by, held): (Vec<Uuid>, Vec<i32>) =
-            wanted.held.iter().map(|(receiver, jobs)| (receiver.0, i32::try_from(*jobs).unwrap_or(i32::MAX))).unzip();
+        let number = |jobs: u32| i32::try_from(jobs).unwrap_or(i32::MAX);
+        let held_by: Vec<Uuid> = wanted.held.iter().map(|held| held.receiver.0).collect();
+        let held: Vec<i32> = wanted.held.iter().map(|held| number(held.jobs)).collect();
+        let held_as_new: Vec<i32> = wanted.held.iter().map(|held| number(held.as_new)).collect();
+        let held_as_troubled: Vec<i32> = wanted.held.iter().map(|held| number(held.as_troubled)).collect();
         let rows = sqlx::query_as!(
             Row,
             r#"-- webhook.claim
@@ -177,10 +207,22 @@ impl Store {
                 left join unnest($4::uuid[], $5::int[]) as held (receiver, jobs) on held.receiver = w.receiver
                 where w.next_run_at <= now()
             ),
+            held_by_servers as materialized (
+                select substring(uuid_send(receiver) for 8) as server, sum(as_new) as as_new, sum(as_troubled) as as_troubled
+                from unnest($4::uuid[], $12::int[], $13::int[]) as held (receiver, as_new, as_troubled)
+                group by server
+            ),
+            in_turn as materialized (
+                select k.*, coalesce(case k.standing when 1 then s.as_new when 2 then s.as_troubled end, 0) + row_number() over (
+                    partition by k.standing, substring(uuid_send(k.receiver) for 8) order by greatest(k.probe_at, k.next_run_at), k.receiver
+                ) as turn
+                from known k left join held_by_servers s on s.server = substring(uuid_send(k.receiver) for 8)
+                where k.room > 0 and (k.failures = 0 or k.probe_at <= now())
+            ),
             ready as materialized (
-                select *, row_number() over (partition by standing order by greatest(probe_at, next_run_at), receiver) as place
-                from known
-                where room > 0 and (failures = 0 or probe_at <= now())
+                select *, row_number() over (partition by standing order by turn, greatest(probe_at, next_run_at), receiver) as place
+                from in_turn
+                where standing = 0 or standing = 1 and turn <= $14 or standing = 2 and turn <= $15
             ),
             chosen as materialized (
                 select * from ready
@@ -266,12 +308,16 @@ impl Store {
             i32::try_from(wanted.per_receiver).unwrap_or(i32::MAX),
             &held_by,
             &held,
-            i64::from(wanted.newcomers),
+            i64::from(wanted.newcomers.in_all),
             i64::try_from(wanted.most.max(1)).unwrap_or(i64::MAX),
             seconds(lease),
             KEPT_ATTEMPTS,
-            i64::from(wanted.troubled),
+            i64::from(wanted.troubled.in_all),
             seconds(WATCHED_WITHIN),
+            &held_as_new,
+            &held_as_troubled,
+            i64::from(wanted.newcomers.of_one_server),
+            i64::from(wanted.troubled.of_one_server),
         )
         .fetch_all(&self.database)
         .await?;

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shared::store::webhook_claim::{ReceiverId, Standing, Wanted};
+use shared::store::webhook_claim::{Held, ReceiverId, Room, Standing, Wanted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The number of seats for each call that may be made at the same time. One job calls; the others are being claimed, wait for their turn,
@@ -34,13 +34,13 @@ pub struct Seats {
 #[derive(Debug, Default)]
 struct Table {
     receivers: HashMap<ReceiverId, Receiver>,
-    newcomers: usize,
-    troubled: usize,
+    newcomers: u32,
+    troubled: u32,
 }
 
 #[derive(Debug)]
 struct Receiver {
-    seated: u32,
+    held: Held,
     calls: Arc<Semaphore>,
 }
 
@@ -74,18 +74,21 @@ impl Seats {
     }
 
     /// What to claim if there is room for up to `most` jobs: no more jobs of a receiver than it has seats. Receivers that fail or are slow
-    /// share a quarter of the calls, and unknown receivers another quarter. So however many there are of either, the others keep their
-    /// share, and receivers that work have half of all calls. Begins with the first receiver.
+    /// share two eighths of the calls, unknown receivers three; the receivers of one server have at most half of either. So however many
+    /// there are, the others keep their share, and receivers that work have the other three eighths. Begins with the first receiver.
     #[must_use]
     pub fn wanted(&self, most: usize) -> Wanted {
         let table = self.table();
-        let left = |taken| u32::try_from((self.limits.calls / 4).max(1).saturating_sub(taken)).unwrap_or(u32::MAX);
+        let room = |eighths: usize, taken: u32| {
+            let all = u32::try_from(self.limits.calls * eighths / 8).unwrap_or(u32::MAX).max(1);
+            Room { in_all: all.saturating_sub(taken), of_one_server: all.div_ceil(2) }
+        };
         Wanted {
             most,
             per_receiver: u32::try_from(self.limits.per_receiver * SEATS_PER_CALL).unwrap_or(u32::MAX),
-            held: table.receivers.iter().map(|(id, receiver)| (*id, receiver.seated)).collect(),
-            newcomers: left(table.newcomers),
-            troubled: left(table.troubled),
+            held: table.receivers.values().map(|receiver| receiver.held).collect(),
+            newcomers: room(3, table.newcomers),
+            troubled: room(2, table.troubled),
             after: None,
         }
     }
@@ -97,9 +100,17 @@ impl Seats {
         if let Some(taken) = table.share_of(standing) {
             *taken += 1;
         }
-        let new = || Receiver { seated: 0, calls: Arc::new(Semaphore::new(self.limits.per_receiver)) };
+        let new = || Receiver {
+            held: Held { receiver: id, jobs: 0, as_new: 0, as_troubled: 0 },
+            calls: Arc::new(Semaphore::new(self.limits.per_receiver)),
+        };
         let receiver = table.receivers.entry(id).or_insert_with(new);
-        receiver.seated += 1;
+        receiver.held.jobs += 1;
+        match standing {
+            Standing::Good => {}
+            Standing::New => receiver.held.as_new += 1,
+            Standing::Troubled => receiver.held.as_troubled += 1,
+        }
         Seat { receiver: id, standing, calls: Arc::clone(&receiver.calls), seats: self.clone() }
     }
 
@@ -110,7 +121,7 @@ impl Seats {
 
 impl Table {
     /// The number of seats taken from the share of receivers with this standing. `None` if their share is not limited.
-    fn share_of(&mut self, standing: Standing) -> Option<&mut usize> {
+    fn share_of(&mut self, standing: Standing) -> Option<&mut u32> {
         match standing {
             Standing::Good => None,
             Standing::New => Some(&mut self.newcomers),
@@ -136,8 +147,13 @@ impl Drop for Seat {
             *taken -= 1;
         }
         if let Some(receiver) = table.receivers.get_mut(&self.receiver) {
-            receiver.seated -= 1;
-            if receiver.seated == 0 {
+            receiver.held.jobs -= 1;
+            match self.standing {
+                Standing::Good => {}
+                Standing::New => receiver.held.as_new -= 1,
+                Standing::Troubled => receiver.held.as_troubled -= 1,
+            }
+            if receiver.held.jobs == 0 {
                 table.receivers.remove(&self.receiver);
             }
         }
@@ -177,11 +193,13 @@ mod tests {
         let seats = seats();
         let taken = [seats.take(id(1), Standing::Good), seats.take(id(1), Standing::New), seats.take(id(2), Standing::Troubled)];
         let mut wanted = seats.wanted(5);
-        wanted.held.sort_by_key(|(_, jobs)| *jobs);
-        assert_eq!(wanted.held, [(id(2), 1), (id(1), 2)]);
-        assert_eq!((wanted.per_receiver, wanted.newcomers, wanted.troubled), (u32::try_from(2 * SEATS_PER_CALL).unwrap(), 0, 0));
+        wanted.held.sort_by_key(|held| held.jobs);
+        let held = |receiver, jobs, as_new, as_troubled| Held { receiver: id(receiver), jobs, as_new, as_troubled };
+        assert_eq!(wanted.held, [held(2, 1, 0, 1), held(1, 2, 1, 0)]);
+        assert_eq!(wanted.per_receiver, u32::try_from(2 * SEATS_PER_CALL).unwrap());
+        assert_eq!((wanted.newcomers.in_all, wanted.troubled.in_all), (0, 0));
         drop(taken);
         let wanted = seats.wanted(5);
-        assert!(wanted.held.is_empty() && (wanted.newcomers, wanted.troubled) == (1, 1));
+        assert!(wanted.held.is_empty() && (wanted.newcomers.in_all, wanted.troubled.in_all) == (1, 1));
     }
 }

@@ -74,7 +74,8 @@ async fn every_hostile_receiver_is_bounded_and_recorded_and_delays_nobody_else()
         } else {
             // The schedule says an hour, plus or minus a fifth; a receiver that asks for years gets a day; nonsense is ignored.
             let hours = (webhook.next_attempt_at.unwrap() - time::OffsetDateTime::now_utc()).as_seconds_f64() / 3600.0;
-            let bounds = if hostility == Hostility::RetryAfter("99999999".to_owned()) { 23.9..=24.0 } else { 0.7..=1.2 };
+            let asks_for_years = matches!(&hostility, Hostility::RetryAfter(text) if text.starts_with("9999"));
+            let bounds = if asks_for_years { 23.9..=24.0 } else { 0.7..=1.2 };
             assert!(bounds.contains(&hours), "{what}: {hours} h");
         }
         if matches!(hostility, Hostility::HugeBody) {

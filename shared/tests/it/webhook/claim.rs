@@ -18,7 +18,7 @@ async fn ten_thousand_due_jobs_of_a_dead_receiver_do_not_delay_one_of_a_healthy_
     let slow = claim(&f).await;
     assert_eq!(slow.len(), 10);
     let healthy = told_at(&f, "http://healthy.example/again").await;
-    let wanted = Wanted { per_receiver: 10, held: vec![(slow[0].receiver, 10)], ..Wanted::up_to(10) };
+    let wanted = Wanted { per_receiver: 10, held: vec![held(slow[0].receiver, 10)], ..Wanted::up_to(10) };
     let started = Instant::now();
     let found = claimed(&f, &wanted).await;
     assert_eq!(found.claimed.jobs.iter().map(|job| job.request.id).collect::<Vec<_>>(), [healthy]);
@@ -129,8 +129,8 @@ async fn the_claim_walks_its_index_and_reads_no_table_whole() {
     let mut connection = f.connection().await;
     let explained = format!(
         "set plan_cache_mode = force_generic_plan;
-        prepare claim (uuid, int, int, uuid[], int[], bigint, bigint, float8, int, bigint, float8) as {sql};
-        explain (analyze, timing off, summary on) execute claim ('{}', 256, 48, '{{}}', '{{}}', 16, 64, 60, 100, 16, 3600)",
+        prepare claim (uuid, int, int, uuid[], int[], bigint, bigint, float8, int, bigint, float8, int[], int[], bigint, bigint) as {sql};
+        explain (analyze, timing off, summary on) execute claim ('{}', 256, 48, '{{}}', '{{}}', 16, 64, 60, 100, 16, 3600, '{{}}', '{{}}', 12, 8)",
         Uuid::nil(),
     );
     let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(explained)).fetch_all(&mut connection).await.unwrap();

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use shared::contract::{DeliveryOutcome, WebhookStatus};
 use shared::store::Finished;
 use shared::store::deliveries::Replay;
-use shared::store::webhook_claim::{ClaimedWebhooks, ReceiverId, Wanted, WebhookJob};
+use shared::store::webhook_claim::{ClaimedWebhooks, Held, ReceiverId, Room, Wanted, WebhookJob};
 use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 use uuid::Uuid;
 
@@ -46,6 +46,14 @@ async fn flood(f: &Fixture, url: &str, count: usize, scattered: bool) {
         analyze"
     ))
     .await;
+}
+
+fn held(receiver: ReceiverId, jobs: u32) -> Held {
+    Held { receiver, jobs, as_new: 0, as_troubled: 0 }
+}
+
+fn room(in_all: u32) -> Room {
+    Room { in_all, ..Room::UNLIMITED }
 }
 
 async fn claimed(f: &Fixture, wanted: &Wanted) -> ClaimedWebhooks {
