@@ -33,8 +33,9 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartE
             for key in store.list_keys().await? {
                 let day = |time: time::OffsetDateTime| format!("{} {:02}:{:02}Z", time.date(), time.hour(), time.minute());
                 let state = match key {
+                    // Revoked before it expired.
+                    _ if key.revoked_at.is_some_and(|at| key.expires_at.is_none_or(|expires| at < expires)) => "revoked",
                     _ if key.is_expired => "expired",
-                    _ if key.revoked_at.is_some() => "revoked",
                     _ => "live",
                 };
                 let expires = key.expires_at.map_or_else(|| "never".to_owned(), day);

@@ -78,7 +78,10 @@ const GATHER_FOR: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
     let mut driver = Driver::new(queue, wake);
     let claimed = AssertUnwindSafe(driver.claim_until(&stop, pace.poll)).catch_unwind().await;
-    // What is in flight has its end even then.
+    if claimed.is_err() {
+        stop.cancel();
+    }
+    // What is in flight has its end even after a panic.
     driver.drain(pace.grace).await;
     if let Err(panic) = claimed {
         std::panic::resume_unwind(panic);

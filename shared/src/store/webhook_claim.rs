@@ -278,7 +278,15 @@ impl Store {
                                 order by next_run_at limit 1),
                             (select next_run_at from jobs where kind = 'webhook' and state = 'pending' and lane = 1 and next_run_at > now()
                                 order by next_run_at limit 1),
-                            (select min(probe_at) from known where failures > 0 and probe_at > now())
+                            -- Of those for which there is room: when there is more, a job has ended, and the next claim comes at once.
+                            (
+                                select min(k.probe_at)
+                                from known k left join held_by_servers s on s.server = substring(uuid_send(k.receiver) for 8)
+                                where k.failures > 0 and k.probe_at > now() and (
+                                    k.standing = 1 and $6 > 0 and coalesce(s.as_new, 0) < $14
+                                    or k.standing = 2 and $10 > 0 and coalesce(s.as_troubled, 0) < $15
+                                )
+                            )
                         ) - now())
                     end::float8 as next_in,
                     case

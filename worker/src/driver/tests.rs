@@ -19,6 +19,7 @@ struct Memory {
     given_back: AtomicUsize,
     next_in: Mutex<Option<Duration>>,
     fail: AtomicUsize,
+    panics: AtomicBool,
     /// How long a claim takes after it has taken its jobs.
     takes: Mutex<Duration>,
     most_leased: AtomicUsize,
@@ -46,6 +47,7 @@ impl Queue for Memory {
     async fn claim(&self, most: usize) -> Result<Claimed<u32>, StoreError> {
         self.asked_for.lock().unwrap().push(most);
         self.claims.notify_one();
+        assert!(!self.panics.load(Ordering::SeqCst), "as a bug would");
         if self.fail.load(Ordering::SeqCst) > 0 {
             self.fail.fetch_sub(1, Ordering::SeqCst);
             return Err(StoreError::Corrupt("test"));
@@ -108,6 +110,19 @@ async fn claims_no_more_than_may_be_leased() {
     until(|| running.queue.done.lock().unwrap().len() == 5).await;
     running.stop.cancel();
     running.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_panic_all_is_stopped_and_what_is_in_flight_has_its_end() {
+    let running = start(vec![1], PACE);
+    running.queue.claims.notified().await;
+    until(|| running.queue.due.lock().unwrap().is_empty()).await;
+    running.queue.panics.store(true, Ordering::SeqCst);
+    running.wake.notify_one();
+    running.stop.cancelled().await;
+    running.queue.finish.0.add_permits(1);
+    assert!(running.task.await.unwrap_err().is_panic());
+    assert_eq!(*running.queue.done.lock().unwrap(), [1]);
 }
 
 #[tokio::test(start_paused = true)]

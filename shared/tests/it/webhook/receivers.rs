@@ -45,6 +45,7 @@ async fn a_receiver_is_an_address_in_which_what_looks_like_an_identifier_stands_
         ("http://a.example/hook?mode=ok", "http://a.example/hook?mode=hangs"),
         ("http://a.example/hook?after=1s", "http://a.example/hook?after=20s"),
         ("http://a.example/ge%C3%A4ndert", "http://a.example/gel%C3%B6scht"),
+        ("http://a.example/ge%c3%a4ndert", "http://a.example/gel%c3%b6scht"),
         ("http://a.example/?to=https%3A%2F%2Fx.example%2Fok", "http://a.example/?to=https%3A%2F%2Fx.example%2Fhangs"),
         ("http://a.example/payment-completed-v1", "http://a.example/payment-refunded-v1"),
     ] {
