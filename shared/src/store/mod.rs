@@ -11,6 +11,7 @@
 //! | `low_water` | where claims and forecasts start to scan |
 //! | `sign_claim`, `sign_finish` | sign jobs: claimed with a slot of the budget, finished with an outcome |
 //! | `webhook_claim`, `webhook_finish` | webhook jobs: claimed receiver by receiver, finished with an outcome |
+//! | `receivers` | receivers of webhooks, and the room for the jobs of each |
 //! | `webhook_addresses` | where workers may send webhooks |
 //! | `deliveries` | the delivery log, and replays |
 //! | `encryption` | which encryption keys stored values need |
@@ -34,6 +35,7 @@ mod listen;
 pub mod low_water;
 mod notify;
 mod pending;
+pub mod receivers;
 pub mod requests;
 mod retention;
 mod schema;

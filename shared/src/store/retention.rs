@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::webhook_claim::WATCHED_WITHIN;
+use super::receivers::WATCHED_WITHIN;
 use super::{Result, Store, count, seconds};
 
 impl Store {

@@ -1,8 +1,8 @@
 //! What all workers know about the upstream: the agreed rate, a pause, the circuit breaker.
 //!
-//! Slots keep the budget for one rate (see `slots`). So a worker reports its configured rate when it starts, and again every [`SEEN_EVERY`] while it is alive. A
-//! rate that differs from that of a living worker is refused. If no worker is alive, a new rate replaces the old one: more slots apply at
-//! once; fewer slots or longer windows apply when the calls that were sent under the old rate are out of every window.
+//! Slots keep the budget for one rate (see `slots`). So a worker reports its configured rate when it starts, and again every [`SEEN_EVERY`]
+//! while it is alive. A rate that differs from that of a living worker is refused. If no worker is alive, a new rate replaces the old one:
+//! more slots apply at once; fewer slots or longer windows apply when the calls that were sent under the old rate are out of every window.
 
 use std::time::Duration;
 

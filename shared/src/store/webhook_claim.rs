@@ -32,6 +32,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::lease::ClaimSentAt;
+use super::receivers::{ReceiverId, Standing, WATCHED_WITHIN, Wanted};
 use super::requests::RequestState;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
@@ -42,21 +43,8 @@ use crate::standard_webhooks::WebhookSecret;
 /// The maximum number of receivers that one claim looks at.
 const STEPS: i32 = 256;
 
-/// A probe that has been due for longer than this shows that nobody watched the receiver.
-pub(super) const WATCHED_WITHIN: Duration = Duration::from_hours(1);
-
 /// How many entries of the delivery log are kept for one request.
 pub(super) const KEPT_ATTEMPTS: i32 = 100;
-
-/// Identifies a receiver: an address without its identifiers, for one API key (`receiver_of` in the migrations).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReceiverId(pub(super) Uuid);
-
-impl From<Uuid> for ReceiverId {
-    fn from(id: Uuid) -> Self {
-        Self(id)
-    }
-}
 
 /// A webhook that this process may send.
 #[derive(Debug)]
@@ -81,18 +69,6 @@ pub struct WebhookJob {
     pub traceparent: Option<String>,
 }
 
-/// What is known about a receiver. New and troubled ones may hold a call for long, so each of these standings has a limited share of the
-/// calls, and can't get in the way of the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It works, and is fast.
-    Good,
-    /// Nothing is known, or it has failed once: the next delivery will show.
-    New,
-    /// It fails, or it is slow.
-    Troubled,
-}
-
 /// The data of a webhook that is encrypted at rest.
 #[derive(Debug)]
 pub struct Confidential {
@@ -100,58 +76,6 @@ pub struct Confidential {
     pub headers: Secret<HashMap<String, String>>,
     /// The secrets to sign the webhook with, newest first.
     pub secrets: Vec<WebhookSecret>,
-}
-
-/// What a process wants to claim.
-#[derive(Clone, Debug)]
-pub struct Wanted {
-    /// The maximum number of jobs.
-    pub most: usize,
-    /// The maximum number of jobs of one receiver that this process wants to hold, including those that it holds already.
-    pub per_receiver: u32,
-    /// The jobs that this process holds already.
-    pub held: Vec<Held>,
-    /// The maximum number of jobs of receivers that are [new](Standing::New).
-    pub newcomers: Room,
-    /// The maximum number of jobs of receivers that are [troubled](Standing::Troubled).
-    pub troubled: Room,
-    /// The receiver at which the last claim stopped; `None` to begin with the first.
-    pub after: Option<ReceiverId>,
-}
-
-/// The jobs of one receiver that a process holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// The receiver.
-    pub receiver: ReceiverId,
-    /// How many they are.
-    pub jobs: u32,
-    /// How many of them were claimed while it was [new](Standing::New).
-    pub as_new: u32,
-    /// How many of them were claimed while it was [troubled](Standing::Troubled).
-    pub as_troubled: u32,
-}
-
-/// Room for the jobs of receivers of one standing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// How many more jobs there is room for.
-    pub in_all: u32,
-    /// How many of one server there may be, including those that are held.
-    pub of_one_server: u32,
-}
-
-impl Room {
-    /// Room for any number.
-    pub const UNLIMITED: Self = Self { in_all: u32::MAX, of_one_server: u32::MAX };
-}
-
-impl Wanted {
-    /// Up to `most` jobs, for any receivers.
-    #[must_use]
-    pub fn up_to(most: usize) -> Self {
-        Self { most, per_receiver: u32::MAX, held: Vec::new(), newcomers: Room::UNLIMITED, troubled: Room::UNLIMITED, after: None }
-    }
 }
 
 /// What a claim found, and where it stopped looking.
@@ -194,6 +118,13 @@ impl Store {
                 ) next
                 where walk.step < $2
             ),
+            held as materialized (
+                select *, substring(uuid_send(receiver) for 8) as server
+                from unnest($4::uuid[], $5::int[], $12::int[], $13::int[]) as held (receiver, jobs, as_new, as_troubled)
+            ),
+            held_by_servers as materialized (
+                select server, sum(as_new) as as_new, sum(as_troubled) as as_troubled from held group by server
+            ),
             known as materialized (
                 select w.receiver, w.next_run_at, coalesce(r.failures, 1) as failures, coalesce(r.probe_at, w.next_run_at) as probe_at,
                     case
@@ -201,23 +132,19 @@ impl Store {
                         when r.failures = 0 then 0
                         else 1
                     end as standing,
-                    case when r.failures = 0 then (case when r.slow then 1 else $3 end) - coalesce(held.jobs, 0) else 1 end as room
-                from walk w
+                    case when r.failures = 0 then (case when r.slow then 1 else $3 end) - coalesce(held.jobs, 0) else 1 end as room,
+                    w.server, coalesce(s.as_new, 0) as server_as_new, coalesce(s.as_troubled, 0) as server_as_troubled
+                from (select *, substring(uuid_send(receiver) for 8) as server from walk) w
                 left join receivers r on r.receiver = w.receiver
-                left join unnest($4::uuid[], $5::int[]) as held (receiver, jobs) on held.receiver = w.receiver
+                left join held on held.receiver = w.receiver
+                left join held_by_servers s on s.server = w.server
                 where w.next_run_at <= now()
             ),
-            held_by_servers as materialized (
-                select substring(uuid_send(receiver) for 8) as server, sum(as_new) as as_new, sum(as_troubled) as as_troubled
-                from unnest($4::uuid[], $12::int[], $13::int[]) as held (receiver, as_new, as_troubled)
-                group by server
-            ),
             in_turn as materialized (
-                select k.*, coalesce(case k.standing when 1 then s.as_new when 2 then s.as_troubled end, 0) + row_number() over (
-                    partition by k.standing, substring(uuid_send(k.receiver) for 8) order by greatest(k.probe_at, k.next_run_at), k.receiver
-                ) as turn
-                from known k left join held_by_servers s on s.server = substring(uuid_send(k.receiver) for 8)
-                where k.room > 0 and (k.failures = 0 or k.probe_at <= now())
+                select *, case standing when 1 then server_as_new when 2 then server_as_troubled else 0 end
+                    + row_number() over (partition by standing, server order by greatest(probe_at, next_run_at), receiver) as turn
+                from known
+                where room > 0 and (failures = 0 or probe_at <= now())
             ),
             ready as materialized (
                 select *, row_number() over (partition by standing order by turn, greatest(probe_at, next_run_at), receiver) as place
@@ -279,14 +206,9 @@ impl Store {
                             (select next_run_at from jobs where kind = 'webhook' and state = 'pending' and lane = 1 and next_run_at > now()
                                 order by next_run_at limit 1),
                             -- Of those for which there is room: when there is more, a job has ended, and the next claim comes at once.
-                            (
-                                select min(k.probe_at)
-                                from known k left join held_by_servers s on s.server = substring(uuid_send(k.receiver) for 8)
-                                where k.failures > 0 and k.probe_at > now() and (
-                                    k.standing = 1 and $6 > 0 and coalesce(s.as_new, 0) < $14
-                                    or k.standing = 2 and $10 > 0 and coalesce(s.as_troubled, 0) < $15
-                                )
-                            )
+                            (select min(probe_at) from known where failures > 0 and probe_at > now() and (
+                                standing = 1 and $6 > 0 and server_as_new < $14 or standing = 2 and $10 > 0 and server_as_troubled < $15
+                            ))
                         ) - now())
                     end::float8 as next_in,
                     case

@@ -9,7 +9,8 @@ use shared::settings::DatabaseSettings;
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::accept::{NewRequest, Rejection};
 use shared::store::keys::{ApiKey, Scope};
-use shared::store::webhook_claim::{Wanted, WebhookJob};
+use shared::store::receivers::Wanted;
+use shared::store::webhook_claim::WebhookJob;
 use shared::store::{Store, StoreError};
 
 use crate::fixture::{Fixture, LEASE, id, webhook_to};

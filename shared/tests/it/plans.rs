@@ -5,8 +5,8 @@ use std::time::Duration;
 use shared::store::accept::NewRequest;
 use shared::store::deliveries::Replay;
 use shared::store::low_water::LowWater;
+use shared::store::receivers::Wanted;
 use shared::store::sign_finish::{Ending, SignFinish};
-use shared::store::webhook_claim::Wanted;
 use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 
 use sqlx::Connection;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::call_error::CallError;
-use shared::store::webhook_claim::{Wanted, WebhookJob};
+use shared::store::receivers::Wanted;
+use shared::store::webhook_claim::WebhookJob;
 use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};

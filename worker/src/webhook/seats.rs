@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shared::store::webhook_claim::{Held, ReceiverId, Room, Standing, Wanted};
+use shared::store::receivers::{Held, ReceiverId, Room, Standing, Wanted};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The number of seats for each call that may be made at the same time. One job calls; the others are being claimed, wait for their turn,

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use shared::store::webhook_claim::ReceiverId;
+use shared::store::receivers::ReceiverId;
 
 /// Where the last claim stopped: at this receiver, or at the end.
 #[derive(Debug, Default)]

@@ -11,7 +11,8 @@ use futures_util::future::join_all;
 use shared::contract::{DeliveryOutcome, WebhookStatus};
 use shared::store::Finished;
 use shared::store::deliveries::Replay;
-use shared::store::webhook_claim::{ClaimedWebhooks, Held, ReceiverId, Room, Wanted, WebhookJob};
+use shared::store::receivers::{Held, ReceiverId, Room, Wanted};
+use shared::store::webhook_claim::{ClaimedWebhooks, WebhookJob};
 use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
 use uuid::Uuid;
 
