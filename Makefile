@@ -12,6 +12,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 export SQLX_OFFLINE := true
 
 DEVKIT = "$(CARGO_TARGET_DIR)/debug/devkit"
+IMAGES = countersign/api countersign/worker countersign/devkit
 
 # Does a Docker engine answer, and is Compose there? DOCKER=no says no.
 compose_works = [ "$(DOCKER)" != no ] && docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1
@@ -25,7 +26,7 @@ up: ## Start the whole stack, through Docker Compose where an engine answers (DO
 	@if $(compose_works); then $(MAKE) up-compose; else $(MAKE) up-local; fi
 
 down: ## Stop the stack, however it was started; its data stays
-	@if $(compose_runs); then $(MAKE) down-compose; else $(MAKE) down-local; fi
+	@if $(compose_runs); then $(MAKE) down-compose; [ ! -f .countersign/state.json ] || $(MAKE) down-local; else $(MAKE) down-local; fi
 
 demo: ## Post the challenge's burst of 60 to the stack (REAL_TIME=1 or SPEED=N: restart it at that speed first)
 	@if $(compose_runs); then $(MAKE) demo-compose; else $(MAKE) demo-local; fi
@@ -61,9 +62,10 @@ postgres: ## Install what is needed beside Rust, where it is missing: PostgreSQL
 	@sh devkit/install-postgres.sh
 
 clean: down ## Stop the stack, and remove its data and everything that was built
-	@if $(compose_works); then docker compose --profile demo down --volumes --rmi local; fi
+	@if $(compose_works); then docker compose --profile demo down --volumes && docker image rm --force $(IMAGES); fi
+	@[ ! -x $(DEVKIT) ] || $(DEVKIT) down --data
 	rm -rf .countersign
-	$(CARGO) clean
+	@if command -v $(CARGO) >/dev/null; then $(CARGO) clean; fi
 
 # The parts of the above.
 

@@ -2,16 +2,17 @@
 
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::bench::BenchArgs;
 use crate::chaos::ChaosArgs;
 use crate::demo::DemoArgs;
-use crate::error::{Context, Result};
+use crate::error::line;
 use crate::prepare::PrepareArgs;
 use crate::receiver::ReceiverArgs;
 use crate::simulate::SimulateArgs;
-use crate::stack::StackArgs;
+use crate::stack::{DownArgs, StackArgs};
 use crate::upstream::UpstreamArgs;
 use crate::{bench, chaos, demo, postgres, prepare, receiver, simulate, stack, upstream};
 
@@ -30,7 +31,7 @@ enum Command {
     /// Returns when it is ready, and prints the addresses, the key and a curl line. Data, logs and state are in .countersign/.
     Up(StackArgs),
     /// Stop the stack; its data stays.
-    Down,
+    Down(DownArgs),
     /// Post the challenge's burst of 60 to the running stack and show what becomes of it; exit code 1 if anything is lost.
     Demo(DemoArgs),
     /// Run the simulated signing API: outages, a strict budget, faults on request, and an audit of every call.
@@ -61,7 +62,7 @@ pub fn main() -> ExitCode {
         Err(error) if error.use_stderr() => return fail(&first_line(&error)),
         Err(help) => help.exit(),
     };
-    run(cli.command).unwrap_or_else(|error| fail(&error.line()))
+    run(cli.command).unwrap_or_else(|error| fail(&line(&error)))
 }
 
 fn fail(line: &str) -> ExitCode {
@@ -77,11 +78,11 @@ fn first_line(error: &clap::Error) -> String {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context(|| "starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     let code = runtime.block_on(async {
         match command {
             Command::Up(args) => stack::up(args).await.map(|()| ExitCode::SUCCESS),
-            Command::Down => tokio::task::block_in_place(stack::down).map(|()| ExitCode::SUCCESS),
+            Command::Down(args) => tokio::task::block_in_place(|| stack::down(args)).map(|()| ExitCode::SUCCESS),
             Command::Demo(args) => demo::run(args).await,
             Command::Upstream(args) => upstream::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Receiver(args) => receiver::run(args).await.map(|()| ExitCode::SUCCESS),

@@ -37,6 +37,7 @@ mod prepare;
 pub mod processes;
 pub mod receiver;
 pub mod relay;
+mod report;
 mod signals;
 mod simulate;
 mod stack;
@@ -47,5 +48,3 @@ pub mod upstream;
 pub mod wait;
 mod wire;
 mod workspace;
-
-pub use error::{Error, Result};

@@ -6,9 +6,8 @@
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::{Mutex, PoisonError};
 
+use anyhow::{Result, anyhow};
 use rand::seq::SliceRandom;
-
-use crate::error::{Error, Result};
 
 /// Below 32768, where the ephemeral ports of Linux begin (`net.ipv4.ip_local_port_range`), and above the ports that services commonly use.
 const PORTS: std::ops::Range<u16> = 20_000..32_768;
@@ -33,7 +32,7 @@ pub fn free_port() -> Result<u16> {
             return Ok(port);
         }
     }
-    Err(Error::new(format!("every port of {PORTS:?} is taken")))
+    Err(anyhow!("every port of {PORTS:?} is taken"))
 }
 
 #[cfg(test)]

@@ -6,13 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
+use anyhow::{Context, Error, Result, anyhow};
 use clap::Args;
-use sqlx::Connection;
-use sqlx::migrate::Migrator;
 
-use crate::error::{Context, Error, Result};
 use crate::postgres::{Cluster, ClusterOptions};
 use crate::workspace::{self, Profile};
 
@@ -36,7 +34,7 @@ pub(crate) async fn run(args: PrepareArgs) -> Result<()> {
     let root = workspace::root()?;
     let cluster = Cluster::start(ClusterOptions::default()).await?;
     cluster.create_database(DATABASE).await?;
-    migrate(&cluster, &root.join("migrations")).await?;
+    cluster.migrate(DATABASE, &root.join("migrations")).await?;
     let url = cluster.url(DATABASE);
     let made = tokio::task::block_in_place(|| describe(&root, &url))?;
     let folder = root.join(".sqlx");
@@ -46,7 +44,7 @@ pub(crate) async fn run(args: PrepareArgs) -> Result<()> {
         (_, None) => say!("{} queries, all as in .sqlx", made.len()),
         (true, Some(first)) => {
             let more = differences.len() - 1;
-            return Err(Error::new(format!("{first} (and {more} more differences); run `make prepare` and commit .sqlx")));
+            return Err(anyhow!("{first} (and {more} more differences); run `make prepare` and commit .sqlx"));
         }
         (false, Some(_)) => {
             write(&folder, &committed, &made)?;
@@ -56,21 +54,14 @@ pub(crate) async fn run(args: PrepareArgs) -> Result<()> {
     Ok(())
 }
 
-async fn migrate(cluster: &Cluster, folder: &Path) -> Result<()> {
-    let migrator = Migrator::new(folder).await.context(|| format!("reading {}", folder.display()))?;
-    let mut connection = cluster.connect(DATABASE).await?;
-    migrator.run(&mut connection).await.context(|| "applying the migrations")?;
-    connection.close().await.context(|| "applying the migrations")
-}
-
 /// Compiles the queries against the database, and returns the files that sqlx wrote.
 fn describe(root: &Path, url: &str) -> Result<Queries> {
-    let output = tempfile::tempdir().context(|| "making a temporary folder")?;
+    let output = tempfile::tempdir().context("making a temporary folder")?;
     let profile = Profile::of_this_process()?;
     // `cargo check` generates no code, so the number of codegen units changes only the name under which Cargo caches the result.
     let variant = format!("profile.dev.package.{PACKAGE}.codegen-units={}", rand::random_range(1_000..1_000_000));
     say!("describing the queries of `{PACKAGE}`");
-    let check = Command::new(workspace::cargo())
+    let check = workspace::cargo()
         .args(["check", "--quiet", "--package", PACKAGE, "--all-targets", "--config", &variant])
         .args(["--message-format", "json-render-diagnostics", "--target-dir"])
         .arg(profile.target(root))
@@ -79,14 +70,14 @@ fn describe(root: &Path, url: &str) -> Result<Queries> {
         .env("SQLX_OFFLINE_DIR", output.path())
         .stdin(Stdio::null())
         .output()
-        .context(|| "running cargo")?;
+        .context("running cargo")?;
     remove_artifacts(&String::from_utf8_lossy(&check.stdout));
     if !check.status.success() {
-        return Err(Error::new(first_error(&String::from_utf8_lossy(&check.stderr))));
+        return Err(Error::msg(first_error(&String::from_utf8_lossy(&check.stderr))));
     }
     let made = read(output.path())?;
     // If there are no files, the macros did not run.
-    if made.is_empty() { Err(Error::new(format!("sqlx wrote nothing: was `{PACKAGE}` compiled?"))) } else { Ok(made) }
+    if made.is_empty() { Err(anyhow!("sqlx wrote nothing: was `{PACKAGE}` compiled?")) } else { Ok(made) }
 }
 
 /// Removes the artifacts of the variant that Cargo reports: no other build uses them.
@@ -114,12 +105,12 @@ fn read(folder: &Path) -> Result<Queries> {
     if !folder.is_dir() {
         return Ok(Queries::new());
     }
-    let entries = std::fs::read_dir(folder).context(|| format!("reading {}", folder.display()))?;
+    let entries = std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
     let paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     let queries = paths.iter().filter_map(|path| {
         let name = path.file_name()?.to_str()?;
         let is_query = name.starts_with("query-") && path.extension().is_some_and(|extension| extension == "json");
-        is_query.then(|| Ok((name.to_owned(), std::fs::read(path).context(|| format!("reading {}", path.display()))?)))
+        is_query.then(|| Ok((name.to_owned(), std::fs::read(path).with_context(|| format!("reading {}", path.display()))?)))
     });
     queries.collect()
 }
@@ -140,12 +131,12 @@ fn differences(committed: &Queries, made: &Queries) -> Vec<String> {
 }
 
 fn write(folder: &Path, committed: &Queries, made: &Queries) -> Result<()> {
-    std::fs::create_dir_all(folder).context(|| format!("making {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     for (file, bytes) in made {
-        std::fs::write(folder.join(file), bytes).context(|| format!("writing {file}"))?;
+        std::fs::write(folder.join(file), bytes).with_context(|| format!("writing {file}"))?;
     }
     for stale in committed.keys().filter(|file| !made.contains_key(*file)) {
-        std::fs::remove_file(folder.join(stale)).context(|| format!("removing {stale}"))?;
+        std::fs::remove_file(folder.join(stale)).with_context(|| format!("removing {stale}"))?;
     }
     Ok(())
 }

@@ -2,11 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-
-use crate::error::{Context, Result};
 
 /// Relays connections to a port until it is told to go silent.
 ///
@@ -30,8 +29,8 @@ impl Relay {
     /// # Errors
     /// If it cannot listen.
     pub async fn to(port: u16) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context(|| "listening")?;
-        let own = listener.local_addr().context(|| "listening")?.port();
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("listening")?;
+        let own = listener.local_addr().context("listening")?.port();
         let state = Arc::new(State { silenced: watch::Sender::new(0), silenced_by: Mutex::default() });
         let passing = Arc::clone(&state);
         tokio::spawn(async move {

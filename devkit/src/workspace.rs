@@ -1,8 +1,9 @@
 //! The paths of the repository and of Cargo's build output.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use crate::error::{Context, Error, Result};
+use anyhow::{Context, Result, anyhow};
 
 /// The root of the workspace: the nearest ancestor folder with a `Cargo.lock` and a `devkit` folder.
 ///
@@ -10,20 +11,39 @@ use crate::error::{Context, Error, Result};
 pub(crate) fn root() -> Result<PathBuf> {
     let start = match std::env::var_os("CARGO_MANIFEST_DIR") {
         Some(package) => PathBuf::from(package),
-        None => std::env::current_dir().context(|| "the current folder")?,
+        None => std::env::current_dir().context("the current folder")?,
     };
     root_above(&start)
         .or_else(|| root_above(&std::env::current_exe().ok()?))
-        .ok_or_else(|| Error::new("run this in the folder of the repository"))
+        .ok_or_else(|| anyhow!("run this in the folder of the repository"))
 }
 
 fn root_above(start: &Path) -> Option<PathBuf> {
     start.ancestors().find(|folder| folder.join("Cargo.lock").is_file() && folder.join("devkit").is_dir()).map(Path::to_owned)
 }
 
-/// The Cargo that runs this process, or the one in `PATH`.
-pub(crate) fn cargo() -> PathBuf {
-    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+/// A command that runs Cargo: the one that runs this process, or the one in `PATH`.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // The variables that Cargo sets for this program's own package would make build scripts of dependencies run again.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "OUT_DIR" {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
+}
+
+/// Runs a build of `what`. Prints nothing if it succeeds. Blocks.
+pub(crate) fn build(mut build: Command, what: &str) -> Result<()> {
+    let output = build.stdin(Stdio::null()).output().with_context(|| format!("building {what}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let error = text.lines().find(|line| line.to_lowercase().starts_with("error") || line.starts_with("npm error"));
+    Err(anyhow!("building {what} failed: {}", error.unwrap_or("it did not say why")))
 }
 
 /// A Cargo profile, identified by its output folder.
@@ -36,8 +56,8 @@ pub(crate) struct Profile {
 impl Profile {
     /// The profile of this process.
     pub(crate) fn of_this_process() -> Result<Self> {
-        let executable = std::env::current_exe().context(|| "the path of this program")?;
-        Self::of(&executable).ok_or_else(|| Error::new(format!("{} is not in a folder that Cargo built", executable.display())))
+        let executable = std::env::current_exe().context("the path of this program")?;
+        Self::of(&executable).ok_or_else(|| anyhow!("{} is not in a folder that Cargo built", executable.display()))
     }
 
     /// The profile of an executable: a program is in the profile's folder, a test in `deps` below it.

@@ -7,11 +7,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use anyhow::{Context, Error, Result, anyhow};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinHandle;
-
-use crate::error::{Context, Error, Result};
 
 /// A program to run.
 #[derive(Clone, Debug)]
@@ -49,13 +48,13 @@ impl Program {
 
     /// Runs the program to its end, which must be successful.
     pub(super) async fn run(&self, arguments: &[&str]) -> Result<()> {
-        let output = self.command(arguments).stdin(Stdio::null()).output().await.context(|| format!("running {}", self.name()))?;
+        let output = self.command(arguments).stdin(Stdio::null()).output().await.with_context(|| format!("running {}", self.name()))?;
         if output.status.success() { Ok(()) } else { Err(self.failed(&String::from_utf8_lossy(&output.stderr))) }
     }
 
     /// Starts the program, and waits until it is ready.
     pub(super) async fn start(&self, arguments: &[&str]) -> Result<Driven> {
-        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().context(|| format!("starting {}", self.name()))?;
+        let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().with_context(|| format!("starting {}", self.name()))?;
         let stdin = child.stdin.take().expect("it was asked for as a pipe");
         let mut stdout = BufReader::new(child.stdout.take().expect("it was asked for as a pipe")).lines();
         let mut stderr = child.stderr.take().expect("it was asked for as a pipe");
@@ -66,15 +65,14 @@ impl Program {
             String::from_utf8_lossy(&text).into_owned()
         });
         let ready = async {
-            while let Some(line) = stdout.next_line().await.context(|| "reading what it prints")? {
+            while let Some(line) = stdout.next_line().await.context("reading what it prints")? {
                 if line == "ready" {
                     return Ok(true);
                 }
             }
             Ok(false)
         };
-        let is_ready: Result<bool> =
-            tokio::time::timeout(READY_WITHIN, ready).await.unwrap_or_else(|_| Err(Error::new("not ready in time")));
+        let is_ready: Result<bool> = tokio::time::timeout(READY_WITHIN, ready).await.unwrap_or_else(|_| Err(anyhow!("not ready in time")));
         if !is_ready? {
             return Err(self.failed(&errors.await.unwrap_or_default()));
         }
@@ -90,7 +88,7 @@ impl Program {
 
     fn failed(&self, stderr: &str) -> Error {
         let line = stderr.lines().find(|line| line.contains("rror")).or_else(|| stderr.lines().last()).unwrap_or("it said nothing");
-        Error::new(format!("{} failed: {}", self.name(), line.trim()))
+        anyhow!("{} failed: {}", self.name(), line.trim())
     }
 }
 
@@ -109,15 +107,15 @@ pub(super) struct Driven {
 impl Driven {
     /// Tells the program to begin.
     pub(super) async fn go(&mut self) -> Result<()> {
-        self.stdin.write_all(b"go\n").await.context(|| "telling a program to begin")?;
-        self.stdin.flush().await.context(|| "telling a program to begin")
+        self.stdin.write_all(b"go\n").await.context("telling a program to begin")?;
+        self.stdin.flush().await.context("telling a program to begin")
     }
 
     /// Ends the program, and returns what it wrote to standard error.
     pub(super) async fn stop(mut self) -> Result<String> {
         drop(self.stdin);
         if tokio::time::timeout(STOPPED_WITHIN, self.child.wait()).await.is_err() {
-            self.child.kill().await.context(|| "ending a program")?;
+            self.child.kill().await.context("ending a program")?;
         }
         for task in self.tasks {
             task.abort();

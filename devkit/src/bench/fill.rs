@@ -4,8 +4,9 @@
 //! were waiting and leased before, because the position of a row, in an index as in its table, is part of its cost: rows inserted as
 //! finished leave pages with room for exactly one waiting row, and then every claim and every POST writes a page of its own.
 
+use anyhow::{Context, Result};
+
 use super::world::{Database, Progress};
-use crate::error::{Context, Result};
 
 /// The rows to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,10 +105,10 @@ pub(super) async fn fill(database: &Database, progress: &Progress, rows: Rows<'_
             .bind(url)
             .execute(&mut connection)
             .await
-            .context(|| "filling the database")?;
+            .context("filling the database")?;
         if rows != Rows::Waiting {
             for statement in [LEASE, FINISH] {
-                sqlx::query(statement).bind(before).execute(&mut connection).await.context(|| "filling the database")?;
+                sqlx::query(statement).bind(before).execute(&mut connection).await.context("filling the database")?;
             }
         }
         let tenth = last * 10 / count;

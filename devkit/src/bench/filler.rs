@@ -1,7 +1,8 @@
 //! A table of no use that fills Postgres's buffers.
 
+use anyhow::Result;
+
 use super::world::{Database, World};
-use crate::error::Result;
 
 /// The bytes of a row: with its header, one row fills a page.
 const BODY: &str = "7900";

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::{Context, Result, anyhow};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -15,7 +16,6 @@ use tokio::time::Instant;
 
 use super::stats::{Times, rate};
 use super::world::API_KEY;
-use crate::error::{Context, Error, Result};
 
 /// What to send, and where.
 #[derive(Clone)]
@@ -119,12 +119,12 @@ impl Load {
 async fn gather(mut clients: JoinSet<Result<(Vec<Duration>, u64)>>, time: Duration) -> Result<Outcome> {
     let (mut all, mut sum) = (Vec::new(), 0);
     while let Some(ended) = clients.join_next().await {
-        let (times, answers) = ended.context(|| "a client of the load generator")??;
+        let (times, answers) = ended.context("a client of the load generator")??;
         all.extend(times);
         sum += answers;
     }
     if all.is_empty() {
-        return Err(Error::new("nothing was answered in the time that was measured"));
+        return Err(anyhow!("nothing was answered in the time that was measured"));
     }
     let refused = (all.len() as u64).saturating_sub(sum);
     Ok(Outcome { rate: rate(all.len() as u64, time), times: Times::of(all), answers: sum, refused })
@@ -156,14 +156,14 @@ pub(super) struct Connection {
 impl Connection {
     /// Opens a connection.
     pub(super) async fn open(server: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(server).await.context(|| format!("connecting to {server}"))?;
-        stream.set_nodelay(true).context(|| format!("connecting to {server}"))?;
+        let stream = TcpStream::connect(server).await.with_context(|| format!("connecting to {server}"))?;
+        stream.set_nodelay(true).with_context(|| format!("connecting to {server}"))?;
         Ok(Self { stream, buffer: Vec::with_capacity(4096) })
     }
 
     /// Sends a request.
     pub(super) async fn send(&mut self, request: &[u8]) -> Result<()> {
-        self.stream.write_all(request).await.context(|| "sending a request")
+        self.stream.write_all(request).await.context("sending a request")
     }
 
     /// Sends a request and reads the answer, whose status must be one of these.
@@ -173,7 +173,7 @@ impl Connection {
             return Ok(body);
         }
         let text: String = String::from_utf8_lossy(body).chars().take(200).collect();
-        Err(Error::new(format!("answered {status} instead of {statuses:?}: {text}")))
+        Err(anyhow!("answered {status} instead of {statuses:?}: {text}"))
     }
 
     /// Sends a request and reads the answer: its status and its body.
@@ -181,18 +181,18 @@ impl Connection {
         self.send(request).await?;
         self.buffer.clear();
         let (head, length, answered) = loop {
-            if self.stream.read_buf(&mut self.buffer).await.context(|| "reading an answer")? == 0 {
-                return Err(Error::new("the server closed the connection"));
+            if self.stream.read_buf(&mut self.buffer).await.context("reading an answer")? == 0 {
+                return Err(anyhow!("the server closed the connection"));
             }
             if let Some(head) = find(&self.buffer, b"\r\n\r\n") {
-                let text = std::str::from_utf8(&self.buffer[..head]).context(|| "reading an answer")?;
-                let parsed = parse(text).ok_or_else(|| Error::new(format!("an answer without a length: {text}")))?;
+                let text = std::str::from_utf8(&self.buffer[..head]).context("reading an answer")?;
+                let parsed = parse(text).ok_or_else(|| anyhow!("an answer without a length: {text}"))?;
                 break (head + 4, parsed.1, parsed.0);
             }
         };
         while self.buffer.len() < head + length {
-            if self.stream.read_buf(&mut self.buffer).await.context(|| "reading an answer")? == 0 {
-                return Err(Error::new("the server closed the connection"));
+            if self.stream.read_buf(&mut self.buffer).await.context("reading an answer")? == 0 {
+                return Err(anyhow!("the server closed the connection"));
             }
         }
         Ok((answered, &self.buffer[head..]))

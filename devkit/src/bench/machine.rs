@@ -7,11 +7,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::stats::Times;
 use super::world::World;
-use crate::error::{Context, Result};
 
 /// The machine, the versions and the settings.
 #[derive(Clone, Debug, Serialize)]
@@ -56,10 +56,10 @@ impl Machine {
                 .bind(name)
                 .fetch_one(&mut connection)
                 .await
-                .context(|| format!("reading the setting {name}"))?;
+                .with_context(|| format!("reading the setting {name}"))?;
             postgres_settings.push((name.to_owned(), value));
         }
-        let postgres = sqlx::query_scalar("show server_version").fetch_one(&mut connection).await.context(|| "reading the version")?;
+        let postgres = sqlx::query_scalar("show server_version").fetch_one(&mut connection).await.context("reading the version")?;
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let folder = world.cluster.folder();
         Ok(Self {
@@ -101,11 +101,11 @@ fn file_system(mounts: &str, folder: &Path) -> String {
 
 /// The median time of a write that is forced to disk in the folder for temporary files, where the database is, too.
 fn sync_ms() -> Result<f64> {
-    let file: File = tempfile::tempfile().context(|| "making a temporary file")?;
+    let file: File = tempfile::tempfile().context("making a temporary file")?;
     let page = [0x5a; 8192];
     let write = |n: u64| {
         let started = Instant::now();
-        file.write_all_at(&page, n * 8192).and_then(|()| file.sync_data()).context(|| "writing to the disk")?;
+        file.write_all_at(&page, n * 8192).and_then(|()| file.sync_data()).context("writing to the disk")?;
         Ok(started.elapsed())
     };
     // The file is extended first: a log that is overwritten, as that of Postgres is, changes no metadata.

@@ -28,7 +28,8 @@ pub(crate) use plan::BenchArgs;
 
 use std::process::ExitCode;
 
-use crate::error::Result;
+use anyhow::Result;
+
 use crate::workspace;
 use machine::Machine;
 use plan::Plan;

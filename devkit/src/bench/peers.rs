@@ -6,13 +6,14 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use anyhow::{Context, Error, Result};
 use tokio::sync::OnceCell;
 
 use super::driven::Program;
 use super::plan::PeerName;
 use super::redis::{Fsync, Redis};
-use super::world::{World, run_build};
-use crate::error::{Context, Error, Result};
+use super::world::World;
+use crate::error::line;
 use crate::workspace;
 
 /// The folder of the peers, below the root.
@@ -135,13 +136,13 @@ impl Engine {
 /// A script of `devkit/peers/node`, run by Node.
 pub(super) async fn node(world: &World, script: &str) -> Result<Program> {
     static INSTALLED: OnceCell<Result<(), String>> = OnceCell::const_new();
-    INSTALLED.get_or_init(|| async { install(world).map_err(|error| error.line()) }).await.clone().map_err(Error::new)?;
+    INSTALLED.get_or_init(|| async { install(world).map_err(|error| line(&error)) }).await.clone().map_err(Error::msg)?;
     Ok(Program::new(["node".to_owned(), world.root.join(FOLDER).join("node").join(script).to_string_lossy().into_owned()]))
 }
 
 /// Fetches the packages of `package-lock.json`, unless they are there.
 fn install(world: &World) -> Result<()> {
-    let version = Command::new("node").arg("--version").output().context(|| "no Node; install `nodejs` and `npm`")?;
+    let version = Command::new("node").arg("--version").output().context("no Node; install `nodejs` and `npm`")?;
     let folder = world.root.join(FOLDER).join("node");
     let (wanted, there) = (folder.join("package-lock.json"), folder.join("node_modules/.package-lock.json"));
     let modified = |path: &PathBuf| path.metadata().and_then(|meta| meta.modified()).ok();
@@ -154,7 +155,7 @@ fn install(world: &World) -> Result<()> {
     // Scripts of packages are not run: what they compile is optional. `npm ci` is not used: it requires the optional packages of every
     // platform in the lock file, and npm writes only those that it sees. The versions are those of the lock file either way.
     npm.args(["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder);
-    run_build(npm, "the peers that run on Node")
+    tokio::task::block_in_place(|| workspace::build(npm, "the peers that run on Node"))
 }
 
 /// The version of a package in the lock file.
@@ -170,15 +171,15 @@ async fn river(world: &World) -> Result<PathBuf> {
     let build = || {
         world.progress.note("building the peer on River (minutes, the first time)");
         let target = world.profile.target(&world.root).join("peers");
-        let mut cargo = Command::new(workspace::cargo());
+        let mut cargo = workspace::cargo();
         cargo
             .args(["build", "--quiet", "--release", "--locked", "--target-dir"])
             .arg(&target)
             .current_dir(world.root.join(FOLDER).join("river"));
-        run_build(cargo, "the peer on River")?;
+        tokio::task::block_in_place(|| workspace::build(cargo, "the peer on River"))?;
         Ok(target.join("release/bench-peer-river"))
     };
-    BUILT.get_or_init(|| async { build().map_err(|error: Error| error.line()) }).await.clone().map_err(Error::new)
+    BUILT.get_or_init(|| async { build().map_err(|error: Error| line(&error)) }).await.clone().map_err(Error::msg)
 }
 
 fn river_version(world: &World) -> Option<String> {

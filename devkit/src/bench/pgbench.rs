@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use anyhow::{Context, Result, anyhow};
 use tokio::process::Command;
 
 use super::world::World;
-use crate::error::{Context, Error, Result};
 use crate::postgres::Binaries;
 
 const TABLE: &str = "create table bare (body text not null)";
@@ -16,14 +16,14 @@ const INSERT: &str = "insert into bare (body) values ('message 1234567');\n";
 pub(super) async fn inserts(world: &World, clients: u16, time: Duration) -> Result<f64> {
     let program = Binaries::find()?.program("pgbench");
     if !program.is_file() {
-        return Err(Error::new(format!("there is no {}", program.display())));
+        return Err(anyhow!("there is no {}", program.display()));
     }
     let database = world.bare("pgbench").await?;
     let mut connection = database.connect().await?;
     database.statement(&mut connection, TABLE).await?;
-    let folder = tempfile::tempdir().context(|| "making a temporary folder")?;
+    let folder = tempfile::tempdir().context("making a temporary folder")?;
     let script = folder.path().join("insert.sql");
-    std::fs::write(&script, INSERT).context(|| "writing pgbench's script")?;
+    std::fs::write(&script, INSERT).context("writing pgbench's script")?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(clients.into());
     let output = Command::new(&program)
         .args(["--no-vacuum", "--protocol", "prepared", "--client", &clients.to_string(), "--jobs", &threads.to_string()])
@@ -32,9 +32,9 @@ pub(super) async fn inserts(world: &World, clients: u16, time: Duration) -> Resu
         .arg(&database.url)
         .output()
         .await
-        .context(|| "running pgbench")?;
+        .context("running pgbench")?;
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    rate(&text).ok_or_else(|| Error::new(format!("pgbench failed: {}", errors.lines().last().unwrap_or("it said nothing"))))
+    rate(&text).ok_or_else(|| anyhow!("pgbench failed: {}", errors.lines().last().unwrap_or("it said nothing")))
 }
 
 /// Parses the rate from `tps = 1234.5 (without initial connection time)`.

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::workloads::Workload;
-use crate::error::{Error, Result};
 use crate::units::duration;
 
 /// The settings of `devkit bench`.
@@ -114,7 +114,7 @@ impl Plan {
         }
         workloads.dedup();
         if args.time.is_some_and(|time| time < Duration::from_millis(100)) {
-            return Err(Error::new("--time: accepted: 100ms or more"));
+            return Err(anyhow!("--time: accepted: 100ms or more"));
         }
         Ok(Self {
             workloads,

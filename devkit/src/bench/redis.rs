@@ -4,15 +4,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 use std::time::Duration;
 
+use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use super::world::until;
-use crate::error::{Context, Error, Result};
 use crate::ports::free_port;
+use crate::wait::within;
 
 /// When acknowledged writes of Redis are forced to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,16 +49,15 @@ const STARTED_WITHIN: Duration = Duration::from_secs(10);
 impl Redis {
     /// The version of the program. Fails if it is not installed.
     pub(super) async fn version() -> Result<String> {
-        let output = Command::new("redis-server").arg("--version").output().await.context(|| "no redis-server; install `redis-server`")?;
+        let output = Command::new("redis-server").arg("--version").output().await.context("no redis-server; install `redis-server`")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let version = text.split_whitespace().find_map(|word| word.strip_prefix("v="));
-        version.map(str::to_owned).ok_or_else(|| Error::new("redis-server --version says no version"))
+        version.map(str::to_owned).ok_or_else(|| anyhow!("redis-server --version says no version"))
     }
 
     /// Starts an empty server.
     pub(super) async fn start(fsync: Fsync) -> Result<Self> {
-        let (port, folder) =
-            (free_port()?, tempfile::Builder::new().prefix("countersign-redis-").tempdir().context(|| "a folder for Redis")?);
+        let (port, folder) = (free_port()?, tempfile::Builder::new().prefix("countersign-redis-").tempdir().context("a folder for Redis")?);
         let child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", fsync.word()])
             // BullMQ requires that no key is evicted.
@@ -69,9 +68,9 @@ impl Redis {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .context(|| "starting redis-server")?;
+            .context("starting redis-server")?;
         let redis = Self { port, _child: child, _folder: folder };
-        until(STARTED_WITHIN, async || Ok(redis.command(&["DBSIZE"]).await.is_ok())).await.context(|| "Redis does not answer")?;
+        within(STARTED_WITHIN, async || Ok(redis.command(&["DBSIZE"]).await.is_ok())).await.context("Redis does not answer")?;
         Ok(redis)
     }
 
@@ -83,12 +82,12 @@ impl Redis {
     /// Runs a command that answers with a number.
     pub(super) async fn command(&self, words: &[&str]) -> Result<i64> {
         let failed = || format!("{} of Redis", words.join(" "));
-        let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))).await.context(failed)?;
+        let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))).await.with_context(failed)?;
         let mut stream = BufReader::new(stream);
-        stream.write_all(encode(words).as_bytes()).await.context(failed)?;
+        stream.write_all(encode(words).as_bytes()).await.with_context(failed)?;
         let mut line = String::new();
-        stream.read_line(&mut line).await.context(failed)?;
-        line.trim().strip_prefix(':').and_then(|number| number.parse().ok()).ok_or_else(|| Error::new(format!("{}: {line}", failed())))
+        stream.read_line(&mut line).await.with_context(failed)?;
+        line.trim().strip_prefix(':').and_then(|number| number.parse().ok()).ok_or_else(|| anyhow!("{}: {line}", failed()))
     }
 }
 

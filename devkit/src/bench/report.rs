@@ -3,8 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{ContentArrangement, Table};
+use anyhow::{Context, Error, Result, anyhow};
+use comfy_table::ContentArrangement;
 use serde::Serialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -14,7 +14,8 @@ use super::machine::Machine;
 use super::plan::Plan;
 use super::stats::Runs;
 use super::workloads::Workload;
-use crate::error::{Context, Error, Result};
+use crate::error::line;
+use crate::report::new_table;
 
 /// One comparison of our figures with a peer or a bound.
 #[derive(Clone, Debug, Serialize)]
@@ -208,8 +209,8 @@ impl Report {
 
     /// Adds a workload that could not be measured.
     pub(super) fn fail(&mut self, workload: Workload, error: &Error) {
-        eprintln!("{}: {}", workload.name(), error.line());
-        self.failures.push((workload, error.line()));
+        eprintln!("{}: {}", workload.name(), line(error));
+        self.failures.push((workload, line(error)));
     }
 
     /// Returns whether something could not be measured.
@@ -248,7 +249,9 @@ impl Report {
         let text = serde_json::to_vec_pretty(&self.json()).expect("rows have string keys only");
         let write = |path: &Path| {
             let folder = path.parent().unwrap_or(root);
-            std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, &text)).context(|| format!("writing {}", path.display()))
+            std::fs::create_dir_all(folder)
+                .and_then(|()| std::fs::write(path, &text))
+                .with_context(|| format!("writing {}", path.display()))
         };
         write(path)?;
         match path.file_name() {
@@ -277,9 +280,9 @@ impl Report {
     /// Writes the table between the two marks of the document, and returns the document's path.
     pub(super) fn fill_document(&self, root: &Path) -> Result<PathBuf> {
         let path = root.join(DOCUMENT);
-        let text = std::fs::read_to_string(&path).context(|| format!("reading {}", path.display()))?;
-        let new = between_marks(&text, &self.markdown()).ok_or_else(|| Error::new(format!("{} has no `{BEGIN}`", path.display())))?;
-        std::fs::write(&path, new).context(|| format!("writing {}", path.display()))?;
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let new = between_marks(&text, &self.markdown()).ok_or_else(|| anyhow!("{} has no `{BEGIN}`", path.display()))?;
+        std::fs::write(&path, new).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
     }
 }
@@ -299,8 +302,7 @@ impl fmt::Display for Report {
         if let Some(caveat) = self.caveat() {
             writeln!(f, "{caveat}")?;
         }
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
+        let mut table = new_table();
         table.set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header(HEADER);
         for row in &self.rows {

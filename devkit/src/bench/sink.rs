@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::Result;
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 
-use crate::error::Result;
 use crate::wire::{self, Handler, Reply, Server};
 
 /// A running sink. Dropping it stops it.

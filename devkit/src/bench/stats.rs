@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use crate::report::percentile;
+
 /// One figure, measured several times. Never empty.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Runs(Vec<f64>);
@@ -68,9 +70,7 @@ impl Times {
 
     /// The nearest-rank percentile, in milliseconds; zero if there are no durations.
     pub(super) fn percentile(&self, per_cent: f64) -> f64 {
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "far below 2^52 of them")]
-        let rank = (self.0.len() as f64 * per_cent / 100.0).ceil() as usize;
-        self.0.get(rank.saturating_sub(1)).copied().unwrap_or_default().as_secs_f64() * 1000.0
+        percentile(&self.0, per_cent).as_secs_f64() * 1000.0
     }
 }
 
@@ -90,12 +90,5 @@ mod tests {
         assert_eq!((runs.median(), runs.min(), runs.max()), (2.0, 1.0, 3.0));
         assert!((Runs::of(vec![4.0, 1.0]).unwrap().median() - 2.5).abs() < 1e-9);
         assert_eq!(Runs::of(Vec::new()), None);
-    }
-
-    #[test]
-    fn a_percentile_is_one_of_the_times() {
-        let times = Times::of((1..=1000).rev().map(Duration::from_millis).collect());
-        assert_eq!([50.0, 99.0, 100.0].map(|p| format!("{:.0}", times.percentile(p))), ["500", "990", "1000"]);
-        assert!(Times::default().percentile(50.0).abs() < 1e-9);
     }
 }

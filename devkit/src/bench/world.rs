@@ -2,19 +2,18 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use sqlx::migrate::Migrator;
+use anyhow::{Context, Result, anyhow};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::machine::kib;
 use super::plan::Plan;
-use crate::error::{Context, Error, Result};
 use crate::http;
 use crate::ports::free_port;
 use crate::postgres::{Cluster, ClusterOptions, Durability};
 use crate::processes::{self, Process};
+use crate::wait::within;
 use crate::workspace::{self, Profile};
 
 /// The API key that every api under test has from the start.
@@ -27,7 +26,6 @@ pub(super) const UNLIMITED: &str = "24576/100ms";
 
 /// How long a program may take to become ready.
 const READY_WITHIN: Duration = Duration::from_mins(1);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// An empty database with our schema, which the others are copies of.
 const TEMPLATE: &str = "countersign_template";
@@ -87,11 +85,7 @@ impl World {
 
     async fn make_template(&self, cluster: &Cluster) -> Result<()> {
         cluster.create_database(TEMPLATE).await?;
-        let folder = self.root.join("migrations");
-        let migrator = Migrator::new(folder.as_path()).await.context(|| format!("reading {}", folder.display()))?;
-        let mut connection = cluster.connect(TEMPLATE).await?;
-        migrator.run(&mut connection).await.context(|| "applying the migrations")?;
-        connection.close().await.context(|| "applying the migrations")
+        cluster.migrate(TEMPLATE, &self.root.join("migrations")).await
     }
 
     /// Replaces the database with an empty one with our schema, and settles it, so that the remains of the previous one are out of the way.
@@ -141,9 +135,9 @@ impl World {
         let own = fixed.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let process = Process::spawn(&processes::program(name)?, [""; 0], own.chain(self.plan.set.iter().cloned()))?;
         let (client, url) = (http::client(Duration::from_secs(2))?, format!("http://{address}/health/ready"));
-        until(READY_WITHIN, async || Ok(http::is_ready(&client, &url).await))
+        within(READY_WITHIN, async || Ok(http::is_ready(&client, &url).await))
             .await
-            .context(|| format!("{name} is not ready; its log: {}", process.log()))?;
+            .with_context(|| format!("{name} is not ready; its log: {}", process.log()))?;
         Ok(Service { addr, process })
     }
 
@@ -152,30 +146,12 @@ impl World {
     /// It is built together with all other programs, as `make bench` has just done, so that Cargo selects the same features and compiles
     /// nothing twice.
     pub(super) fn engine(&self) -> Result<PathBuf> {
-        let mut build = std::process::Command::new(workspace::cargo());
+        let mut build = workspace::cargo();
         build.args(["build", "--quiet", "--workspace", "--bins", "--features", "worker/bench"]);
         build.args(self.profile.arguments()).current_dir(&self.root);
-        run_build(build, "the engine without calls")?;
+        tokio::task::block_in_place(|| workspace::build(build, "the engine without calls"))?;
         processes::program("engine")
     }
-}
-
-/// Runs a build. Prints nothing if it succeeds.
-pub(super) fn run_build(mut build: std::process::Command, what: &str) -> Result<()> {
-    // The variables that Cargo sets for this program's own package would make build scripts of dependencies run again.
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "OUT_DIR" {
-            build.env_remove(&name);
-        }
-    }
-    let output = tokio::task::block_in_place(|| build.stdin(Stdio::null()).output()).context(|| format!("building {what}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    let error = text.lines().find(|line| line.to_lowercase().starts_with("error") || line.starts_with("npm error"));
-    Err(Error::new(format!("building {what} failed: {}", error.unwrap_or("it did not say why"))))
 }
 
 /// Starts a server with all crash safety on, and with enough memory and write-ahead log that the defaults are not the limit.
@@ -195,7 +171,7 @@ pub(super) struct Database {
 impl Database {
     /// Opens a connection for the harness.
     pub(super) async fn connect(&self) -> Result<PgConnection> {
-        PgConnection::connect(&self.url).await.context(|| "connecting to Postgres")
+        PgConnection::connect(&self.url).await.context("connecting to Postgres")
     }
 
     /// Vacuums, analyzes and makes a checkpoint, so that every measurement begins alike: with the statistics of a running system and
@@ -208,13 +184,13 @@ impl Database {
 
     /// Runs a statement of the harness.
     pub(super) async fn statement(&self, connection: &mut PgConnection, statement: &str) -> Result<()> {
-        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(connection).await.context(|| statement.to_owned())?;
+        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(connection).await.with_context(|| statement.to_owned())?;
         Ok(())
     }
 
     /// Returns the number that a query of the harness yields.
     pub(super) async fn number(&self, connection: &mut PgConnection, query: &str) -> Result<i64> {
-        sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(connection).await.context(|| query.to_owned())
+        sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(connection).await.with_context(|| query.to_owned())
     }
 
     /// Waits until the query, which asks for one of the remaining rows, finds none.
@@ -226,14 +202,7 @@ impl Database {
         // Nor should the polls read the whole table.
         self.statement(&mut connection, "set enable_seqscan = off").await?;
         let query = format!("select count(*) from ({query}) one_left");
-        let deadline = Instant::now() + bound;
-        while self.number(&mut connection, &query).await? != 0 {
-            if Instant::now() > deadline {
-                return Err(Error::new(format!("not done within {bound:.0?}")));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        Ok(())
+        within(bound, async || Ok(self.number(&mut connection, &query).await? == 0)).await
     }
 }
 
@@ -248,19 +217,19 @@ impl Service {
     /// Memory in use, in MB: current and peak.
     pub(super) fn memory(&self) -> Result<(f64, f64)> {
         let status = self.kernel_file("status")?;
-        let megabytes = |name| kib(&status, name).map(|kib| kib * 1024.0 / 1e6).ok_or_else(|| Error::new(format!("no {name}")));
+        let megabytes = |name| kib(&status, name).map(|kib| kib * 1024.0 / 1e6).ok_or_else(|| anyhow!("no {name}"));
         Ok((megabytes("VmRSS")?, megabytes("VmHWM")?))
     }
 
     /// The CPU time that it has used so far.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        processor_time(&self.kernel_file("stat")?).ok_or_else(|| Error::new("/proc/PID/stat is not understood"))
+        processor_time(&self.kernel_file("stat")?).ok_or_else(|| anyhow!("/proc/PID/stat is not understood"))
     }
 
     fn kernel_file(&self, name: &str) -> Result<String> {
-        let pid = self.process.pid().ok_or_else(|| Error::new("the process has ended"))?;
+        let pid = self.process.pid().ok_or_else(|| anyhow!("the process has ended"))?;
         let path = Path::new("/proc").join(pid.to_string()).join(name);
-        std::fs::read_to_string(&path).context(|| format!("reading {}; this needs Linux", path.display()))
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}; this needs Linux", path.display()))
     }
 }
 
@@ -269,18 +238,6 @@ fn processor_time(stat: &str) -> Option<Duration> {
     let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
     let mut next = || fields.next()?.parse::<u64>().ok();
     Some(Duration::from_millis((next()? + next()?) * 10))
-}
-
-/// Polls until the condition holds.
-pub(super) async fn until(bound: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + bound;
-    while !condition().await? {
-        if Instant::now() > deadline {
-            return Err(Error::new(format!("not within {bound:.0?}")));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

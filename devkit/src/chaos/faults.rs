@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, anyhow};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::plan::{Fault, Kind};
 use super::record::Held;
 use super::world::{World, until};
-use crate::error::{Error, Result};
 use crate::postgres::StopMode;
 use crate::processes::Signal;
 use crate::receiver::Behaviour;
@@ -76,7 +76,7 @@ impl World {
                 (String::from("for two deliveries"), Instant::now())
             }
             kind => {
-                let Some(fault) = kind.of_calls() else { return Err(Error::new(format!("nobody knows how to make this fault: {kind}"))) };
+                let Some(fault) = kind.of_calls() else { return Err(anyhow!("nobody knows how to make this fault: {kind}")) };
                 let since = Duration::from_millis(self.upstream.audit_since(Duration::MAX).now_ms);
                 let calls = || self.upstream.audit_since(since).calls;
                 self.upstream.set_faults(Faults::one(fault, When::Always)).await?;
@@ -96,7 +96,7 @@ impl World {
         self.takeovers = open;
         let over: Vec<Takeover> = over;
         for Takeover { kind, what, since, frozen, done } in over {
-            let done = done.await.map_err(|_| Error::new("watching jobs was abandoned"))??;
+            let done = done.await.map_err(|_| anyhow!("watching jobs was abandoned"))??;
             let recovered_in = match frozen {
                 None => done - since,
                 Some(index) => {
@@ -139,7 +139,7 @@ impl World {
 
     async fn kill_worker(&mut self, victim: usize) -> Result<()> {
         let index = self.running_worker(victim);
-        let held = self.until_holds(index, is_odd(victim)).await?;
+        let held = self.until_holds(index, hit_in_a_call(victim)).await?;
         let killed = Instant::now();
         self.workers[index].process.kill().await?;
         self.fenced_off += self.workers[index].fenced_off();
@@ -151,7 +151,7 @@ impl World {
     /// Stops a worker that holds jobs: right after it has claimed them, or in the middle of a call.
     async fn stop_worker(&mut self, victim: usize) -> Result<()> {
         let index = self.running_worker(victim);
-        self.until_holds(index, is_odd(victim)).await?;
+        self.until_holds(index, hit_in_a_call(victim)).await?;
         let stopped = Instant::now();
         self.workers[index].process.signal(Signal::Stop)?;
         self.workers[index].frozen = true;
@@ -249,7 +249,7 @@ impl World {
     }
 }
 
-/// Selects the half of the victims that are hit in the middle of a call.
-fn is_odd(victim: usize) -> bool {
+/// Whether this victim is hit in the middle of a call, as every other one is, or right after it has claimed jobs.
+fn hit_in_a_call(victim: usize) -> bool {
     !victim.is_multiple_of(2)
 }

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use reqwest::Client;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Result;
+use crate::error::line;
 use crate::http;
 
 /// The time within which every POST has to be answered.
@@ -174,7 +175,7 @@ impl Post<'_> {
                 }
             }
             Ok((status, body)) => seen.unanswered.push(format!("POST #{number} at {at:.1?}: {status} {} after {took:.1?}", body["code"])),
-            Err(error) => seen.unanswered.push(format!("POST #{number} at {at:.1?}: {} after {took:.1?}", error.line())),
+            Err(error) => seen.unanswered.push(format!("POST #{number} at {at:.1?}: {} after {took:.1?}", line(error))),
         }
         if let Some(id) = id {
             target.accepted.fetch_add(1, Ordering::SeqCst);

@@ -22,12 +22,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::error::{Context, Error, Result};
 use crate::{http, signals};
 use faults::Overcome;
 use load::{Load, Seen};
@@ -64,7 +64,7 @@ pub(crate) async fn main(args: ChaosArgs) -> Result<ExitCode> {
         report = run => report?,
         signal = signals::terminate() => {
             signal?;
-            return Err(Error::new("interrupted"));
+            return Err(anyhow!("interrupted"));
         }
     };
     say!("{report}");
@@ -111,15 +111,15 @@ pub async fn run(seed: u64, lasting: Duration, progress: impl Fn(&str)) -> Resul
         if fault.kind == plan::Kind::WorkerStopped && world.workers.iter().any(|worker| worker.frozen) {
             note(world.taken_over(true).await?, &mut overcome);
         }
-        let suffered = world.suffer(fault).await.context(|| format!("{} (seed {seed}, fault {count})", fault.kind))?;
+        let suffered = world.suffer(fault).await.with_context(|| format!("{} (seed {seed}, fault {count})", fault.kind))?;
         note(suffered.into_iter().collect(), &mut overcome);
         note(world.taken_over(false).await?, &mut overcome);
     }
     note(world.taken_over(true).await?, &mut overcome);
 
     stop.cancel();
-    let seen = tokio::time::timeout(PATIENCE, callers).await.map_err(|_| Error::new("a caller never got its receipt"))?;
-    let seen = seen.context(|| "the callers")?;
+    let seen = tokio::time::timeout(PATIENCE, callers).await.map_err(|_| anyhow!("a caller never got its receipt"))?;
+    let seen = seen.context("the callers")?;
     progress(&format!("{:6.1} s  no more faults; {} requests were accepted", began.elapsed().as_secs_f64(), seen.accepted.len()));
     until("every job has ended", async || world.database.unfinished().await.is_ok_and(|unfinished| unfinished == 0)).await?;
     let report = judge(&world, seed, began.elapsed(), seen, overcome).await?;
@@ -171,6 +171,6 @@ async fn judge(world: &World, seed: u64, lasted: Duration, seen: Seen, faults: V
 async fn state(world: &World, id: &str) -> Result<Value> {
     let address = world.apis.first().map(|api| api.target.address()).unwrap_or_default();
     let get = world.client.get(format!("{address}/crypto/sign/{id}")).header("X-API-Key", KEY);
-    let (status, state) = http::json(get).await.context(|| format!("the state of {id}"))?;
-    if status.is_success() || status.as_u16() == 404 { Ok(state) } else { Err(Error::new(format!("the state of {id}: {status}"))) }
+    let (status, state) = http::json(get).await.with_context(|| format!("the state of {id}"))?;
+    if status.is_success() || status.as_u16() == 404 { Ok(state) } else { Err(anyhow!("the state of {id}: {status}")) }
 }

@@ -3,15 +3,17 @@
 //! detected.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, anyhow};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::sync::Mutex;
 
-use super::world::{PATIENCE, POLL};
-use crate::error::{Context, Error, Result};
+use super::world::PATIENCE;
 use crate::postgres::Cluster;
+
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Records claims (a token is set) and results (a token is cleared), in the transaction that makes them.
 const RECORD: &str = "
@@ -106,9 +108,9 @@ impl Database {
         // Postgres may be down in the meantime.
         while !self.any_live(&held).await.is_ok_and(|live| !live) {
             if since.elapsed() > PATIENCE {
-                return Err(Error::new(format!("after {PATIENCE:?} nobody has taken over what a worker had")));
+                return Err(anyhow!("after {PATIENCE:?} nobody has taken over what a worker had"));
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
         Ok(Instant::now())
     }
@@ -158,13 +160,13 @@ impl Database {
         }
         // There is no connection, or it did not survive a fault.
         let mut connection = self.connect().await?;
-        let rows = sqlx::query(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await.context(|| sql.to_owned())?;
+        let rows = sqlx::query(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await.with_context(|| sql.to_owned())?;
         *kept = Some(connection);
         Ok(rows)
     }
 
     async fn run(&self, sql: &str) -> Result<()> {
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.connect().await?).await.context(|| sql.to_owned())?;
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.connect().await?).await.with_context(|| sql.to_owned())?;
         Ok(())
     }
 

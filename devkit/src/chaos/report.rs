@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, Table};
-
 use super::faults::Overcome;
 use super::load::ANSWER_WITHIN;
 use super::plan::Kind;
 use super::record::Tables;
+use crate::report::{new_table, percentile, right};
 
 /// The figures of one run.
 #[derive(Clone, Debug, Default)]
@@ -86,11 +84,6 @@ impl Report {
     fn lost(&self) -> usize {
         self.accepted.saturating_sub(self.signed + self.failed)
     }
-
-    fn percentile(&self, per_mille: usize) -> Duration {
-        let rank = (self.answered_in.len() * per_mille).div_ceil(1000);
-        self.answered_in.get(rank.saturating_sub(1)).copied().unwrap_or_default()
-    }
 }
 
 fn seconds(time: Duration) -> String {
@@ -99,7 +92,7 @@ fn seconds(time: Duration) -> String {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [p50, p99, longest] = [500, 990, 1000].map(|per_mille| seconds(self.percentile(per_mille)));
+        let [p50, p99, longest] = [50.0, 99.0, 100.0].map(|per_cent| seconds(percentile(&self.answered_in, per_cent)));
         let rows = [
             ("seed", self.seed.to_string()),
             ("lasted", format!("{:.0?}", Duration::from_secs(self.lasted.as_secs()))),
@@ -117,16 +110,14 @@ impl fmt::Display for Report {
             ("attempts without an outcome, by kills and lost leases", self.tables.open_attempts.to_string()),
             ("upstream calls / repeated for a message it had signed", format!("{} / {}", self.calls, self.repeated)),
         ];
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
+        let mut table = new_table();
         for (what, value) in rows {
             table.add_row([what.to_owned(), value]);
         }
-        right(&mut table);
+        right(&mut table, 1);
         writeln!(f, "{table}")?;
 
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
+        let mut table = new_table();
         table.set_header(["fault", "times", "recovered: mean", "slowest"]);
         let mut kinds: BTreeMap<Kind, Vec<Duration>> = BTreeMap::new();
         for fault in &self.faults {
@@ -137,18 +128,12 @@ impl fmt::Display for Report {
             let slowest = times.iter().max().copied().unwrap_or_default();
             table.add_row([kind.to_string(), times.len().to_string(), seconds(mean), seconds(slowest)]);
         }
-        right(&mut table);
+        right(&mut table, 1);
         writeln!(f, "{table}")?;
         match self.failures() {
             failures if failures.is_empty() => write!(f, "nothing lost, never over the budget, nothing written without its lease"),
             failures => write!(f, "failed: {}", failures.join("; ")),
         }
-    }
-}
-
-fn right(table: &mut Table) {
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
     }
 }
 

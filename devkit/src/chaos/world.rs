@@ -1,14 +1,15 @@
 //! Everything that a run starts: Postgres, the simulated upstream, the receiver, and the processes. All of it stops on drop.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use anyhow::{Context, Error, Result, anyhow};
 use reqwest::Client;
 
 use super::faults::Takeover;
 use super::load::{Target, client};
 use super::record::Database;
-use crate::error::{Error, Result};
+use crate::error::line;
 use crate::http;
 use crate::ports::free_port;
 use crate::postgres::{Cluster, ClusterOptions};
@@ -16,6 +17,7 @@ use crate::processes::{self, Process, Signal};
 use crate::receiver::{Receiver, ReceiverOptions};
 use crate::units::Rate;
 use crate::upstream::{Simulator, SimulatorOptions};
+use crate::wait::within;
 
 pub(super) const KEY: &str = "cs_chaos_key";
 const SECRET: &str = crate::stack::WEBHOOK_SECRET;
@@ -31,7 +33,6 @@ const TIMEOUT: &str = "1s";
 /// How long to wait for any condition. Longer than a lease, a window, and a recovery of Postgres; the full time passes only if something is
 /// broken.
 pub(super) const PATIENCE: Duration = Duration::from_mins(1);
-pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// An `api` process.
 pub(super) struct Api {
@@ -73,9 +74,9 @@ impl Worker {
 
 impl World {
     pub(super) async fn start(seed: u64) -> Result<Self> {
-        tokio::task::spawn_blocking(processes::build).await.map_err(|_| Error::new("building api and worker was abandoned"))??;
+        tokio::task::spawn_blocking(processes::build).await.map_err(|_| anyhow!("building api and worker was abandoned"))??;
         let any = ([127, 0, 0, 1], 0).into();
-        let rate: Rate = RATE.parse().map_err(Error::new)?;
+        let rate: Rate = RATE.parse().map_err(Error::msg)?;
         let options = SimulatorOptions {
             rate,
             failure_probability: 0.3,
@@ -156,7 +157,7 @@ impl World {
     async fn ready(&self, process: Process, listen: &str) -> Result<(Process, String)> {
         let address = format!("http://{listen}");
         let waited = until("a new process is ready", async || http::is_ready(&self.client, &format!("{address}/health/ready")).await).await;
-        waited.map_err(|error| Error::new(format!("{}; its log: {}", error.line(), process.log())))?;
+        waited.map_err(|error| anyhow!("{}; its log: {}", line(&error), process.log()))?;
         Ok((process, address))
     }
 
@@ -179,17 +180,10 @@ fn spawn(program: &str, environment: &[(&str, &str)]) -> Result<Process> {
     Process::spawn(&processes::program(program)?, [""; 0], environment)
 }
 
-/// Polls until the condition holds.
+/// Waits until the condition holds.
 ///
 /// # Errors
 /// If it does not hold within [`PATIENCE`].
 pub(super) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Result<()> {
-    let started = Instant::now();
-    while !condition().await {
-        if started.elapsed() > PATIENCE {
-            return Err(Error::new(format!("waited for {PATIENCE:?} in vain until {what}")));
-        }
-        tokio::time::sleep(POLL).await;
-    }
-    Ok(())
+    within(PATIENCE, async || Ok(condition().await)).await.with_context(|| format!("waiting until {what}"))
 }

@@ -12,9 +12,9 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::{Context, Error, Result, anyhow};
 use clap::Args;
 
-use crate::error::{Context, Error, Result};
 use crate::http;
 use crate::receiver::{Delivery, Receiver, ReceiverOptions};
 use crate::stack::{API_KEY, NOT_RUNNING, State, WEBHOOK_SECRET};
@@ -91,14 +91,14 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
 async fn find(args: &DemoArgs) -> Result<Stack> {
     let state = State::load().ok().flatten().filter(State::runs);
     let choose = |given: &Option<String>, ours: fn(&State) -> String| {
-        given.clone().filter(|url| !url.is_empty()).or_else(|| state.as_ref().map(ours)).ok_or_else(|| Error::new(NOT_RUNNING))
+        given.clone().filter(|url| !url.is_empty()).or_else(|| state.as_ref().map(ours)).ok_or_else(|| Error::msg(NOT_RUNNING))
     };
     let api = choose(&args.api_url, |state| state.api_url.clone())?.trim_end_matches('/').to_owned();
     let audit = choose(&args.upstream_audit_url, |state| state.upstream_url.clone())?;
     let audit = audit.trim_end_matches('/');
     let audit = if audit.ends_with("/_audit") { audit.to_owned() } else { format!("{audit}/_audit") };
     if !http::is_ready(&http::client(Duration::from_secs(5))?, &format!("{api}/health/ready")).await {
-        return Err(Error::new(format!("{api} is not ready"))).context(|| NOT_RUNNING);
+        return Err(anyhow!("{api} is not ready")).with_context(|| NOT_RUNNING);
     }
     Ok(Stack { api, audit })
 }

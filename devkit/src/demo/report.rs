@@ -4,11 +4,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, Table};
-
 use super::burst::Outcome;
 use crate::receiver::Delivery;
+use crate::report::{new_table, percentile, right};
 use crate::upstream::Audit;
 
 /// The figures of one run.
@@ -52,7 +50,7 @@ impl Report {
             answered_202: answered(202),
             slowest_answer: outcomes.iter().map(|outcome| outcome.answered_in).max().unwrap_or_default(),
             signed: times.len(),
-            to_signature: [percentile(&times, 50), percentile(&times, 95), percentile(&times, 100)],
+            to_signature: [50.0, 95.0, 100.0].map(|per_cent| percentile(&times, per_cent)),
             delivered: delivered.values().filter(|right| **right).count(),
             unverified: delivered.values().filter(|right| !**right).count(),
             calls: audit.calls,
@@ -82,12 +80,6 @@ impl Report {
     }
 }
 
-/// The nearest-rank percentile of times in ascending order.
-fn percentile(times: &[Duration], per_cent: usize) -> Duration {
-    let rank = (times.len() * per_cent).div_ceil(100);
-    times.get(rank.saturating_sub(1)).copied().unwrap_or_default()
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
@@ -103,14 +95,11 @@ impl fmt::Display for Report {
             ("most calls in any window / allowed", format!("{} / {} in {:?}", self.max_in_window, self.limit, self.window)),
             ("requests lost", (self.posted - self.signed).to_string()),
         ];
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
+        let mut table = new_table();
         for (what, value) in rows {
             table.add_row([what.to_owned(), value]);
         }
-        if let Some(column) = table.column_mut(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
+        right(&mut table, 1);
         writeln!(f, "{table}")?;
         match self.failures() {
             failures if failures.is_empty() => write!(f, "nothing lost, every webhook verified, never over the budget"),
@@ -125,14 +114,6 @@ mod tests {
 
     fn good() -> Report {
         Report { posted: 60, signed: 60, delivered: 60, max_in_window: 10, limit: 10, ..Report::default() }
-    }
-
-    #[test]
-    fn a_percentile_is_one_of_the_times() {
-        let times: Vec<Duration> = (1..=20).map(Duration::from_secs).collect();
-        assert_eq!([50, 95, 100].map(|p| percentile(&times, p).as_secs()), [10, 19, 20]);
-        assert_eq!(percentile(&times[..1], 50).as_secs(), 1);
-        assert_eq!(percentile(&[], 95), Duration::ZERO);
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::{Context, Result, anyhow};
 use nix::unistd::{User, geteuid};
 
-use crate::error::{Context, Error, Result};
 use crate::hex::hex;
 
 /// The account that the server's processes run as, if it is not the account of this process.
@@ -37,11 +37,11 @@ impl Account {
             return Ok(None);
         }
         for name in ["postgres", "nobody"] {
-            if let Some(user) = User::from_name(name).context(|| format!("looking up the account {name}"))? {
+            if let Some(user) = User::from_name(name).with_context(|| format!("looking up the account {name}"))? {
                 return Ok(Some(Self { uid: user.uid.as_raw(), gid: user.gid.as_raw() }));
             }
         }
-        Err(Error::new("Postgres refuses to run as root, and there is neither an account `postgres` nor `nobody` to run it as"))
+        Err(anyhow!("Postgres refuses to run as root, and there is neither an account `postgres` nor `nobody` to run it as"))
     }
 
     /// Returns whether the account can pass through the folder.
@@ -76,7 +76,7 @@ pub(super) fn command(program: &Path, account: Option<&Account>, folder: &Path) 
 pub(super) fn give(path: &Path, account: Option<&Account>) -> Result<()> {
     match account {
         Some(account) => std::os::unix::fs::chown(path, Some(account.uid), Some(account.gid))
-            .context(|| format!("giving {} to the account that runs Postgres", path.display())),
+            .with_context(|| format!("giving {} to the account that runs Postgres", path.display())),
         None => Ok(()),
     }
 }
@@ -87,7 +87,7 @@ pub(super) fn temporary_folder(account: Option<&Account>) -> Result<PathBuf> {
         .prefix("countersign-postgres-")
         .permissions(Permissions::from_mode(0o700))
         .tempdir()
-        .context(|| "making a temporary folder")?;
+        .context("making a temporary folder")?;
     give(folder.path(), account)?;
     Ok(folder.keep())
 }
@@ -104,7 +104,7 @@ pub(super) fn persistent_folder(requested: &Path, account: Option<&Account>) -> 
 
 /// The requested folder or, if the account cannot reach it, a stable one derived from it in the folder for temporary files.
 pub(super) fn chosen_folder(requested: &Path, account: Option<&Account>) -> Result<PathBuf> {
-    let requested = std::path::absolute(requested).context(|| format!("the folder {}", requested.display()))?;
+    let requested = std::path::absolute(requested).with_context(|| format!("the folder {}", requested.display()))?;
     let mut existing = requested.ancestors().skip(1).filter(|folder| folder.exists());
     if account.is_none_or(|account| existing.all(|folder| account.may_enter(folder))) {
         return Ok(requested);
@@ -121,13 +121,13 @@ fn own(folder: &Path, account: Option<&Account>) -> Result<()> {
     if let Ok((is_folder, uid)) = owner(folder) {
         let ours = uid == geteuid().as_raw() || account.is_some_and(|account| account.uid == uid);
         if !is_folder || !ours {
-            return Err(Error::new(format!("{} is not a folder of this account", folder.display())));
+            return Err(anyhow!("{} is not a folder of this account", folder.display()));
         }
     } else {
         if let Some(parent) = folder.parent() {
-            std::fs::create_dir_all(parent).context(|| format!("making {}", parent.display()))?;
+            std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
         }
-        std::fs::DirBuilder::new().mode(0o700).create(folder).context(|| format!("making {}", folder.display()))?;
+        std::fs::DirBuilder::new().mode(0o700).create(folder).with_context(|| format!("making {}", folder.display()))?;
     }
     give(folder, account)
 }
@@ -157,6 +157,6 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let file = parent.path().join("data");
         std::fs::write(&file, "").unwrap();
-        assert!(persistent_folder(&file, None).unwrap_err().line().contains("is not a folder"));
+        assert!(persistent_folder(&file, None).unwrap_err().to_string().contains("is not a folder"));
     }
 }

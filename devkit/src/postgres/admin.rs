@@ -1,9 +1,12 @@
 //! Administrative statements, each over its own connection, so that no pool is tied to the runtime of one test.
 
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::Cluster;
-use crate::error::{Context, Result};
 
 impl Cluster {
     /// Creates an empty database.
@@ -30,12 +33,15 @@ impl Cluster {
         self.administer(&format!("drop database if exists {} with (force)", quoted(name))).await
     }
 
-    /// Returns whether there is a database of this name.
+    /// Applies the migrations in `folder` to a database.
     ///
     /// # Errors
-    /// If the server does not answer.
-    pub async fn has_database(&self, name: &str) -> Result<bool> {
-        exists(&mut self.connect("postgres").await?, name).await
+    /// If a migration can't be read or fails.
+    pub async fn migrate(&self, database: &str, folder: &Path) -> Result<()> {
+        let migrator = Migrator::new(folder).await.with_context(|| format!("reading {}", folder.display()))?;
+        let mut connection = self.connect(database).await?;
+        migrator.run(&mut connection).await.context("applying the migrations")?;
+        connection.close().await.context("applying the migrations")
     }
 
     /// Ends every connection to the database, as a network failure or a restart would, and returns how many there were.
@@ -50,7 +56,7 @@ impl Cluster {
         .bind(database)
         .fetch_one(&mut connection)
         .await
-        .context(|| format!("ending the connections to {database}"))?;
+        .with_context(|| format!("ending the connections to {database}"))?;
         Ok(ended.unsigned_abs())
     }
 
@@ -59,22 +65,22 @@ impl Cluster {
     /// # Errors
     /// If the server does not answer, or there is no such database.
     pub async fn connect(&self, database: &str) -> Result<PgConnection> {
-        PgConnection::connect(&self.url(database)).await.context(|| format!("connecting to the database {database}"))
+        PgConnection::connect(&self.url(database)).await.with_context(|| format!("connecting to the database {database}"))
     }
 
     async fn administer(&self, statement: &str) -> Result<()> {
         let mut connection = self.connect("postgres").await?;
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.context(|| statement.to_owned())?;
-        connection.close().await.context(|| statement.to_owned())
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.with_context(|| statement.to_owned())?;
+        connection.close().await.with_context(|| statement.to_owned())
     }
 }
 
 /// Creates a database unless it exists. `url` is that of another database of the server.
 pub(super) async fn create_if_missing(url: &str, name: &str) -> Result<()> {
-    let mut connection = PgConnection::connect(url).await.context(|| "connecting to Postgres")?;
+    let mut connection = PgConnection::connect(url).await.context("connecting to Postgres")?;
     if !exists(&mut connection, name).await? {
         let statement = format!("create database {}", quoted(name));
-        sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await.context(|| statement)?;
+        sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await.with_context(|| statement)?;
     }
     Ok(())
 }
@@ -84,7 +90,7 @@ async fn exists(connection: &mut PgConnection, name: &str) -> Result<bool> {
         .bind(name)
         .fetch_one(connection)
         .await
-        .context(|| format!("looking for the database {name}"))
+        .with_context(|| format!("looking for the database {name}"))
 }
 
 /// Quotes a name as an SQL identifier.

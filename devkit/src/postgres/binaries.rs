@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::error::{Context, Error, Result};
+use anyhow::{Context, Error, Result, anyhow};
 
 const NOT_FOUND: &str = "no PostgreSQL server binaries found; run `make postgres`, or install the package `postgresql`, \
      or set PG_BIN to the folder that holds initdb";
@@ -27,12 +27,12 @@ impl Binaries {
     /// If there is none (the error names the remedy), or if `PG_BIN` is set to something else than such a folder.
     pub fn find() -> Result<Self> {
         if let Some(folder) = std::env::var_os("PG_BIN").filter(|value| !value.is_empty()) {
-            return Self::in_folder(Path::new(&folder)).context(|| "PG_BIN");
+            return Self::in_folder(Path::new(&folder)).context("PG_BIN");
         }
         candidates(std::env::var_os("PATH").as_deref(), Path::new("/"))
             .iter()
             .find_map(|folder| Self::in_folder(folder).ok())
-            .ok_or_else(|| Error::new(NOT_FOUND))
+            .ok_or_else(|| Error::msg(NOT_FOUND))
     }
 
     /// The programs in this folder.
@@ -41,14 +41,14 @@ impl Binaries {
     /// If a program is missing, or the version is not supported.
     pub fn in_folder(folder: &Path) -> Result<Self> {
         if let Some(missing) = NEEDED.iter().find(|name| !folder.join(name).is_file()) {
-            return Err(Error::new(format!("{} holds no {missing}", folder.display())));
+            return Err(anyhow!("{} holds no {missing}", folder.display()));
         }
         let program = folder.join("postgres");
-        let output = Command::new(&program).arg("--version").output().context(|| format!("running {}", program.display()))?;
+        let output = Command::new(&program).arg("--version").output().with_context(|| format!("running {}", program.display()))?;
         let text = String::from_utf8_lossy(&output.stdout);
         match major_version(&text) {
             Some(major) if SUPPORTED.contains(&major) => Ok(Self { folder: folder.to_owned() }),
-            _ => Err(Error::new(format!("{} is `{}`; needed: PostgreSQL 14 to 18", program.display(), text.trim()))),
+            _ => Err(anyhow!("{} is `{}`; needed: PostgreSQL 14 to 18", program.display(), text.trim())),
         }
     }
 
@@ -128,6 +128,6 @@ mod tests {
     #[test]
     fn a_folder_without_the_programs_is_refused_by_name() {
         let empty = tempfile::tempdir().unwrap();
-        assert!(Binaries::in_folder(empty.path()).unwrap_err().line().contains("holds no initdb"));
+        assert!(Binaries::in_folder(empty.path()).unwrap_err().to_string().contains("holds no initdb"));
     }
 }

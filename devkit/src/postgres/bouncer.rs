@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::{Context, Result, anyhow};
 use nix::unistd::geteuid;
 use tempfile::TempDir;
 
-use crate::error::{Context, Error, Result};
 use crate::ports::free_port;
 use crate::processes::Process;
 
@@ -42,12 +42,12 @@ impl Bouncer {
     /// # Errors
     /// If it is not installed or does not start; the error includes the end of its log.
     pub async fn start(postgres: u16) -> Result<Self> {
-        let program = Self::program().ok_or_else(|| Error::new("no pgbouncer found; install the package `pgbouncer`"))?;
+        let program = Self::program().ok_or_else(|| anyhow!("no pgbouncer found; install the package `pgbouncer`"))?;
         let folder = tempfile::Builder::new()
             .prefix("countersign-pgbouncer-")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir()
-            .context(|| "making a temporary folder")?;
+            .context("making a temporary folder")?;
         let port = free_port()?;
         let (settings, users) = (folder.path().join("pgbouncer.ini"), folder.path().join("users.txt"));
         write(&users, "\"postgres\" \"\"\n")?;
@@ -76,5 +76,5 @@ impl Bouncer {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).context(|| format!("writing {}", path.display()))
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }

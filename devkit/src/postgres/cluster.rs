@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Error, Result, anyhow};
+
 use super::ClusterOptions;
 use super::data::Files;
 use super::guardian::{Charge, Guardian};
-use crate::error::{Context, Error, Result};
 use crate::ports::free_port;
 
 /// How to stop a server.
@@ -67,7 +68,7 @@ impl Cluster {
         };
         match inner.start(port) {
             Ok(()) => Ok(Self { port, inner: Arc::new(inner) }),
-            Err(Failure::PortTaken) => Err(Error::new(format!("port {port} of 127.0.0.1 is taken"))),
+            Err(Failure::PortTaken) => Err(anyhow!("port {port} of 127.0.0.1 is taken")),
             Err(Failure::Other(error)) => Err(error),
         }
     }
@@ -125,7 +126,7 @@ impl Cluster {
         let (inner, port) = (Arc::clone(&self.inner), self.port);
         blocking(move || {
             inner.start(port).map_err(|failure| match failure {
-                Failure::PortTaken => Error::new(format!("port {port} of 127.0.0.1 is taken")),
+                Failure::PortTaken => anyhow!("port {port} of 127.0.0.1 is taken"),
                 Failure::Other(error) => error,
             })
         })
@@ -174,14 +175,14 @@ impl Inner {
                 return Err(if String::from_utf8_lossy(since).contains("could not bind") {
                     Failure::PortTaken
                 } else {
-                    Failure::Other(Error::new(format!("Postgres did not start: {}", files.log_tail())))
+                    Failure::Other(anyhow!("Postgres did not start: {}", files.log_tail()))
                 });
             }
             if files.status().is_some_and(|status| status.ready && Some(status.server) == guardian.server()) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(Failure::Other(Error::new(format!("Postgres did not get ready in time: {}", files.log_tail()))));
+                return Err(Failure::Other(anyhow!("Postgres did not get ready in time: {}", files.log_tail())));
             }
             std::thread::sleep(POLL);
         }
@@ -190,5 +191,5 @@ impl Inner {
 
 /// Runs blocking work outside of the runtime's worker threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.context(|| "work for Postgres was abandoned")?
+    tokio::task::spawn_blocking(work).await.context("work for Postgres was abandoned")?
 }

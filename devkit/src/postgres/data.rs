@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use anyhow::{Context, Result, anyhow};
+
 use super::account::{self, Account, Place};
 use super::{Binaries, ClusterOptions, Durability, options};
-use crate::error::{Context, Error, Result};
 
 /// The files of one cluster, ready for a server.
 #[derive(Debug)]
@@ -63,7 +64,7 @@ impl Files {
     fn initialise(&self, durability: Durability) -> Result<()> {
         let data = self.data();
         if data.exists() {
-            std::fs::remove_dir_all(&data).context(|| format!("removing {}", data.display()))?;
+            std::fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))?;
         }
         let mut command = account::command(&self.binaries.program("initdb"), self.account.as_ref(), &self.folder);
         command.args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "-D"]).arg(&data);
@@ -87,7 +88,7 @@ impl Files {
     /// Marks the data as complete.
     fn complete(&self) -> Result<()> {
         let complete = self.data().join(COMPLETE);
-        std::fs::write(&complete, "").context(|| format!("writing {}", complete.display()))?;
+        std::fs::write(&complete, "").with_context(|| format!("writing {}", complete.display()))?;
         account::give(&complete, self.account.as_ref())
     }
 
@@ -114,11 +115,11 @@ impl Files {
 }
 
 fn run(mut command: std::process::Command, name: &str) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().context(|| format!("running {name}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("running {name}"))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::new(format!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim())))
+    Err(anyhow!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim()))
 }
 
 /// The marker file, written last; without it, the data folder is incomplete.

@@ -1,11 +1,12 @@
 //! A server that outlives the command that started it, as `devkit up` needs. It has no guardian: it runs until it is stopped.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+
+use anyhow::{Context, Result, anyhow};
 
 use super::data::Files;
 use super::{ClusterOptions, account, admin};
-use crate::error::{Context, Error, Result};
 
 /// A persistent server in a folder, running or not. Methods that are not async block.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ impl Detached {
     /// log.
     pub fn start(options: &ClusterOptions) -> Result<Self> {
         let (Some(_), Some(port)) = (&options.folder, options.port) else {
-            return Err(Error::new("a detached Postgres needs a folder and a port"));
+            return Err(anyhow!("a detached Postgres needs a folder and a port"));
         };
         let server = Self { files: Files::prepare(options)? };
         if !server.alive() {
@@ -32,7 +33,7 @@ impl Detached {
             let log = files.log();
             server
                 .control("start", &["-l".as_ref(), log.as_os_str()])
-                .map_err(|_| Error::new(format!("Postgres did not start: {}", files.log_tail())))?;
+                .map_err(|_| anyhow!("Postgres did not start: {}", files.log_tail()))?;
         }
         Ok(server)
     }
@@ -60,6 +61,16 @@ impl Detached {
         if self.alive() { self.control("stop", &["-m".as_ref(), "fast".as_ref()]) } else { Ok(()) }
     }
 
+    /// Removes all files of a server that is stopped. Returns their folder.
+    ///
+    /// # Errors
+    /// If they can't be removed.
+    pub fn remove(self) -> Result<PathBuf> {
+        let folder = self.files.folder;
+        std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+        Ok(folder)
+    }
+
     fn alive(&self) -> bool {
         self.control("status", &[]).is_ok()
     }
@@ -75,7 +86,7 @@ impl Detached {
     /// # Errors
     /// If the server is not running or does not answer.
     pub async fn database(&self, name: &str) -> Result<String> {
-        let address = |name| self.url(name).ok_or_else(|| Error::new("Postgres does not run"));
+        let address = |name| self.url(name).ok_or_else(|| anyhow!("Postgres does not run"));
         admin::create_if_missing(&address("postgres")?, name).await?;
         address(name)
     }
@@ -96,7 +107,7 @@ impl Detached {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status()
-            .context(|| "running pg_ctl")?;
-        if status.success() { Ok(()) } else { Err(Error::new(format!("pg_ctl {action} failed"))) }
+            .context("running pg_ctl")?;
+        if status.success() { Ok(()) } else { Err(anyhow!("pg_ctl {action} failed")) }
     }
 }

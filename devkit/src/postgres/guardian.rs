@@ -12,11 +12,11 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::account::{self, Account};
-use crate::error::{Context, Result};
 
 const SCRIPT: &str = include_str!("guardian.sh");
 /// How long a server may take to stop before it is killed.
@@ -80,7 +80,7 @@ impl Guardian {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .context(|| "starting the shell that watches over Postgres")?;
+            .context("starting the shell that watches over Postgres")?;
         let commands = script.stdin.take();
         let output = script.stdout.take().expect("standard output was asked for as a pipe");
         let reports = Arc::new(Reports::default());

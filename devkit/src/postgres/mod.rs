@@ -19,13 +19,13 @@ mod guardian;
 mod options;
 pub(crate) mod serve;
 
+use anyhow::Result;
+
 pub use binaries::Binaries;
 pub use bouncer::Bouncer;
 pub use cluster::{Cluster, StopMode};
 pub use detached::Detached;
 pub use options::{ClusterOptions, Durability};
-
-use crate::error::Result;
 
 /// The shared cluster of this process, started by the first caller with [`ClusterOptions::default`].
 ///

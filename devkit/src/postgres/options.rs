@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
+
 use super::account::{self, Account};
-use crate::error::{Context, Result};
 
 /// What a crash of the machine may lose. A crash of the server alone loses no committed data in either case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +66,7 @@ impl ClusterOptions {
     /// Writes the file next to `postgresql.conf`. Every start writes it anew.
     pub(super) fn write(&self, data: &Path, port: u16, account: Option<&Account>) -> Result<()> {
         let path = data.join(FILE);
-        std::fs::write(&path, self.file(port)).context(|| format!("writing {}", path.display()))?;
+        std::fs::write(&path, self.file(port)).with_context(|| format!("writing {}", path.display()))?;
         account::give(&path, account)
     }
 }
@@ -78,7 +79,7 @@ pub(super) fn include(data: &Path) -> Result<()> {
         .append(true)
         .open(&path)
         .and_then(|mut file| writeln!(file, "\ninclude_if_exists '{FILE}'"))
-        .context(|| format!("writing {}", path.display()))
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 const FILE: &str = "countersign.conf";

@@ -9,10 +9,11 @@ mod process;
 pub use process::{Process, Signal};
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::error::{Context, Error, Result};
+use anyhow::{Context, Error, Result, anyhow};
+
+use crate::error::line;
 use crate::workspace::{self, Profile};
 
 /// Builds every program of the workspace, in the profile and target folder of this process. Blocks.
@@ -27,7 +28,7 @@ use crate::workspace::{self, Profile};
 /// If the build fails. Every later call returns the same error.
 pub fn build() -> Result<()> {
     static BUILT: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    BUILT.get_or_init(|| run_build().map_err(|error| error.line())).clone().map_err(Error::new)
+    BUILT.get_or_init(|| run_build().map_err(|error| line(&error))).clone().map_err(Error::msg)
 }
 
 fn run_build() -> Result<()> {
@@ -35,27 +36,9 @@ fn run_build() -> Result<()> {
     if PROGRAMS.iter().all(|name| is_current(&profile, name).unwrap_or(false)) {
         return Ok(());
     }
-    let mut build = Command::new(workspace::cargo());
-    // The variables that Cargo sets for this program's own package would make build scripts of dependencies run again.
-    for (name, _) in std::env::vars_os() {
-        let name_text = name.to_string_lossy();
-        if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST_") || name_text == "OUT_DIR" {
-            build.env_remove(&name);
-        }
-    }
-    let output = build
-        .args(["build", "--quiet", "--workspace", "--bins"])
-        .args(profile.arguments())
-        .current_dir(workspace::root()?)
-        .stdin(Stdio::null())
-        .output()
-        .context(|| "running cargo build")?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let error = text.lines().find(|line| line.starts_with("error")).unwrap_or("no error was printed");
-    Err(Error::new(format!("cargo build failed: {error}")))
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--quiet", "--workspace", "--bins"]).args(profile.arguments()).current_dir(workspace::root()?);
+    workspace::build(cargo, "the programs")
 }
 
 /// The programs that tests run.
@@ -63,15 +46,15 @@ const PROGRAMS: [&str; 2] = ["api", "worker"];
 
 /// Returns whether the program is newer than everything that it is built from. Its package folder has the same name.
 fn is_current(profile: &Profile, name: &str) -> Result<bool> {
-    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).context(|| format!("looking at {}", path.display()));
+    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).with_context(|| format!("looking at {}", path.display()));
     let built = changed(&profile.program(name))?;
     let root = workspace::root()?;
     let mut sources = vec![root.join("Cargo.lock"), root.join("Cargo.toml")];
     let mut folders = [name, "shared"].map(|folder| root.join(folder).join("src")).to_vec();
     folders.extend([root.join("migrations"), root.join(".sqlx")]);
     while let Some(folder) = folders.pop() {
-        for entry in folder.read_dir().context(|| format!("reading {}", folder.display()))? {
-            let path = entry.context(|| format!("reading {}", folder.display()))?.path();
+        for entry in folder.read_dir().with_context(|| format!("reading {}", folder.display()))? {
+            let path = entry.with_context(|| format!("reading {}", folder.display()))?.path();
             if path.is_dir() { folders.push(path) } else { sources.push(path) }
         }
     }
@@ -89,5 +72,5 @@ fn is_current(profile: &Profile, name: &str) -> Result<bool> {
 /// If the program was not built.
 pub fn program(name: &str) -> Result<PathBuf> {
     let path = Profile::of_this_process()?.program(name);
-    if path.is_file() { Ok(path) } else { Err(Error::new(format!("{} was not built", path.display()))) }
+    if path.is_file() { Ok(path) } else { Err(anyhow!("{} was not built", path.display())) }
 }

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use anyhow::{Context, Error, Result, anyhow};
 use nix::sys::signal;
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
 use super::log::Log;
-use crate::error::{Context, Error, Result};
 
 /// A signal to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Process {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .context(|| format!("starting {}", program.display()))?;
+            .with_context(|| format!("starting {}", program.display()))?;
         let log = Log::new();
         let followers = vec![
             tokio::spawn(log.clone().follow(child.stdout.take().expect("it was asked for as a pipe"))),
@@ -107,7 +107,7 @@ impl Process {
             Signal::Cont => signal::Signal::SIGCONT,
         };
         // The process has not been waited for, so its ID cannot have been reused.
-        signal::kill(Pid::from_raw(pid), signal).context(|| format!("sending {signal} to {}", self.name))
+        signal::kill(Pid::from_raw(pid), signal).with_context(|| format!("sending {signal} to {}", self.name))
     }
 
     /// Waits until the process has ended and its log is complete.
@@ -124,7 +124,7 @@ impl Process {
             status
         };
         match tokio::time::timeout(bound, ended).await {
-            Ok(status) => status.context(|| format!("waiting for {}", self.name)),
+            Ok(status) => status.with_context(|| format!("waiting for {}", self.name)),
             Err(_) => Err(self.late("end", bound)),
         }
     }
@@ -134,13 +134,13 @@ impl Process {
     /// # Errors
     /// If the system refuses.
     pub async fn kill(&mut self) -> Result<()> {
-        self.child.kill().await.context(|| format!("killing {}", self.name))
+        self.child.kill().await.with_context(|| format!("killing {}", self.name))
     }
 
     fn late(&self, what: &str, bound: Duration) -> Error {
         let log = self.log();
         let lines: Vec<&str> = log.lines().rev().take(12).collect();
         let tail = lines.into_iter().rev().collect::<Vec<_>>().join(" | ");
-        Error::new(format!("{}: no {what} within {bound:?}; its log ends in: {tail}", self.name))
+        anyhow!("{}: no {what} within {bound:?}; its log ends in: {tail}", self.name)
     }
 }

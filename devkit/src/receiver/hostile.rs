@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
-
-use crate::error::{Context, Result};
 
 /// What a hostile receiver does with each connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +52,8 @@ impl Hostile {
     /// # Errors
     /// If it cannot listen.
     pub async fn start(hostility: Hostility) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context(|| "listening on 127.0.0.1")?;
-        let addr = listener.local_addr().context(|| "listening on 127.0.0.1")?;
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("listening on 127.0.0.1")?;
+        let addr = listener.local_addr().context("listening on 127.0.0.1")?;
         let seen = Arc::new(Seen::default());
         let shared = Arc::clone(&seen);
         let task = tokio::spawn(async move {

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use clap::Args;
 use http::HeaderMap;
@@ -22,7 +23,6 @@ use serde_json::{Value, json};
 use standardwebhooks::Webhook;
 use tokio::sync::watch;
 
-use crate::error::{Context, Error, Result};
 use crate::signals;
 use crate::wire::Server;
 use service::{Service, State};
@@ -73,7 +73,7 @@ impl Receiver {
     /// # Errors
     /// If it cannot listen there, or the secret is invalid.
     pub async fn start(listen: SocketAddr, options: ReceiverOptions) -> Result<Self> {
-        let secret = options.secret.map(|secret| Webhook::new(&secret)).transpose().context(|| "the webhook secret")?;
+        let secret = options.secret.map(|secret| Webhook::new(&secret)).transpose().context("the webhook secret")?;
         let service = Arc::new(Service { secret, state: Mutex::new(State::default()), changed: watch::Sender::new(()) });
         Ok(Self { server: Server::start(listen, Arc::clone(&service)).await?, service })
     }
@@ -122,9 +122,9 @@ impl Receiver {
                 changed.changed().await.expect("the sender lives as long as the receiver");
             }
         };
-        tokio::time::timeout(bound, satisfied).await.map_err(|_| {
-            Error::new(format!("not within {bound:?}; {} deliveries: {}", self.deliveries().len(), summary(&self.deliveries())))
-        })
+        tokio::time::timeout(bound, satisfied)
+            .await
+            .map_err(|_| anyhow!("not within {bound:?}; {} deliveries: {}", self.deliveries().len(), summary(&self.deliveries())))
     }
 
     /// The number of deliveries that match the predicate.

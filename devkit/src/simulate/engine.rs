@@ -12,7 +12,7 @@ use super::world::World;
 use crate::backoff::FailedAttempt;
 use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS, Slot};
 
-/// The factor that stretches the window for which a slot waits: `store::upstream::CLOCKS_DRIFT` in production.
+/// The factor that stretches the window for which a slot waits: `store::slots::CLOCKS_DRIFT` in production.
 const CLOCKS_DRIFT: f64 = 1.001;
 /// The claim counts competing messages only up to this number.
 const COMPETING_COUNTED: usize = 1_000;

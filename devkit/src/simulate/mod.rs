@@ -23,10 +23,10 @@ mod world;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use anyhow::{Error, Result};
 use clap::Args;
 
 use crate::backoff::{Backoff, Jitter, Strategy};
-use crate::error::{Error, Result};
 use crate::units::{Rate, duration};
 use report::{Line, Report};
 
@@ -52,19 +52,19 @@ pub(crate) struct SimulateArgs {
 
 /// Runs every scenario under every discipline and prints the table. The exit code is 1 if a target is missed.
 pub(crate) fn run(args: &SimulateArgs) -> Result<ExitCode> {
-    let backoff = Backoff::new(args.strategy, args.base, args.max, args.jitter).map_err(Error::new)?;
-    let report = simulate(backoff, args.seeds, |line| say!("{line}")).map_err(Error::new)?;
+    let backoff = Backoff::new(args.strategy, args.base, args.max, args.jitter).map_err(Error::msg)?;
+    let report = simulate(backoff, args.seeds, |line| say!("{line}"));
     say!("{report}");
     Ok(if report.targets().iter().all(report::Target::is_met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The rate of the challenge: ten calls per minute.
-fn rate() -> Result<Rate, String> {
-    Rate::new(10, Duration::from_mins(1))
+fn rate() -> Rate {
+    Rate::new(10, Duration::from_mins(1)).expect("it is a valid rate")
 }
 
-fn simulate(backoff: Backoff, seeds: u32, progress: impl Fn(&str)) -> Result<Report, String> {
-    let (rate, disciplines) = (rate()?, scenarios::disciplines(backoff)?);
+fn simulate(backoff: Backoff, seeds: u32, progress: impl Fn(&str)) -> Report {
+    let (rate, disciplines) = (rate(), scenarios::disciplines(backoff));
     let mut lines = Vec::new();
     for scenario in scenarios::scenarios() {
         let started = Instant::now();
@@ -83,5 +83,5 @@ fn simulate(backoff: Backoff, seeds: u32, progress: impl Fn(&str)) -> Result<Rep
             lines.push(Line { scenario: scenario.name, discipline, figures });
         }
     }
-    Ok(Report { lines })
+    Report { lines }
 }

@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, Table};
-
 use super::figures::Figures;
 use super::scenarios::{AT_ONCE, OVER_A_MINUTE, OVERLOAD};
+use crate::report::{new_table, right};
 
 /// One scenario under one discipline.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +70,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
+        let mut table = new_table();
         table.set_header([
             "scenario",
             "discipline",
@@ -104,8 +101,7 @@ impl fmt::Display for Report {
         }
         right(&mut table, 2);
         writeln!(f, "{table}")?;
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
+        let mut table = new_table();
         table.set_header(["ours", "target", "measured", ""]);
         for target in self.targets() {
             let sign = if target.at_least { "≥" } else { "≤" };
@@ -115,11 +111,5 @@ impl fmt::Display for Report {
         }
         right(&mut table, 1);
         write!(f, "{table}")
-    }
-}
-
-fn right(table: &mut Table, from: usize) {
-    for column in table.column_iter_mut().skip(from) {
-        column.set_cell_alignment(CellAlignment::Right);
     }
 }

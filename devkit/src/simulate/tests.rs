@@ -45,8 +45,8 @@ fn an_outage_is_counted_from_the_first_call() {
 #[test]
 fn no_window_holds_more_calls_than_the_rate_allows() {
     for scenario in scenarios::scenarios() {
-        let world = scenario.world(3, rate().unwrap());
-        for (name, discipline) in scenarios::disciplines(Backoff::new(Strategy::Adaptive, S, S * 600, Jitter::NONE).unwrap()).unwrap() {
+        let world = scenario.world(3, rate());
+        for (name, discipline) in scenarios::disciplines(Backoff::new(Strategy::Adaptive, S, S * 600, Jitter::NONE).unwrap()) {
             let calls = engine::run(&world, discipline, 3).calls;
             let crowded = calls.windows(11).any(|calls| calls[10] < calls[0] + S * 60);
             assert!(!crowded, "{name}: {}", scenario.name);
@@ -69,7 +69,7 @@ fn the_earliest_end_of_a_burst_is_its_useful_calls_its_outages_or_both() {
 #[test]
 fn on_the_challenges_bursts_a_clairvoyant_schedule_comes_within_a_hundredth_of_the_earliest_end() {
     for scenario in &scenarios::scenarios()[..2] {
-        let figures = figures::figures(scenario, Discipline::Clairvoyant, 200, rate().unwrap());
+        let figures = figures::figures(scenario, Discipline::Clairvoyant, 200, rate());
         let (mean, p95) = figures.to_oracle.unwrap();
         assert!((1.0..1.01).contains(&mean) && p95 < 1.01, "{}: {mean} {p95}", scenario.name);
     }
@@ -78,7 +78,7 @@ fn on_the_challenges_bursts_a_clairvoyant_schedule_comes_within_a_hundredth_of_t
 #[test]
 fn every_target_is_met_and_the_simulation_says_so() {
     let backoff = Backoff::new(Strategy::Adaptive, S, S * 600, Jitter::new(0.1).unwrap()).unwrap();
-    let report = simulate(backoff, 200, |_| {}).unwrap();
+    let report = simulate(backoff, 200, |_| {});
     assert!(report.targets().iter().all(report::Target::is_met), "{report}");
     assert!(report.to_string().contains("pass") && !report.to_string().contains("fall short"));
 }
@@ -86,7 +86,7 @@ fn every_target_is_met_and_the_simulation_says_so() {
 #[test]
 fn a_policy_that_is_worse_falls_short() {
     let backoff = Backoff::new(Strategy::Fixed, S * 400, S * 600, Jitter::NONE).unwrap();
-    let report = simulate(backoff, 20, |_| {}).unwrap();
+    let report = simulate(backoff, 20, |_| {});
     assert!(!report.targets().iter().all(report::Target::is_met), "{report}");
     assert!(report.to_string().contains("fall short"));
 }
@@ -94,7 +94,7 @@ fn a_policy_that_is_worse_falls_short() {
 #[test]
 fn first_come_first_served_lets_retries_wait_longer_than_our_bound() {
     let scenario = scenarios::scenarios().into_iter().find(|scenario| scenario.name == "300 at once").unwrap();
-    let of = |discipline| figures::figures(&scenario, discipline, 20, rate().unwrap()).part_of_bound;
+    let of = |discipline| figures::figures(&scenario, discipline, 20, rate()).part_of_bound;
     assert!(of(Discipline::Fifo) > 1.0 && of(ours()) <= 1.0);
 }
 

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::folder;
 use super::settings::{Environment, set};
 use super::state::{Running, start_of};
-use crate::error::{Context, Error, Result};
 
 /// How long a process may take to shut down gracefully: the worker finishes the calls in flight.
 const TERM_BOUND: Duration = Duration::from_secs(40);
@@ -27,9 +27,10 @@ pub(super) fn log_path(name: &str) -> Result<PathBuf> {
 pub(super) fn start(name: &str, program: &Path, arguments: &[&str], environment: &Environment) -> Result<Running> {
     let path = log_path(name)?;
     let logs = path.parent().expect("it is in a folder");
-    std::fs::create_dir_all(logs).context(|| format!("making {}", logs.display()))?;
-    let log = OpenOptions::new().create(true).write(true).truncate(true).open(&path).context(|| format!("opening {}", path.display()))?;
-    let both = log.try_clone().context(|| "the log")?;
+    std::fs::create_dir_all(logs).with_context(|| format!("making {}", logs.display()))?;
+    let log =
+        OpenOptions::new().create(true).write(true).truncate(true).open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let both = log.try_clone().context("the log")?;
     let defaults = environment.defaults.iter().filter(|(variable, _)| set(variable).is_none());
     let child = Command::new(program)
         .args(arguments)
@@ -40,9 +41,9 @@ pub(super) fn start(name: &str, program: &Path, arguments: &[&str], environment:
         // Control-C in the terminal is for the foreground process.
         .process_group(0)
         .spawn()
-        .context(|| format!("starting {}", program.display()))?;
+        .with_context(|| format!("starting {}", program.display()))?;
     let pid = child.id();
-    let started = start_of(pid).ok_or_else(|| Error::new(format!("{name} ended at once: {}", last_line(name))))?;
+    let started = start_of(pid).ok_or_else(|| anyhow!("{name} ended at once: {}", last_line(name)))?;
     Ok(Running { name: name.to_owned(), pid, started })
 }
 
@@ -52,7 +53,7 @@ pub(super) fn stop(process: &Running) -> Result<bool> {
         return Ok(false);
     }
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let pid = i32::try_from(process.pid).context(|| "a process number")?;
+        let pid = i32::try_from(process.pid).context("a process number")?;
         // It may end between the check and the signal; then there is nothing to do.
         let _ = kill(Pid::from_raw(pid), signal);
         let deadline = Instant::now() + TERM_BOUND;
@@ -63,12 +64,12 @@ pub(super) fn stop(process: &Running) -> Result<bool> {
             std::thread::sleep(POLL);
         }
     }
-    Err(Error::new(format!("{} (process {}) does not end", process.name, process.pid)))
+    Err(anyhow!("{} (process {}) does not end", process.name, process.pid))
 }
 
 /// The last non-blank line of a log.
 pub(super) fn last_line(name: &str) -> String {
-    let text = log_path(name).and_then(|path| std::fs::read(path).context(|| "the log")).unwrap_or_default();
+    let text = log_path(name).and_then(|path| std::fs::read(path).context("the log")).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned()
 }

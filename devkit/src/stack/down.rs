@@ -1,12 +1,27 @@
 //! `devkit down`: stops the stack in the order that loses nothing, and reports it.
 
+use anyhow::Result;
+use clap::Args;
+
 use super::{State, daemon, postgres_folder};
-use crate::error::Result;
 use crate::postgres::Detached;
 
-/// Stops everything that is running. The data stays.
-pub(crate) fn down() -> Result<()> {
-    if stop_all()? {
+/// The settings of `devkit down`.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct DownArgs {
+    /// Remove the data, too.
+    #[arg(long)]
+    data: bool,
+}
+
+/// Stops everything that is running.
+pub(crate) fn down(args: DownArgs) -> Result<()> {
+    let stopped = stop_all()?;
+    if args.data
+        && let Some(postgres) = Detached::at(&postgres_folder()?)?
+    {
+        say!("removed {}", postgres.remove()?.display());
+    } else if stopped {
         say!("the stack is down; its data stays in .countersign/");
     } else {
         say!("nothing runs");

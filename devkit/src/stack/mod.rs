@@ -11,7 +11,7 @@ mod settings;
 mod state;
 mod up;
 
-pub(crate) use down::down;
+pub(crate) use down::{DownArgs, down};
 pub(crate) use settings::StackArgs;
 pub(crate) use state::State;
 pub(crate) use up::up;
@@ -25,7 +25,8 @@ pub(crate) const NOT_RUNNING: &str = "the stack does not run; run `make up` firs
 
 use std::path::PathBuf;
 
-use crate::error::Result;
+use anyhow::Result;
+
 use crate::workspace;
 
 /// The folder of the stack.

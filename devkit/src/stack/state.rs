@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::folder;
-use crate::error::{Context, Result};
 
 /// One background process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ impl State {
             // A file that cannot be parsed is from another version, or half written because the machine went down.
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context(|| format!("reading {}", path.display())),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
     }
 
@@ -51,14 +51,16 @@ impl State {
         let path = path()?;
         let new = path.with_extension("new");
         let text = serde_json::to_vec_pretty(self).expect("it has string keys only");
-        std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path)).context(|| format!("writing {}", path.display()))
+        std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path)).with_context(|| format!("writing {}", path.display()))
     }
 
     /// Removes the record.
     pub(super) fn remove() -> Result<()> {
         let path = path()?;
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context(|| format!("removing {}", path.display())),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", path.display()))
+            }
             _ => Ok(()),
         }
     }

@@ -5,10 +5,11 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, anyhow};
+
 use super::settings::{Environment, api_key, local, webhook_secret};
 use super::state::Running;
 use super::{StackArgs, State, daemon, down, folder, postgres_folder};
-use crate::error::{Context, Error, Result};
 use crate::postgres::{ClusterOptions, Detached, Durability};
 use crate::{http, processes};
 
@@ -19,7 +20,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// Starts the stack, or reports that it is already running.
 pub(crate) async fn up(args: StackArgs) -> Result<()> {
     let folder = folder()?;
-    std::fs::create_dir_all(&folder).context(|| format!("making {}", folder.display()))?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let _lock = lock(&folder.join("lock"))?;
     if let Some(state) = State::load()? {
         if state.runs() && ready(&state).await? {
@@ -87,10 +88,10 @@ async fn wait_until_ready(process: &Running, address: &str) -> Result<()> {
         let name = &process.name;
         let log = daemon::log_path(name)?;
         if !process.runs() {
-            return Err(Error::new(format!("{name} ended: {} (log: {})", daemon::last_line(name), log.display())));
+            return Err(anyhow!("{name} ended: {} (log: {})", daemon::last_line(name), log.display()));
         }
         if Instant::now() > deadline {
-            return Err(Error::new(format!("{name} is not ready at {address} within {READY_BOUND:?}; its log: {}", log.display())));
+            return Err(anyhow!("{name} is not ready at {address} within {READY_BOUND:?}; its log: {}", log.display()));
         }
         tokio::time::sleep(POLL).await;
     }
@@ -104,18 +105,18 @@ async fn ready(state: &State) -> Result<bool> {
 
 /// Takes a lock, because two concurrent `up` would start everything twice.
 fn lock(path: &Path) -> Result<File> {
-    let file = File::create(path).context(|| format!("opening {}", path.display()))?;
+    let file = File::create(path).with_context(|| format!("opening {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::new("another `devkit up` is at work")),
-        Err(TryLockError::Error(error)) => Err(error).context(|| format!("locking {}", path.display())),
+        Err(TryLockError::WouldBlock) => Err(anyhow!("another `devkit up` is at work")),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
     }
 }
 
 fn refuse_taken_ports(args: &StackArgs) -> Result<()> {
     for (port, whose, variable) in args.ports() {
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err() {
-            return Err(Error::new(format!("port {port}, for {whose}, is taken; set {variable} to another one")));
+            return Err(anyhow!("port {port}, for {whose}, is taken; set {variable} to another one"));
         }
     }
     Ok(())

@@ -28,7 +28,8 @@ pub use simulator::Simulator;
 
 pub(crate) use options::UpstreamArgs;
 
-use crate::error::Result;
+use anyhow::Result;
+
 use crate::signals;
 
 /// SHA-256 of a message.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, anyhow};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -13,7 +14,6 @@ use super::outages::Outage;
 use super::service::Service;
 use super::signer::Signer;
 use super::{Audit, Digest, Faults, SimulatorOptions};
-use crate::error::{Context, Error, Result};
 use crate::ports::free_port;
 use crate::wire::{Gate, Server};
 
@@ -38,7 +38,7 @@ impl Simulator {
         if listen.port() == 0 {
             listen.set_port(free_port()?);
         }
-        let signer = tokio::task::spawn_blocking(Signer::of_this_process).await.context(|| "making the upstream's key")?;
+        let signer = tokio::task::spawn_blocking(Signer::of_this_process).await.context("making the upstream's key")?;
         let (requests, mut inbox) = mpsc::unbounded_channel::<Faults>();
         let service = Arc::new(Service {
             api_key: options.api_key.clone(),
@@ -96,7 +96,7 @@ impl Simulator {
     /// If a probability is invalid, or another process took the port while the upstream was gone.
     pub async fn set_faults(&self, faults: Faults) -> Result<()> {
         if !faults.valid() {
-            return Err(Error::new("a probability is a number from 0 to 1"));
+            return Err(anyhow!("a probability is a number from 0 to 1"));
         }
         self.service.model().faults = faults.clone();
         apply(&self.server.gate(), &self.returns, &faults).await

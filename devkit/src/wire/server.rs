@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as Poller, Poll};
 
+use anyhow::{Context, Result, anyhow};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -16,7 +17,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::{Handler, Reply};
-use crate::error::{Context, Error, Result};
 
 /// A running server. Dropping it closes the listener and every connection.
 #[derive(Debug)]
@@ -37,8 +37,8 @@ enum Command {
 impl Server {
     /// Listens on the address (port 0: any free port) and serves requests with the handler.
     pub(crate) async fn start<H: Handler>(listen: SocketAddr, handler: Arc<H>) -> Result<Self> {
-        let listener = TcpListener::bind(listen).await.context(|| format!("listening on {listen}"))?;
-        let addr = listener.local_addr().context(|| format!("listening on {listen}"))?;
+        let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+        let addr = listener.local_addr().with_context(|| format!("listening on {listen}"))?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let task = tokio::spawn(run(listener, addr, handler, inbox));
         Ok(Self { addr, commands, task })
@@ -87,8 +87,8 @@ impl Gate {
 
     async fn ask(&self, command: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Command) -> Result<()> {
         let (done, outcome) = oneshot::channel();
-        self.commands.send(command(done)).context(|| "the server was stopped")?;
-        outcome.await.context(|| "the server was stopped")?.context(|| "listening again")
+        self.commands.send(command(done)).context("the server was stopped")?;
+        outcome.await.context("the server was stopped")?.context("listening again")
     }
 }
 
@@ -149,10 +149,10 @@ async fn serve<H: Handler>(stream: TcpStream, handler: Arc<H>) {
         async move {
             match handler.handle(request).await {
                 Reply::Answer(response) => Ok(response),
-                Reply::Close => Err(Error::new("closed on purpose")),
+                Reply::Close => Err(anyhow!("closed on purpose")),
                 Reply::Reset => {
                     reset.store(true, Ordering::Release);
-                    Err(Error::new("reset on purpose"))
+                    Err(anyhow!("reset on purpose"))
                 }
             }
         }

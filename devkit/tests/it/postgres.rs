@@ -3,23 +3,13 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use devkit::postgres::{Cluster, ClusterOptions, Detached, Durability, StopMode, shared_cluster};
+use devkit::wait::until;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use sqlx::Connection;
 use tokio::io::{AsyncBufReadExt, BufReader};
-
-const BOUND: Duration = Duration::from_secs(30);
-
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + BOUND;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {BOUND:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
 
 fn alive(pid: i32) -> bool {
     kill(Pid::from_raw(pid), None).is_ok()
@@ -87,8 +77,8 @@ async fn a_killed_owner_leaves_neither_server_nor_files() {
     assert!(alive(pid) && folder.exists());
 
     owner.kill().await.unwrap();
-    eventually("the server is gone", || !alive(pid)).await;
-    eventually("the files are gone", || !folder.exists()).await;
+    until("the server is gone", async || !alive(pid)).await;
+    until("the files are gone", async || !folder.exists()).await;
 }
 
 #[tokio::test]
@@ -108,7 +98,8 @@ async fn databases_are_made_copied_and_removed() {
     // It is dropped whether or not it has connections.
     cluster.drop_database(copy).await.unwrap();
     cluster.drop_database(copy).await.unwrap();
-    assert!(!cluster.has_database(copy).await.unwrap() && cluster.has_database(template).await.unwrap());
+    assert!(cluster.connect(copy).await.is_err());
+    cluster.connect("made%20%22here%22").await.unwrap();
 }
 
 #[tokio::test]
@@ -135,11 +126,11 @@ async fn a_persistent_cluster_keeps_its_data_and_a_taken_port_is_named() {
     cluster.create_database("mine").await.unwrap();
     let taken = ClusterOptions { port: Some(cluster.port()), ..ClusterOptions::default() };
     let error = Cluster::start(taken).await.unwrap_err();
-    assert_eq!(error.line(), format!("port {} of 127.0.0.1 is taken", cluster.port()));
+    assert_eq!(error.to_string(), format!("port {} of 127.0.0.1 is taken", cluster.port()));
 
     drop(cluster);
     let cluster = Cluster::start(options).await.unwrap();
-    assert!(cluster.has_database("mine").await.unwrap());
+    cluster.connect("mine").await.unwrap();
 }
 
 #[tokio::test]
@@ -179,6 +170,8 @@ async fn a_detached_server_is_found_again_and_stopped_by_its_folder() {
     found.stop().unwrap();
     found.stop().unwrap();
     assert_eq!(found.running(), None);
+    found.remove().unwrap();
+    assert!(Detached::at(&folder).unwrap().is_none());
 }
 
 /// Lets an unprivileged account pass through the folder, as it can through that of a repository.

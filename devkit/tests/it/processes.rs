@@ -29,7 +29,7 @@ async fn a_process_is_stopped_continued_and_ended_by_signals() {
     process.wait_for_log("ready", BOUND).await.unwrap();
     process.signal(Signal::Stop).unwrap();
     process.signal(Signal::Term).unwrap();
-    assert!(process.wait_exit(Duration::from_millis(200)).await.unwrap_err().line().contains("its log ends in: ready"));
+    assert!(process.wait_exit(Duration::from_millis(200)).await.unwrap_err().to_string().contains("its log ends in: ready"));
     process.signal(Signal::Cont).unwrap();
     assert_eq!(process.wait_exit(BOUND).await.unwrap().code(), Some(3));
     process.wait_for_log("asked", BOUND).await.unwrap();

@@ -53,7 +53,7 @@ async fn the_first_deliveries_of_each_id_fail_and_waiting_needs_no_sleep() {
     let (seen, ()) = tokio::join!(waiting, sending);
     assert_eq!(seen.unwrap().iter().map(|delivery| delivery.number).collect::<Vec<_>>(), [1, 2, 1, 2]);
     let late = receiver.wait_for(Duration::from_millis(20), |seen| seen.len() == 99).await.unwrap_err();
-    assert!(late.line().contains("4 deliveries"), "{late:?}");
+    assert!(late.to_string().contains("4 deliveries"), "{late:?}");
 }
 
 #[tokio::test]

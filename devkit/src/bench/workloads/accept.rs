@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::{Result, anyhow};
 use serde_json::json;
 
 use super::Workload;
@@ -14,7 +15,7 @@ use crate::bench::redis::{Fsync, Redis};
 use crate::bench::report::{Figures, Row, Target};
 use crate::bench::stats::Runs;
 use crate::bench::world::{API_KEY, Database, World};
-use crate::error::{Error, Result};
+use crate::error::line;
 use crate::ports::free_port;
 
 /// The target, as a multiple of the throughput of the stack on Fastify.
@@ -49,7 +50,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         for fsync in Fsync::ALL {
             let (processes, failure) = match best_fastify(world, fsync).await {
                 Ok(processes) => (processes, None),
-                Err(error) => (1, Some(error.line())),
+                Err(error) => (1, Some(line(&error))),
             };
             let settings = peers::processes(processes);
             all.push(Contestant { failure, ..contestant(Who::Fastify(fsync, processes), settings) });
@@ -71,12 +72,12 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
                     world.progress.note(format!("run {run} of {}: {}: {rate:.0} per second", plan.runs, name(contestant.who)));
                     contestant.rates.push(rate);
                 }
-                Err(error) => contestant.failure = Some(error.line()),
+                Err(error) => contestant.failure = Some(line(&error)),
             }
         }
     }
     let mut contestants = all.into_iter();
-    let ours = contestants.next().and_then(|ours| Runs::of(ours.rates)).ok_or_else(|| Error::new("nothing was measured"))?;
+    let ours = contestants.next().and_then(|ours| Runs::of(ours.rates)).ok_or_else(|| anyhow!("nothing was measured"))?;
     let detail = json!({ "p50Ms": last.times.percentile(50.0), "p99Ms": last.times.percentile(99.0), "answersInTheLastRun": last.answers });
     let what = format!("POST to a durable 202, {} clients", plan.clients);
     let row = |target| Row::bound(Workload::Accept, what.clone(), "requests/s", target, ours.clone()).with(detail.clone());
@@ -126,7 +127,7 @@ async fn measure(world: &World, database: &Database, processes: usize, callers: 
     let outcome = load.run().await?;
     let stored = stored(database).await? - before;
     if stored.unsigned_abs() < outcome.answers {
-        return Err(Error::new(format!("{} requests were accepted and {stored} are stored", outcome.answers)));
+        return Err(anyhow!("{} requests were accepted and {stored} are stored", outcome.answers));
     }
     Ok(outcome)
 }
@@ -153,7 +154,7 @@ async fn fastify(world: &World, fsync: Fsync, processes: usize, time: Duration) 
     let jobs = redis.command(&["LLEN", "bull:sign:wait"]).await?;
     service.stop().await?;
     if stored.unsigned_abs() < outcome.answers || jobs.unsigned_abs() < outcome.answers {
-        return Err(Error::new(format!("{} requests were accepted, {stored} are stored and {jobs} are jobs", outcome.answers)));
+        return Err(anyhow!("{} requests were accepted, {stored} are stored and {jobs} are jobs", outcome.answers));
     }
     Ok(outcome.rate)
 }

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Error, Result, anyhow};
 use serde_json::json;
 
 use super::Workload;
@@ -15,8 +16,9 @@ use crate::bench::redis::Redis;
 use crate::bench::report::{Figures, Row, Target};
 use crate::bench::sink::Sink;
 use crate::bench::stats::{Runs, rate};
-use crate::bench::world::{Database, UNLIMITED, World, until};
-use crate::error::{Error, Result};
+use crate::bench::world::{Database, UNLIMITED, World};
+use crate::error::line;
+use crate::wait::within;
 
 /// The target, as a multiple of the throughput of every peer.
 const TIMES_PEERS: f64 = 1.5;
@@ -51,7 +53,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     for peer in Engine::ALL.into_iter().filter(|peer| plan.wants(peer.name())) {
         let (setup, failure) = match best(world, peer).await {
             Ok(setup) => (Some(setup), None),
-            Err(error) => (None, Some(error.line())),
+            Err(error) => (None, Some(line(&error))),
         };
         peers.push(Contestant { engine: peer, setup, rates: Vec::new(), failure });
     }
@@ -67,7 +69,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
                     note(&peer.engine.title(world), rate);
                     peer.rates.push(rate);
                 }
-                Err(error) => peer.failure = Some(error.line()),
+                Err(error) => peer.failure = Some(line(&error)),
             }
         }
         webhook.push(ours_webhooks(world, &program).await?);
@@ -76,7 +78,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         note("ours, the whole worker", whole[whole.len() - 1]);
     }
     let row = |what: &str, target, rates: Vec<f64>| {
-        let runs = Runs::of(rates).ok_or_else(|| Error::new("nothing was measured"))?;
+        let runs = Runs::of(rates).ok_or_else(|| anyhow!("nothing was measured"))?;
         Ok::<_, Error>(Row::bound(Workload::Engine, what, "jobs/s", target, runs).with(json!({ "jobs": plan.jobs, "rate": UNLIMITED })))
     };
     let mut rows = Vec::new();
@@ -184,7 +186,7 @@ pub(super) async fn stop(engines: Vec<Driven>) -> Result<()> {
 /// Fails if the query, which looks for jobs that did not succeed, finds one: failing fast does not count as fast.
 async fn none(database: &Database, query: &str) -> Result<()> {
     let count = database.number(&mut database.connect().await?, &query.replacen("select", "select count(*)", 1)).await?;
-    if count == 0 { Ok(()) } else { Err(Error::new(format!("{count} jobs did not end well"))) }
+    if count == 0 { Ok(()) } else { Err(anyhow!("{count} jobs did not end well")) }
 }
 
 /// The fastest settings of a peer, each tried with fewer jobs.
@@ -198,7 +200,7 @@ async fn best(world: &World, engine: Engine) -> Result<Setup> {
             best = Some((setup, rate));
         }
     }
-    best.map(|(setup, _)| setup).ok_or_else(|| Error::new("it has no settings"))
+    best.map(|(setup, _)| setup).ok_or_else(|| anyhow!("it has no settings"))
 }
 
 /// Jobs per second of a peer. Everything is empty at first.
@@ -219,7 +221,7 @@ async fn measure(world: &World, engine: Engine, setup: Setup, jobs: u32) -> Resu
         let time = timed(&mut engines, async || {
             let left =
                 async || Ok(redis.command(&["LLEN", "bull:bench:wait"]).await? + redis.command(&["LLEN", "bull:bench:active"]).await? == 0);
-            until(PATIENCE, left).await
+            within(PATIENCE, left).await
         })
         .await?;
         stop(engines).await?;

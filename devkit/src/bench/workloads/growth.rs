@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, anyhow};
+
 use super::engine::{PATIENCE, configured, engine, stop, timed};
 use super::{Workload, accept};
 use crate::bench::driven::Program;
@@ -11,8 +13,8 @@ use crate::bench::filler::Filler;
 use crate::bench::load::{Load, get, warm_up};
 use crate::bench::report::{Figures, Row, Target};
 use crate::bench::stats::{Runs, rate};
-use crate::bench::world::{Database, World, until};
-use crate::error::{Context, Error, Result};
+use crate::bench::world::{Database, World};
+use crate::wait::within;
 
 /// The target, as a fraction of the rate of the empty database.
 const SHARE: f64 = 0.9;
@@ -73,7 +75,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
             let (empty, grown) = (on_empty[on_empty.len() - 1], on_grown[on_grown.len() - 1]);
             world.progress.note(format!("run {run}: {name}: {grown:.0} per second, on an empty database {empty:.0}"));
         }
-        let missing = || Error::new("nothing was measured");
+        let missing = || anyhow!("nothing was measured");
         let (ours, empty) = (Runs::of(on_grown).ok_or_else(missing)?, Runs::of(on_empty).ok_or_else(missing)?);
         let target = if matches!(kind, Kind::AcceptAfterCheckpoint) { Target::Told } else { Target::Times(SHARE) };
         let row = Row::bound(Workload::Growth, format!("{name}, {what}"), unit, target, ours);
@@ -120,7 +122,7 @@ async fn claim_and_finish(world: &World, program: &Program, database: &Database)
     let before = database.number(&mut connection, USES).await?;
     let mut claimed = 0;
     let time = timed(&mut engines, async || {
-        until(PATIENCE, async || {
+        within(PATIENCE, async || {
             claimed = (database.number(&mut connection, USES).await? - before).unsigned_abs();
             Ok(claimed >= jobs)
         })
@@ -138,9 +140,9 @@ async fn read(world: &World, database: &Database) -> Result<f64> {
     .bind(READ)
     .fetch_all(&mut database.connect().await?)
     .await
-    .context(|| "choosing requests to read")?;
+    .context("choosing requests to read")?;
     if ids.is_empty() {
-        return Err(Error::new("there are no requests to read"));
+        return Err(anyhow!("there are no requests to read"));
     }
     let api = world.api(database).await?;
     let requests: Vec<Vec<u8>> = ids.iter().map(|id| get(&format!("/crypto/sign/{id}"))).collect();
@@ -158,7 +160,7 @@ async fn forget(world: &World, database: &Database) -> Result<f64> {
     let all = database.number(&mut connection, OLD_REQUESTS).await?;
     let _worker = world.worker(database, &[("WORKER_QUEUES", "webhook"), ("RETENTION", "30d")]).await?;
     let mut before = all;
-    until(PATIENCE, async || {
+    within(PATIENCE, async || {
         before = database.number(&mut connection, OLD_REQUESTS).await?;
         Ok(before < all)
     })

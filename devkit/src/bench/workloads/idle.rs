@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 
 use super::Workload;
@@ -12,7 +13,6 @@ use crate::bench::report::{Row, Target};
 use crate::bench::sink::Sink;
 use crate::bench::stats::Runs;
 use crate::bench::world::{Database, Service, World};
-use crate::error::{Context, Error, Result};
 
 const PER_CENT_OF_A_CORE: f64 = 1.0;
 const STATEMENTS_PER_SECOND: f64 = 5.0;
@@ -27,7 +27,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let upstream_url = upstream.url();
     let api = world.api(&database).await?;
     let worker = world.worker(&database, &[("UPSTREAM_URL", &upstream_url), ("UPSTREAM_API_KEY", "upstream-key")]).await?;
-    let log = || std::fs::read_to_string(cluster.folder().join("postgres.log")).context(|| "reading Postgres's log");
+    let log = || std::fs::read_to_string(cluster.folder().join("postgres.log")).context("reading Postgres's log");
     let (mut cores, mut statements, mut last) = (Vec::new(), Vec::new(), serde_json::Value::Null);
     tokio::time::sleep(rest).await;
     for run in 1..=world.plan.runs.min(3) {
@@ -46,8 +46,8 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         last = json!({ "apiPerCent": of_api * 100.0, "workerPerCent": of_worker * 100.0, "seconds": seconds, "statements": count });
     }
     let row = |what: &str, unit, target, figures| {
-        let runs = Runs::of(figures).ok_or_else(|| Error::new("nothing was measured"))?;
-        Ok(Row::bound(Workload::Idle, what, unit, target, runs).with(last.clone()))
+        let runs = Runs::of(figures).ok_or_else(|| anyhow!("nothing was measured"))?;
+        anyhow::Ok(Row::bound(Workload::Idle, what, unit, target, runs).with(last.clone()))
     };
     Ok(vec![
         row("api and worker together, processor", "% of a core", Target::Below(PER_CENT_OF_A_CORE), cores)?,

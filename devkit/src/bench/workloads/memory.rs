@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::{Context, Error, Result, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -13,8 +14,8 @@ use super::Workload;
 use crate::bench::load::{Connection, post};
 use crate::bench::report::{Row, Target};
 use crate::bench::stats::Runs;
-use crate::bench::world::{World, until};
-use crate::error::{Context, Error, Result};
+use crate::bench::world::World;
+use crate::wait::within;
 
 const MEGABYTES: f64 = 100.0;
 const CALLERS: i64 = 10_000;
@@ -49,7 +50,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
             });
         }
         let (mut connection, mut stored) = (database.connect().await?, 0);
-        let waiting = until(STORED_WITHIN, async || {
+        let waiting = within(STORED_WITHIN, async || {
             stored = database.number(&mut connection, "select count(*) from messages").await?;
             Ok(stored >= callers)
         });
@@ -57,31 +58,31 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         if waiting.await.is_err() {
             let (megabytes, _) = api.memory()?;
             let text = format!("only {stored} of {callers} callers wait, with {megabytes:.0} MB; {} answers were 503", refused());
-            return Err(Error::new(text));
+            return Err(Error::msg(text));
         }
         // The memory needed to accept them may or may not be released: both figures are of interest.
         tokio::time::sleep(Duration::from_secs(2)).await;
         if let Some(ended) = held.try_join_next() {
-            return Err(ended.context(|| "a caller")?.err().unwrap_or_else(|| Error::new("a caller was answered")));
+            return Err(ended.context("a caller")?.err().unwrap_or_else(|| anyhow!("a caller was answered")));
         }
         let (during, peak) = api.memory()?;
         world.progress.note(format!("run {run}: {during:.0} MB while {callers} wait, {peak:.0} MB at most, {before:.0} MB before"));
         last = json!({ "callers": callers, "beforeMb": before, "whileWaitingMb": during, "peakMb": peak, "answered503": refused() });
         peaks.push(peak);
     }
-    let runs = Runs::of(peaks).ok_or_else(|| Error::new("nothing was measured"))?;
+    let runs = Runs::of(peaks).ok_or_else(|| anyhow!("nothing was measured"))?;
     let what = format!("api, {callers} callers waiting, the most it ever used");
     Ok(vec![Row::bound(Workload::Memory, what, "MB", Target::Below(MEGABYTES), runs).with(last)])
 }
 
 /// Raises the number of files that this process and its child processes may have open.
 fn allow_sockets(needed: u64) -> Result<()> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context(|| "reading the limit of open files")?;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
     if soft >= needed {
         return Ok(());
     }
     if hard < needed {
-        return Err(Error::new(format!("{needed} open files are needed and {hard} allowed; raise `ulimit -Hn`")));
+        return Err(anyhow!("{needed} open files are needed and {hard} allowed; raise `ulimit -Hn`"));
     }
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context(|| "raising the limit of open files")
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")
 }

@@ -11,12 +11,12 @@ mod soak;
 mod sync;
 mod webhooks;
 
+use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 
 use super::report::Row;
 use super::world::World;
-use crate::error::Result;
 
 /// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 
+use anyhow::{Context, Result, anyhow};
 use rand::RngExt;
 use serde_json::json;
 
@@ -15,8 +16,8 @@ use crate::bench::load::{Connection, post};
 use crate::bench::report::{Row, Target};
 use crate::bench::sink::Sink;
 use crate::bench::stats::{Runs, Times};
-use crate::bench::world::{Database, World, until};
-use crate::error::{Context, Error, Result};
+use crate::bench::world::{Database, World};
+use crate::wait::within;
 
 const P50_MS: f64 = 3.0;
 const P99_MS: f64 = 15.0;
@@ -43,10 +44,10 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
             let pause = rand::rng().random_range(PAUSE_MS);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
-        until(CALLS_WITHIN, async || Ok(upstream.calls() >= count * u64::from(run))).await.context(|| "the upstream was not called")?;
+        within(CALLS_WITHIN, async || Ok(upstream.calls() >= count * u64::from(run))).await.context("the upstream was not called")?;
         let times = latencies(&database, &upstream, &format!("pickup-{run}-")).await?;
         if times.count() as u64 != count {
-            return Err(Error::new(format!("{count} messages were posted, and the times of {} are known", times.count())));
+            return Err(anyhow!("{count} messages were posted, and the times of {} are known", times.count()));
         }
         world.progress.note(format!("run {run}: p50 {:.2} ms, p99 {:.2} ms", times.percentile(50.0), times.percentile(99.0)));
         p50.push(times.percentile(50.0));
@@ -54,9 +55,9 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     }
     drop(cluster);
     let row = |what: &str, most, figures| {
-        let runs = Runs::of(figures).ok_or_else(|| Error::new("nothing was measured"))?;
+        let runs = Runs::of(figures).ok_or_else(|| anyhow!("nothing was measured"))?;
         let what = format!("commit of the insert to the upstream call, idle, {what}");
-        Ok(Row::bound(Workload::PickUp, what, "ms", Target::AtMost(most), runs).with(json!({ "messagesInARun": count })))
+        anyhow::Ok(Row::bound(Workload::PickUp, what, "ms", Target::AtMost(most), runs).with(json!({ "messagesInARun": count })))
     };
     Ok(vec![row("p50", P50_MS, p50)?, row("p99", P99_MS, p99)?])
 }
@@ -69,7 +70,7 @@ async fn latencies(database: &Database, upstream: &Sink, prefix: &str) -> Result
     )
     .fetch_all(&mut database.connect().await?)
     .await
-    .context(|| "reading when each request was committed")?;
+    .context("reading when each request was committed")?;
     let commits: HashMap<String, u64> = rows.into_iter().map(|(message, micros)| (message, micros.unsigned_abs())).collect();
     let calls = upstream.arrivals();
     let times = calls.iter().filter_map(|(uri, at)| {

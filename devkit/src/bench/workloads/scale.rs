@@ -1,11 +1,12 @@
 //! Scaling out: one, two and four processes on one Postgres. On a machine whose cores are busy with one process, more cannot be faster, but
 //! they must not be slower.
 
+use anyhow::{Result, anyhow};
+
 use super::{Workload, accept, engine};
 use crate::bench::report::{Figures, Row, Target};
 use crate::bench::stats::Runs;
 use crate::bench::world::World;
-use crate::error::{Error, Result};
 
 const PROCESSES: [usize; 3] = [1, 2, 4];
 /// The target, as a fraction of the rate of one process: less than that is more than the spread of the measurement.
@@ -41,7 +42,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
 
 fn rows(program: &str, callers: &str, unit: &'static str, rates: [Vec<f64>; 3]) -> Result<Vec<Row>> {
     let runs: Option<Vec<Runs>> = rates.into_iter().map(Runs::of).collect();
-    let runs = runs.ok_or_else(|| Error::new("nothing was measured"))?;
+    let runs = runs.ok_or_else(|| anyhow!("nothing was measured"))?;
     let row = |place: usize| {
         let row = Row::bound(
             Workload::Scale,

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use anyhow::{Result, anyhow};
 use serde::Serialize;
 use serde_json::json;
 use sqlx::PgConnection;
@@ -14,7 +15,6 @@ use crate::bench::report::{Row, Target};
 use crate::bench::sink::Sink;
 use crate::bench::stats::Runs;
 use crate::bench::world::{Database, UNLIMITED, World};
-use crate::error::{Error, Result};
 
 /// The target, an upper bound: the figure of the last quarter divided by that of the first quarter.
 const FLAT: f64 = 1.5;
@@ -84,7 +84,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         Row::bound(Workload::Soak, what, "×", Target::AtMost(FLAT), growth(figure)).with(detail.clone())
     };
     if quarter == 0 {
-        return Err(Error::new("a soak has at least four minutes"));
+        return Err(anyhow!("a soak has at least four minutes"));
     }
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let refused = Runs::one(minutes.iter().map(|minute| minute.refused).sum::<u64>() as f64);

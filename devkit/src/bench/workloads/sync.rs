@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use anyhow::{Result, anyhow};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -14,7 +15,6 @@ use crate::bench::report::{Row, Target};
 use crate::bench::sink::Sink;
 use crate::bench::stats::{Runs, Times};
 use crate::bench::world::World;
-use crate::error::{Error, Result};
 
 const P50_MS: f64 = 5.0;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -49,7 +49,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         world.progress.note(text);
         added.push(figures[0].0 - figures[0].1);
     }
-    let runs = Runs::of(added).ok_or_else(|| Error::new("nothing was measured"))?;
+    let runs = Runs::of(added).ok_or_else(|| anyhow!("nothing was measured"))?;
     let what = "signed answer, added to the upstream's own time, p50";
     Ok(vec![Row::bound(Workload::Sync, what, "ms", Target::AtMost(P50_MS), runs).with(last)])
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Result, anyhow};
 use serde_json::json;
 
 use super::Workload;
@@ -17,7 +18,6 @@ use crate::bench::report::{Figures, Row, Target};
 use crate::bench::sink::Sink;
 use crate::bench::stats::{Runs, rate};
 use crate::bench::world::World;
-use crate::error::{Error, Result};
 
 /// The default concurrency of the worker.
 const CONCURRENCY: u16 = 64;
@@ -40,7 +40,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
             memory.push(peak);
         }
     }
-    let missing = || Error::new("nothing was measured");
+    let missing = || anyhow!("nothing was measured");
     let mut rows = Vec::new();
     for ((rates, ceilings), latency) in figures.into_iter().zip(LATENCIES_MS) {
         let (target, name) = if latency == 0 {
@@ -95,9 +95,9 @@ async fn deliver(world: &World, latency_ms: u16) -> Result<(f64, f64)> {
     ];
     let worker = world.worker(&database, &settings).await?;
     database.until_none(PATIENCE, UNDELIVERED).await?;
-    let time = receiver.first().map(|first| first.elapsed()).ok_or_else(|| Error::new("nothing was delivered"))?;
+    let time = receiver.first().map(|first| first.elapsed()).ok_or_else(|| anyhow!("nothing was delivered"))?;
     if receiver.calls() != count {
-        return Err(Error::new(format!("{count} webhooks were delivered in {} deliveries", receiver.calls())));
+        return Err(anyhow!("{count} webhooks were delivered in {} deliveries", receiver.calls()));
     }
     Ok((rate(count, time), worker.memory()?.1))
 }
