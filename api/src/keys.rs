@@ -1,29 +1,29 @@
 //! `api keys …`: the commands that manage API keys.
 
+use shared::process::ProcessError;
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::Store;
-use shared::store::keys::{ApiKey, Created};
+use shared::store::keys::{ApiKey, Changed, Created};
 
-use crate::run::StartError;
 use crate::settings::{KeysCommand, Settings};
 
 /// Runs one command and prints its result.
 ///
 /// # Errors
 /// One line: what went wrong, and how to fix it.
-pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartError> {
+pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), ProcessError> {
     let store = Store::connect_lazily(&settings.database)?;
     store.prepare(settings.database.migrate_on_start).await?;
     match command {
         KeysCommand::Create { name, scopes, expires_in } => {
             if !(1..=64).contains(&name.chars().count()) {
-                return Err(StartError::Command(format!("--name {name}: accepted: 1 to 64 characters")));
+                return Err(ProcessError::Command(format!("--name {name}: accepted: 1 to 64 characters")));
             }
             let (key, secret) = (ApiKey::generate(), WebhookSecret::generate());
             match store.create_key(&name, &key, &scopes, &secret, expires_in).await? {
                 Created::Created => println!("key:            {}\nwebhook secret: {}", key.expose(), secret.expose_text()),
                 Created::NameTaken => {
-                    return Err(StartError::Command(format!("--name {name}: a live key has this name; revoke it or choose another")));
+                    return Err(ProcessError::Command(format!("--name {name}: a live key has this name; revoke it or choose another")));
                 }
             }
             eprintln!("Keep both: they are not shown again.");
@@ -32,11 +32,13 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartE
             println!("{:<24} {:<12} {:<21} {:<21} STATE", "NAME", "SCOPES", "CREATED", "EXPIRES");
             for key in store.list_keys().await? {
                 let day = |time: time::OffsetDateTime| format!("{} {:02}:{:02}Z", time.date(), time.hour(), time.minute());
-                let state = match key {
-                    // Revoked before it expired.
-                    _ if key.revoked_at.is_some_and(|at| key.expires_at.is_none_or(|expires| at < expires)) => "revoked",
-                    _ if key.is_expired => "expired",
-                    _ => "live",
+                let revoked_first = key.revoked_at.is_some_and(|at| key.expires_at.is_none_or(|expires| at < expires));
+                let state = if revoked_first {
+                    "revoked"
+                } else if key.is_expired {
+                    "expired"
+                } else {
+                    "live"
                 };
                 let expires = key.expires_at.map_or_else(|| "never".to_owned(), day);
                 println!("{:<24} {:<12} {:<21} {:<21} {state}", key.name, key.scopes.join(","), day(key.created_at), expires);
@@ -44,8 +46,8 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartE
         }
         KeysCommand::RotateWebhookSecret { name, grace } => {
             let secret = WebhookSecret::generate();
-            if !store.rotate_webhook_secret(&name, &secret, grace).await? {
-                return Err(StartError::Command(format!("{name}: no live key has this name; `api keys list` shows them")));
+            if store.rotate_webhook_secret(&name, &secret, grace).await? == Changed::NoSuchKey {
+                return Err(no_such_key(&name));
             }
             println!("webhook secret: {}", secret.expose_text());
             if grace.is_zero() {
@@ -66,11 +68,15 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), StartE
             }
         }
         KeysCommand::Revoke { name } => {
-            if !store.revoke_key(&name).await? {
-                return Err(StartError::Command(format!("{name}: no live key has this name; `api keys list` shows them")));
+            if store.revoke_key(&name).await? == Changed::NoSuchKey {
+                return Err(no_such_key(&name));
             }
             println!("revoked {name}");
         }
     }
     Ok(())
+}
+
+fn no_such_key(name: &str) -> ProcessError {
+    ProcessError::Command(format!("{name}: no live key has this name; `api keys list` shows them"))
 }

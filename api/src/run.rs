@@ -1,13 +1,11 @@
 //! Builds the service and runs it until it is stopped.
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 
-use shared::process::{self, Tasks};
-use shared::store::keys::ApiKey;
-use shared::store::{Audience, Hint, Store, StoreError};
-use shared::telemetry::{self, display_chain};
-use shared::{operations, tls};
+use shared::process::{self, ProcessError, Tasks};
+use shared::store::keys::{ApiKey, Bootstrapped};
+use shared::store::{Audience, Hint, Store};
+use shared::{operations, telemetry, tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -21,47 +19,12 @@ use crate::waiters::Waiters;
 /// Open files besides the connections of waiting callers: other callers, Postgres, the log.
 const OTHER_FILES: u64 = 512;
 
-/// Why the service or a command failed. Each error is one line.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The log or the exporter can't be started.
-    #[error(transparent)]
-    Telemetry(#[from] telemetry::TelemetryError),
-    /// Postgres failed, or its address is wrong.
-    #[error("{}: {}", .0.variable(), display_chain(.0))]
-    Store(#[from] StoreError),
-    /// The address can't be bound.
-    #[error("{0}={1}: {2}")]
-    Listen(&'static str, SocketAddr, #[source] std::io::Error),
-    /// The signal handlers can't be installed.
-    #[error("can't listen to signals: {0}")]
-    Signals(#[source] std::io::Error),
-    /// A task panicked.
-    #[error(transparent)]
-    EndedEarly(#[from] process::EndedEarly),
-    /// A command was given a value that it can't use.
-    #[error("{0}")]
-    Command(String),
-}
-
-impl StartError {
-    /// The exit code of the process: 2 for a wrong setting, otherwise 1.
-    #[must_use]
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Telemetry(_) => ExitCode::from(2),
-            Self::Store(error) if error.is_a_wrong_setting() => ExitCode::from(2),
-            _ => ExitCode::FAILURE,
-        }
-    }
-}
-
 /// Serves until SIGTERM or SIGINT, then finishes the requests in flight.
 ///
 /// # Errors
 /// If it can't start, can't prepare the database, or a task panics. Otherwise only a signal ends it: while Postgres is unavailable it
 /// answers 503.
-pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
+pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-api")?;
     let store = Store::connect_lazily(&settings.database)?;
@@ -73,7 +36,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
             "fewer files may be open than callers may wait; raise the limit (`ulimit -Hn`)"
         );
     }
-    let stop = process::stop_on_signal().map_err(StartError::Signals)?;
+    let stop = process::stop_on_signal().map_err(ProcessError::Signals)?;
     let listener = bind("API_LISTEN", settings.api_listen).await?;
     let metrics_listener = match settings.metrics_listen.0 {
         Some(address) => Some(bind("METRICS_LISTEN", address).await?),
@@ -98,13 +61,17 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
         tasks.spawn(serve(listener, operations::metrics_endpoint(store.clone()), stop.clone()));
     }
     tasks.spawn(listen(store.clone(), waiters, keys, stop.clone()));
-    prepare(&settings, &store, &stop).await?;
-    prepared.done();
-
+    let started = prepare(&settings, &store, &stop).await;
+    if started.is_ok() {
+        prepared.done();
+    } else {
+        stop.cancel();
+    }
     let ended = tasks.ended().await;
     store.close().await;
     tracing::info!("api stopped");
     telemetry.finish().await;
+    started?;
     Ok(ended?)
 }
 
@@ -123,20 +90,20 @@ async fn listen(store: Store, waiters: Waiters, keys: Keys, stop: CancellationTo
 }
 
 /// Binds `address`, and returns the listener with the address that it got.
-async fn bind(variable: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let fails = |error| StartError::Listen(variable, address, error);
+async fn bind(variable: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ProcessError> {
+    let fails = |error| ProcessError::Listen(variable, address, error);
     let listener = TcpListener::bind(address).await.map_err(fails)?;
     let address = listener.local_addr().map_err(fails)?;
     Ok((listener, address))
 }
 
 /// Brings the schema up to date and ensures that the bootstrap key exists; waits for Postgres as long as it takes.
-async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<(), StartError> {
+async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<(), ProcessError> {
     let attempt = async || {
         store.prepare(settings.database.migrate_on_start).await?;
         if let Some(key) = &settings.bootstrap_api_key.0 {
             let secret = settings.bootstrap_webhook_secret.0.as_ref();
-            if !store.bootstrap_key(&ApiKey::presented(key.expose()), secret).await? {
+            if store.bootstrap_key(&ApiKey::presented(key.expose()), secret).await? == Bootstrapped::LeftAlone {
                 tracing::warn!("BOOTSTRAP_API_KEY: this key was revoked, or has another name; it stays as it is");
             }
         }
@@ -150,7 +117,7 @@ async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -
 ///
 /// # Errors
 /// If Postgres can't be reached, or a migration fails.
-pub async fn migrate(settings: &Settings) -> Result<(), StartError> {
+pub async fn migrate(settings: &Settings) -> Result<(), ProcessError> {
     let store = Store::connect_lazily(&settings.database)?;
     store.migrate().await?;
     println!("the schema is up to date");

@@ -1,5 +1,6 @@
-//! The process: its runtime, its tasks, its limit of open files, and its stop signals.
+//! The process: its runtime, its tasks, its limit of open files, its stop signals, and how it ends.
 
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,16 +13,65 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Runs `program` to its end. Blocking work that is still running then is abandoned: a DNS look-up can't be cancelled, and may take a
-/// minute.
+use crate::store::StoreError;
+use crate::telemetry::{TelemetryError, display_chain};
+
+/// Why a process ends with an error. Each is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The settings do not fit together, or not with those of other processes.
+    #[error("{0}")]
+    Settings(String),
+    /// The log or the exporter can't be started.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// Postgres failed, its address is wrong, or its contents do not fit.
+    #[error("{}{}", .0.variable().map_or_else(String::new, |variable| format!("{variable}: ")), display_chain(.0))]
+    Store(#[from] StoreError),
+    /// The address in this setting can't be bound.
+    #[error("{0}={1}: {2}")]
+    Listen(&'static str, SocketAddr, #[source] std::io::Error),
+    /// The signal handlers can't be installed.
+    #[error("can't listen to signals: {0}")]
+    Signals(#[source] std::io::Error),
+    /// A task panicked.
+    #[error(transparent)]
+    EndedEarly(#[from] EndedEarly),
+    /// An HTTP client can't be set up.
+    #[error("can't set up an HTTP client: {0}")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A command can't do what it was asked to.
+    #[error("{0}")]
+    Command(String),
+}
+
+impl ProcessError {
+    /// The exit code: 2 for a wrong setting, otherwise 1.
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Settings(_) | Self::Telemetry(_) => ExitCode::from(2),
+            Self::Store(error) if error.is_a_wrong_setting() => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Runs `program` to its end, and prints why it failed. Blocking work that is still running then is abandoned: a DNS look-up can't be
+/// cancelled, and may take a minute.
 ///
 /// # Panics
 /// If the operating system can't create threads.
-pub fn run(program: impl Future<Output = ExitCode>) -> ExitCode {
+pub fn run(program: impl Future<Output = Result<(), ProcessError>>) -> ExitCode {
     let runtime = Runtime::new().expect("the operating system gives threads");
-    let code = runtime.block_on(program);
+    let ended = runtime.block_on(program);
     runtime.shutdown_background();
-    code
+    ended.map_or_else(
+        |error| {
+            eprintln!("{error}");
+            error.exit_code()
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }
 
 /// Raises the limit of open files as far as this process is allowed to, and returns the limit. Each connection needs one file, and many
@@ -119,7 +169,7 @@ mod tests {
         let (began, long) = (Instant::now(), Duration::from_secs(20));
         run(async {
             tokio::task::spawn_blocking(move || std::thread::sleep(long));
-            ExitCode::SUCCESS
+            Ok(())
         });
         assert!(began.elapsed() < long / 2);
     }

@@ -7,12 +7,11 @@
 //! | [`driver`] | the loop for any kind of job: claim, work, finish |
 //! | [`finisher`] | writes outcomes in batches, and keeps trying while Postgres is unavailable |
 //! | [`maintenance`] | ends what has waited for too long, deletes what is old |
-//! | [`error`], [`retry_after`] | why the worker could not start; a header that both sides send |
+//! | [`retry_after`] | a header that both sides send |
 //! | [`sign`] | sign jobs: the upstream's client, the table of outcomes, the decision about what happens next |
 //! | [`webhook`] | webhook jobs: the address guard, the delivery, the schedule |
 
 pub mod driver;
-pub mod error;
 pub mod finisher;
 pub mod maintenance;
 pub mod retry_after;

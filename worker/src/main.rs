@@ -2,19 +2,6 @@
 
 use std::process::ExitCode;
 
-use worker::settings::Settings;
-
 fn main() -> ExitCode {
-    shared::process::run(run())
-}
-
-async fn run() -> ExitCode {
-    let settings: Settings = shared::settings::parse();
-    match worker::run::until_stopped(settings).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            error.exit_code()
-        }
-    }
+    shared::process::run(async { worker::run::until_stopped(shared::settings::parse()).await })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use poem::listener::{Acceptor, Listener, TcpListener};
-use shared::process::{self, Tasks};
+use shared::process::{self, ProcessError, Tasks};
 use shared::store::low_water::Marks;
 use shared::store::{Audience, Hint, JobKind, Store};
 use shared::{operations, telemetry, tls};
@@ -12,7 +12,6 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{self, Pace};
-use crate::error::StartError;
 use crate::finisher::Finisher;
 use crate::maintenance::{self, Ages};
 use crate::settings::Settings;
@@ -41,15 +40,16 @@ const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
 /// # Errors
 /// If it can't start. Once it runs, only a signal ends it, workers with another rate that took its place while it was taken for dead, or a
 /// task that panics. While Postgres is unavailable, it waits.
-pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
+pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
     tls::use_ring();
     let telemetry = telemetry::start(&settings.telemetry, "countersign-worker")?;
-    let policy = RetryPolicy::new(&settings.sign).map_err(StartError::Settings)?;
+    let policy = RetryPolicy::new(&settings.sign).map_err(ProcessError::Settings)?;
     let upstream = if settings.worker_queues.sign { Some(Upstream::new(&settings.upstream)?) } else { None };
+    let sender = if settings.worker_queues.webhook { Some(Sender::new(&settings.webhook)?) } else { None };
     let store = Store::connect_lazily(&settings.database)?;
     let _ = process::raise_open_files();
-    let stop = process::stop_on_signal().map_err(StartError::Signals)?;
-    let listen_error = |error| StartError::Listen(settings.worker_listen, error);
+    let stop = process::stop_on_signal().map_err(ProcessError::Signals)?;
+    let listen_error = |error| ProcessError::Listen("WORKER_LISTEN", settings.worker_listen, error);
     let acceptor = TcpListener::bind(settings.worker_listen).into_acceptor().await.map_err(listen_error)?;
     tracing::info!(listen = %acceptor.local_addr()[0], queues = ?settings.worker_queues, rate = %settings.upstream.upstream_rate, "worker starts");
 
@@ -58,17 +58,16 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     let routes = operations::routes(store.clone(), prepared.clone());
     let serving = server.run_with_graceful_shutdown(routes, stop.clone().cancelled_owned(), Some(Duration::from_secs(1)));
     tasks.spawn(async { serving.await.expect("accepting does not fail") });
-    store.when_available(&stop, async || store.prepare(settings.database.migrate_on_start).await).await?;
-    if settings.worker_queues.webhook {
-        store.when_available(&stop, async || store.allow_webhook_addresses(&settings.webhook.addresses).await).await?;
+    let joined = join(&settings, &store, &stop).await;
+    if joined.is_ok() {
+        start_queues(&settings, &store, Clients { upstream, policy, sender }, &tasks, &stop);
+        prepared.done();
+    } else {
+        stop.cancel();
     }
-    // A worker that does not call the upstream has no say in the rate.
-    let rate = settings.upstream.upstream_rate;
-    let membership = if settings.worker_queues.sign { Membership::join(&store, rate, &stop).await? } else { None };
-    start_queues(&settings, &store, upstream, policy, &tasks, &stop)?;
-    prepared.done();
 
     let (tell, stayed) = oneshot::channel();
+    let membership = joined.as_ref().ok().cloned().flatten();
     if let Some(membership) = membership.clone() {
         let stop = stop.clone();
         tasks.spawn(async move {
@@ -84,24 +83,35 @@ pub async fn until_stopped(settings: Settings) -> Result<(), StartError> {
     store.close().await;
     tracing::info!("worker stopped");
     telemetry.finish().await;
+    joined?;
     // Nothing is sent by a worker that does not sign.
     stayed.await.unwrap_or(Ok(()))?;
     Ok(ended?)
 }
 
-fn start_queues(
-    settings: &Settings,
-    store: &Store,
+/// Prepares the database, and joins the workers that call the upstream. `None` if this one does not call it, and so has no say in the rate,
+/// or if it is told to stop.
+async fn join(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<Option<Membership>, ProcessError> {
+    store.when_available(stop, async || store.prepare(settings.database.migrate_on_start).await).await?;
+    if settings.worker_queues.webhook {
+        store.when_available(stop, async || store.allow_webhook_addresses(&settings.webhook.addresses).await).await?;
+    }
+    if settings.worker_queues.sign { Membership::join(store, settings.upstream.upstream_rate, stop).await } else { Ok(None) }
+}
+
+/// What the queues call, and when they call again. `None` for a queue that is not served.
+struct Clients {
     upstream: Option<Upstream>,
     policy: RetryPolicy,
-    tasks: &Tasks,
-    stop: &CancellationToken,
-) -> Result<(), StartError> {
+    sender: Option<Sender>,
+}
+
+fn start_queues(settings: &Settings, store: &Store, clients: Clients, tasks: &Tasks, stop: &CancellationToken) {
     let (sign_wake, webhook_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let finisher = Arc::new(Finisher::new(store.clone()));
     tasks.spawn(maintenance::run(store.clone(), ages(settings), Arc::clone(&finisher), stop.clone()));
     let pace = Pace { poll: settings.poll_interval, grace: settings.shutdown_grace };
-    if let Some(upstream) = upstream {
+    if let Some(upstream) = clients.upstream {
         let calls = settings.upstream.upstream_rate.calls().min(MOST_SIGN_CALLS).into();
         let marks = Marks::new(store.clone(), Arc::clone(&sign_wake));
         let queue = SignQueue {
@@ -110,18 +120,18 @@ fn start_queues(
             stop: stop.clone(),
             upstream,
             retryable: settings.upstream.upstream_retryable_statuses.clone(),
-            policy,
+            policy: clients.policy,
             finisher,
         };
         tasks.spawn(driver::run(Arc::new(queue), pace, Arc::clone(&sign_wake), stop.clone()));
     }
-    if settings.worker_queues.webhook {
+    if let Some(sender) = clients.sender {
         let calls = settings.webhook.webhook_concurrency.into();
         let limits = Limits { calls, per_receiver: settings.webhook.webhook_receiver_concurrency.into() };
         let queue = WebhookQueue {
             store: store.clone(),
             stop: stop.clone(),
-            sender: Sender::new(&settings.webhook)?,
+            sender,
             seats: Seats::new(limits),
             place: Place::default(),
             schedule: settings.webhook.webhook_retry_schedule.clone(),
@@ -130,7 +140,6 @@ fn start_queues(
         tasks.spawn(driver::run(Arc::new(queue), pace, Arc::clone(&webhook_wake), stop.clone()));
     }
     tasks.spawn(listen(store.clone(), sign_wake, webhook_wake, stop.clone()));
-    Ok(())
 }
 
 fn ages(settings: &Settings) -> Ages {

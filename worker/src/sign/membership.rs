@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shared::process::ProcessError;
 use shared::store::upstream::{Agreement, Heartbeat, LIVES_FOR, SEEN_EVERY, WorkerId};
 use shared::store::{Store, within};
 use shared::telemetry::display_chain;
@@ -9,8 +10,6 @@ use shared::units::Rate;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-
-use crate::error::StartError;
 
 /// How long a worker with a different rate waits for the others to go: a little longer than a killed worker seems to live.
 const OTHERS_GO_WITHIN: Duration = Duration::from_secs(LIVES_FOR.as_secs() + 2);
@@ -35,7 +34,7 @@ impl Membership {
     ///
     /// # Errors
     /// If they stay, or if the store fails in a way that waiting does not fix.
-    pub async fn join(store: &Store, rate: Rate, stop: &CancellationToken) -> Result<Option<Self>, StartError> {
+    pub async fn join(store: &Store, rate: Rate, stop: &CancellationToken) -> Result<Option<Self>, ProcessError> {
         let member = Self { store: store.clone(), worker: WorkerId::generate(), rate };
         let mut refused: Option<Instant> = None;
         while !stop.is_cancelled() {
@@ -47,7 +46,7 @@ impl Membership {
                         Instant::now()
                     });
                     if since.elapsed() > OTHERS_GO_WITHIN {
-                        return Err(StartError::Settings(differs(rate, others)));
+                        return Err(ProcessError::Settings(differs(rate, others)));
                     }
                 }
                 Err(error) if error.is_transient() => {}
@@ -63,7 +62,7 @@ impl Membership {
     /// # Errors
     /// If other workers, which had to take this worker for dead, use another rate by now. What is already claimed is finished, but nothing
     /// more is claimed.
-    pub async fn stay(&self, stop: &CancellationToken) -> Result<(), StartError> {
+    pub async fn stay(&self, stop: &CancellationToken) -> Result<(), ProcessError> {
         let mut failing = false;
         let mut taking_over: Option<AbortOnDropHandle<()>> = None;
         while !stop.is_cancelled() {
@@ -71,7 +70,7 @@ impl Membership {
             let Some(beat) = stop.run_until_cancelled(beat).await else { return Ok(()) };
             match beat {
                 Ok(Heartbeat { agreement: Agreement::Differs(others), .. }) => {
-                    return Err(StartError::Settings(differs(self.rate, others)));
+                    return Err(ProcessError::Settings(differs(self.rate, others)));
                 }
                 Ok(Heartbeat { agreement: Agreement::Agreed, taken_over }) => {
                     failing = false;

@@ -5,11 +5,11 @@ use std::time::{Duration, SystemTime};
 use http::header::AUTHORIZATION;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use shared::message::Message;
+use shared::process::ProcessError;
 use shared::secret::Secret;
 use shared::units::Rate;
 use url::Url;
 
-use crate::error::StartError;
 use crate::retry_after::retry_after;
 use crate::settings::UpstreamSettings;
 
@@ -53,7 +53,7 @@ const KEPT_FOR: Duration = Duration::from_secs(1);
 /// Whether a connection is used for more than one call. If the upstream is just closing a reused connection, the call fails and still
 /// counts. A fresh connection costs nothing at ten calls per minute; at thousands per second it costs more than half of the processor.
 fn keeps_connections(rate: Rate) -> bool {
-    rate.window() / u32::from(rate.calls()) < KEPT_BELOW
+    rate.interval() < KEPT_BELOW
 }
 
 /// Why a body could not be read.
@@ -83,9 +83,9 @@ impl Upstream {
     ///
     /// # Errors
     /// If the address or the key is missing, or TLS can't be set up.
-    pub fn new(settings: &UpstreamSettings) -> Result<Self, StartError> {
+    pub fn new(settings: &UpstreamSettings) -> Result<Self, ProcessError> {
         let missing = |variable: &str, example: &str| {
-            StartError::Settings(format!("{variable}: not set; needed by WORKER_QUEUES=sign; accepted: {example}"))
+            ProcessError::Settings(format!("{variable}: not set; needed by WORKER_QUEUES=sign; accepted: {example}"))
         };
         let url = settings.upstream_url.as_ref().ok_or_else(|| missing("UPSTREAM_URL", "an http or https address"))?;
         let key = settings
@@ -104,7 +104,8 @@ impl Upstream {
             // Shorter than the timeout of the whole call, so that the two can be told apart.
             .connect_timeout(CONNECT_WITHIN.min(settings.upstream_timeout / 2))
             .user_agent(concat!("countersign/", env!("CARGO_PKG_VERSION")))
-            .build()?;
+            .build()
+            .map_err(|error| ProcessError::Client(error.into()))?;
         let mut sign = url.clone();
         sign.set_path(&format!("{}/crypto/sign", url.path().trim_end_matches('/')));
         Ok(Self { client, sign, key, timeout: settings.upstream_timeout })
