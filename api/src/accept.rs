@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use shared::store::accept::{NewRequest, Rejection, Stored};
-use shared::store::{Store, StoreError};
+use shared::store::{Store, StoreError, before};
 use shared::telemetry::display_chain;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// The longest time for storing, counted from the arrival of the POST. The rest of the promised two seconds is for the answer.
 pub const STORE_WITHIN: Duration = Duration::from_millis(1700);
@@ -25,10 +25,10 @@ pub enum NotStored {
 /// another transaction holds one of its messages, each request is stored on its own, so that one cannot fail the others.
 pub async fn store_all(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Result<Vec<Result<Stored, NotStored>>, StoreError> {
     let deadline = Instant::now() + STORE_WITHIN;
-    let new = until(deadline, store.accept_new(&requests, most_pending)).await;
+    let new = before(deadline, store.accept_new(&requests, most_pending)).await;
     let new = match new {
         Ok(stored) => stored,
-        Err(StoreError::Refused(_) | StoreError::Contended(_) | StoreError::LostRaces) => requests.iter().map(|_| None).collect(),
+        Err(error) if error.may_be_of_one_item() => requests.iter().map(|_| None).collect(),
         Err(error) => return Err(error),
     };
     let left: Vec<NewRequest> = requests.into_iter().zip(&new).filter(|(_, stored)| stored.is_none()).map(|(request, _)| request).collect();
@@ -51,11 +51,11 @@ async fn store_known(
     most_pending: u64,
     deadline: Instant,
 ) -> Result<Vec<Result<Stored, NotStored>>, StoreError> {
-    match until(deadline, store.accept(requests, most_pending)).await {
+    match before(deadline, store.accept(requests, most_pending)).await {
         Ok(accepted) => Ok(accepted.into_iter().map(|accepted| accepted.map_err(NotStored::Rejected)).collect()),
-        Err(StoreError::Refused(_) | StoreError::Contended(_) | StoreError::LostRaces) => {
+        Err(error) if error.may_be_of_one_item() => {
             let alone = requests.iter().map(|request| async move {
-                match until(deadline, store.accept(std::slice::from_ref(request), most_pending)).await {
+                match before(deadline, store.accept(std::slice::from_ref(request), most_pending)).await {
                     Ok(mut accepted) => accepted.pop().expect("one for each request").map_err(NotStored::Rejected),
                     Err(StoreError::Refused(error)) => {
                         tracing::error!(error = display_chain(&error), "a request was refused");
@@ -71,10 +71,6 @@ async fn store_known(
         }
         Err(error) => Err(error),
     }
-}
-
-async fn until<T>(deadline: Instant, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(StoreError::TimedOut))
 }
 
 /// Logs why requests were not stored.

@@ -15,6 +15,7 @@ use shared::store::accept::{NewRequest, Stored};
 use shared::store::keys::KeyId;
 use shared::store::requests::RequestState;
 use shared::store::{self, Store, StoreError};
+use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -157,6 +158,11 @@ impl Answers {
         self.wait(wait).await.map_or(Some(stored.known), |state| state.map(|state| state.request))
     }
 
+    /// The time from now until `then`, a time of Postgres's clock. Zero if it is over, or if this process has made no estimate yet.
+    pub fn time_until(&self, then: OffsetDateTime) -> Duration {
+        self.queue.now().and_then(|now| (then - now).try_into().ok()).unwrap_or_default()
+    }
+
     /// Finds a request that `owner` may see (`None`: any request); its [state](Self::state) can be waited for. `None` if there is no such
     /// request.
     ///
@@ -243,7 +249,7 @@ pub fn status_url(id: Uuid) -> String {
 }
 
 /// A placeholder for a place that could not be found out in time; `next` is when the job may be tried.
-fn unknown(next: time::OffsetDateTime) -> Place {
+fn unknown(next: OffsetDateTime) -> Place {
     Place { position: 1, expected_at: next }
 }
 
@@ -258,7 +264,7 @@ impl Receipt {
         Self { message: request.message.text().to_owned(), client_request_id: request.client_request_id.clone() }
     }
 
-    fn pending(self, id: Uuid, created_at: time::OffsetDateTime, place: Option<Place>) -> SigningRequest {
+    fn pending(self, id: Uuid, created_at: OffsetDateTime, place: Option<Place>) -> SigningRequest {
         let place = place.unwrap_or(unknown(created_at));
         SigningRequest {
             id,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use shared::forecast::{Forecast, Place, Waiting};
 use shared::store::Store;
 use shared::store::low_water::Marks;
+use shared::store::server_time::ServerTime;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -31,6 +32,7 @@ const LONG: u32 = 2000;
 /// The queue at one moment, and how long it took to read.
 struct Snapshot {
     forecast: Forecast,
+    clock: ServerTime,
     at: Instant,
     took: Duration,
 }
@@ -92,6 +94,12 @@ impl Queue {
         self.seen(waiting, |snapshot| snapshot.at.elapsed() < GOOD_FOR)
     }
 
+    /// Postgres's clock, by which the estimates are made. `None` before the first snapshot.
+    pub fn now(&self) -> Option<OffsetDateTime> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().map(|snapshot| snapshot.clock.now())
+    }
+
     /// The place in the last snapshot. `None` if there is no snapshot or it is not `good`.
     fn seen(&self, waiting: Waiting, good: impl FnOnce(&Snapshot) -> bool) -> Option<Place> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,7 +110,8 @@ impl Queue {
         let (asked, mut scan) = (Instant::now(), self.marks.scan());
         if let Ok((forecast, reached)) = self.store.forecast(scan.start()).await {
             scan.reached(reached);
-            let snapshot = Snapshot { forecast, at: Instant::now(), took: asked.elapsed() };
+            let clock = ServerTime::heard(forecast.at);
+            let snapshot = Snapshot { forecast, clock, at: Instant::now(), took: asked.elapsed() };
             *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
         }
     }

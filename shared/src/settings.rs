@@ -125,6 +125,39 @@ pub enum LogFormat {
     Json,
 }
 
+/// How spans are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OtlpProtocol {
+    /// gRPC.
+    Grpc,
+    /// HTTP with protobuf bodies.
+    #[value(name = "http/protobuf")]
+    HttpProtobuf,
+}
+
+/// Which traces are recorded: the samplers of the specification
+/// (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum TracesSampler {
+    /// All.
+    AlwaysOn,
+    /// None.
+    AlwaysOff,
+    /// A share of them.
+    #[value(name = "traceidratio")]
+    TraceIdRatio,
+    /// As the caller did; all that begin here.
+    #[value(name = "parentbased_always_on")]
+    ParentBasedAlwaysOn,
+    /// As the caller did; none that begin here.
+    #[value(name = "parentbased_always_off")]
+    ParentBasedAlwaysOff,
+    /// As the caller did; a share of those that begin here.
+    #[value(name = "parentbased_traceidratio")]
+    ParentBasedTraceIdRatio,
+}
+
 /// How the log is written, and how much of it.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Logging and tracing")]
@@ -139,15 +172,14 @@ pub struct TelemetrySettings {
     #[arg(long, env, default_value = "", hide_default_value = true, value_parser = otlp_endpoint)]
     pub otel_exporter_otlp_endpoint: String,
     /// How spans are sent.
-    #[arg(long, env, default_value = "grpc", value_parser = ["grpc", "http/protobuf"])]
-    pub otel_exporter_otlp_protocol: String,
+    #[arg(long, env, value_enum, default_value = "grpc")]
+    pub otel_exporter_otlp_protocol: OtlpProtocol,
     /// The service's name in traces; empty: `countersign-api` or `countersign-worker`.
     #[arg(long, env, default_value = "", hide_default_value = true)]
     pub otel_service_name: String,
     /// Which traces are recorded.
-    #[arg(long, env, default_value = "parentbased_always_on",
-        value_parser = ["always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"])]
-    pub otel_traces_sampler: String,
+    #[arg(long, env, value_enum, default_value = "parentbased_always_on")]
+    pub otel_traces_sampler: TracesSampler,
     /// The share of traces for the `traceidratio` samplers, from 0 to 1.
     #[arg(long, env, default_value_t = 1.0, value_parser = fraction)]
     pub otel_traces_sampler_arg: f64,

@@ -25,7 +25,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::settings::{LogFormat, TelemetrySettings};
+use crate::settings::{LogFormat, OtlpProtocol, TelemetrySettings, TracesSampler};
 
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
@@ -119,18 +119,21 @@ fn own() -> Targets {
 }
 
 fn exporting_to(endpoint: &str, settings: &TelemetrySettings, service: &str) -> Result<SdkTracerProvider, TelemetryError> {
-    let exporter = if settings.otel_exporter_otlp_protocol == "grpc" {
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
-        if endpoint.starts_with("http://") {
-            exporter.build()
-        } else {
-            // Without this, it would trust no certificate.
-            exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build()
+    let exporter = match settings.otel_exporter_otlp_protocol {
+        OtlpProtocol::Grpc => {
+            let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+            if endpoint.starts_with("http://") {
+                exporter.build()
+            } else {
+                // Without this, it would trust no certificate.
+                exporter.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build()
+            }
         }
-    } else {
-        // The specification appends the signal's path to the base address.
-        let traces = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
-        SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).with_endpoint(traces).build()
+        OtlpProtocol::HttpProtobuf => {
+            // The specification appends the signal's path to the base address.
+            let traces = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
+            SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).with_endpoint(traces).build()
+        }
     };
     let exporter = exporter.map_err(|error| TelemetryError::Exporter(endpoint.to_owned(), error))?;
     let name = match settings.otel_service_name.trim() {
@@ -139,19 +142,21 @@ fn exporting_to(endpoint: &str, settings: &TelemetrySettings, service: &str) -> 
     };
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
-        .with_sampler(sampler(&settings.otel_traces_sampler, settings.otel_traces_sampler_arg))
+        .with_sampler(sampler(settings.otel_traces_sampler, settings.otel_traces_sampler_arg))
         .with_resource(Resource::builder().with_service_name(name).build())
         .build())
 }
 
-/// The sampler with this name in the specification (<https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>).
-fn sampler(name: &str, ratio: f64) -> Sampler {
-    let root = match name.trim_start_matches("parentbased_") {
-        "always_off" => Sampler::AlwaysOff,
-        "traceidratio" => Sampler::TraceIdRatioBased(ratio),
-        _ => Sampler::AlwaysOn,
-    };
-    if name.starts_with("parentbased_") { Sampler::ParentBased(Box::new(root)) } else { root }
+fn sampler(sampler: TracesSampler, ratio: f64) -> Sampler {
+    let like_parent = |root| Sampler::ParentBased(Box::new(root));
+    match sampler {
+        TracesSampler::AlwaysOn => Sampler::AlwaysOn,
+        TracesSampler::AlwaysOff => Sampler::AlwaysOff,
+        TracesSampler::TraceIdRatio => Sampler::TraceIdRatioBased(ratio),
+        TracesSampler::ParentBasedAlwaysOn => like_parent(Sampler::AlwaysOn),
+        TracesSampler::ParentBasedAlwaysOff => like_parent(Sampler::AlwaysOff),
+        TracesSampler::ParentBasedTraceIdRatio => like_parent(Sampler::TraceIdRatioBased(ratio)),
+    }
 }
 
 /// The current span's context as a `traceparent`. `None` if spans are not recorded.
@@ -260,8 +265,8 @@ mod tests {
 
     #[test]
     fn samplers_follow_the_names_of_the_specification() {
-        assert!(matches!(sampler("always_off", 1.0), Sampler::AlwaysOff));
-        assert!(matches!(sampler("traceidratio", 0.25), Sampler::TraceIdRatioBased(ratio) if (ratio - 0.25).abs() < 1e-9));
-        assert!(matches!(sampler("parentbased_always_on", 1.0), Sampler::ParentBased(_)));
+        assert!(matches!(sampler(TracesSampler::AlwaysOff, 1.0), Sampler::AlwaysOff));
+        assert!(matches!(sampler(TracesSampler::TraceIdRatio, 0.25), Sampler::TraceIdRatioBased(ratio) if (ratio - 0.25).abs() < 1e-9));
+        assert!(matches!(sampler(TracesSampler::ParentBasedAlwaysOn, 1.0), Sampler::ParentBased(_)));
     }
 }

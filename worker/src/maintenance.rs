@@ -10,6 +10,7 @@ use shared::backoff::Jitter;
 use shared::store::sign_finish::SignFinish;
 use shared::store::{Store, StoreError, within};
 use shared::telemetry::display_chain;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::finisher::Finisher;
@@ -20,6 +21,9 @@ const AT_ONCE: u32 = 500;
 /// The pause between two groups, and the pause after the last one. The latter is a quarter of the shortest age, within limits.
 const NEXT_GROUP: Duration = Duration::from_millis(50);
 const NEXT_ROUND: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_mins(1);
+
+/// To look at every waiting job takes at most one in this many parts of the time.
+const ONE_IN: u32 = 30;
 
 /// How long ending a group of overdue jobs may take.
 const LEASE: Duration = Duration::from_mins(1);
@@ -49,19 +53,26 @@ const STEP_WITHIN: Duration = Duration::from_secs(30);
 /// Runs until `stop`.
 pub async fn run(store: Store, ages: Ages, finisher: Arc<Finisher<SignFinish>>, stop: CancellationToken) {
     let rounds = async {
+        let mut all_again = Instant::now();
         loop {
-            let full = round(&store, ages, &finisher).await;
+            let full = round(&store, ages, &finisher, &mut all_again).await;
             tokio::time::sleep(if full { NEXT_GROUP } else { Jitter::FIFTH.apply(ages.next_round(), &mut rand::rng()) }).await;
         }
     };
     stop.run_until_cancelled(Box::pin(rounds)).await;
 }
 
-/// Handles one group of everything. Returns true if a group was full, so that there may be more.
-async fn round(store: &Store, ages: Ages, finisher: &Finisher<SignFinish>) -> bool {
+/// Handles one group of everything. Returns true if a group was full, so that there may be more. Looks at every waiting job if it is time
+/// for that, by `all_again`.
+async fn round(store: &Store, ages: Ages, finisher: &Finisher<SignFinish>, all_again: &mut Instant) -> bool {
     let mut full = false;
     if let Some(deadline) = ages.deadline {
-        full |= step("overdue", end_overdue(store, deadline, finisher)).await == AT_ONCE;
+        let began = Instant::now();
+        let all = *all_again <= began;
+        full |= step("overdue", end_overdue(store, deadline, all, finisher)).await == AT_ONCE;
+        if all {
+            *all_again = Instant::now() + began.elapsed() * ONE_IN;
+        }
     }
     if let Some(age) = ages.webhooks {
         full |= step("lost receivers", store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE)).await == AT_ONCE;
@@ -80,8 +91,8 @@ async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -
     })
 }
 
-async fn end_overdue(store: &Store, deadline: Duration, finisher: &Finisher<SignFinish>) -> Result<u32, StoreError> {
-    let overdue = store.claim_overdue_sign_jobs(deadline, AT_ONCE, LEASE).await?;
+async fn end_overdue(store: &Store, deadline: Duration, all: bool, finisher: &Finisher<SignFinish>) -> Result<u32, StoreError> {
+    let overdue = store.claim_overdue_sign_jobs(deadline, all, AT_ONCE, LEASE).await?;
     let count = u32::try_from(overdue.len()).unwrap_or(AT_ONCE);
     let ends = overdue.into_iter().map(|(lease, digest)| finisher.finish(SignFinish::past_deadline(lease, digest)));
     futures_util::future::join_all(ends).await;

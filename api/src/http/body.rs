@@ -70,6 +70,10 @@ pub const LONGEST_HEADER_NAME: usize = 256;
 /// Maximum length of its value, in characters.
 pub const LONGEST_HEADER_VALUE: usize = 2048;
 
+/// Maximum number of flaws that are reported, and of characters of the place of each.
+const MOST_FLAWS: usize = 32;
+const LONGEST_POINTER: usize = 512;
+
 /// Maximum number of bytes of a body besides its message: the headers, the address, the names of fields, white space.
 const BESIDES: usize = MOST_HEADERS * (LONGEST_HEADER_NAME + 2 * JSON_ESCAPE * LONGEST_HEADER_VALUE) + 64 * 1024;
 
@@ -178,7 +182,7 @@ impl Parsed {
     /// `Invalid` with all flaws; `TooLarge` if there are none but the message has more than `most` bytes.
     fn posted(self, most: usize, received_at: Instant) -> Result<Posted, ApiError> {
         let Some(message) = self.message.filter(|_| self.flaws.is_empty()) else {
-            return Err(ApiError::Invalid(self.flaws));
+            return Err(ApiError::Invalid(first_flaws(self.flaws)));
         };
         if message.len() > most {
             return Err(ApiError::TooLarge);
@@ -187,6 +191,19 @@ impl Parsed {
         let webhook = self.webhook.map(|(posted, url)| WebhookTarget::new(posted, &url, headers));
         Ok(Posted { message: Message::new(message), webhook, client_request_id: self.client_request_id, received_at })
     }
+}
+
+/// The flaws as they are reported: a body may have a hundred thousand, with names as long as the body.
+fn first_flaws(mut flaws: Vec<Flaw>) -> Vec<Flaw> {
+    let more = flaws.len().saturating_sub(MOST_FLAWS);
+    flaws.truncate(MOST_FLAWS);
+    for flaw in &mut flaws {
+        if let Some((end, _)) = flaw.pointer.char_indices().nth(LONGEST_POINTER) {
+            flaw.pointer.truncate(end);
+        }
+    }
+    flaws.extend((more > 0).then(|| flaw("#", format!("and {more} more"))));
+    flaws
 }
 
 /// Takes a text field. It may be missing; another type, or a value that `check` refuses, is a flaw.
@@ -306,6 +323,19 @@ mod tests {
         assert_eq!(pointers(&json!({ "message": "" })), ["#/message"]);
         assert_eq!(pointers(&json!({ "message": "m", "webhookUrl": null })), ["#/webhookUrl"]);
         assert_eq!(pointers(&json!(["message"])), ["#"]);
+    }
+
+    #[test]
+    fn however_many_flaws_a_body_has_and_however_long_their_names_are_the_answer_stays_short() {
+        let many = || (0..50_000).map(|n| (format!("field {n}"), json!(0)));
+        let long = || std::iter::once(("é".repeat(100_000), json!(0)));
+        let bodies: [Map<String, Value>; 2] = [many().chain(long()).collect(), long().chain(many()).collect()];
+        for body in bodies {
+            let Err(ApiError::Invalid(flaws)) = parse(Value::Object(body).to_string().as_bytes(), 4096) else { panic!("it is invalid") };
+            assert_eq!((flaws.len(), flaws[0].pointer.as_str()), (MOST_FLAWS + 1, "#/message"));
+            assert_eq!(flaws[MOST_FLAWS].detail, format!("and {} more", 50_002 - MOST_FLAWS));
+            assert!(flaws.iter().all(|flaw| flaw.pointer.len() <= LONGEST_POINTER));
+        }
     }
 
     #[test]

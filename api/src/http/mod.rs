@@ -32,7 +32,7 @@ use poem::http::StatusCode;
 use poem::web::Html;
 use poem::{Endpoint, EndpointExt, IntoResponse, Response, Route};
 use poem_openapi::OpenApiService;
-use poem_openapi::error::{AuthorizationError, ParseParamError, ParsePathError};
+use poem_openapi::error::{AuthorizationError, ParsePathError};
 
 use crate::answers::Answers;
 use auth::Keys;
@@ -67,19 +67,16 @@ pub struct Parts {
     pub receivers: Receivers,
 }
 
-/// The routes for callers, each with its methods. Requests to the routes for operators are neither traced nor counted.
-const ROUTES: [(&str, &str); 3] = [("/crypto/sign", "POST"), ("/crypto/sign/{id}", "GET"), ("/crypto/sign/{id}/deliveries", "GET, POST")];
-
-/// The pattern and the methods of the route that `path` belongs to. `None` if it is not a route for callers.
+/// The pattern and the methods of the route that `path` belongs to. `None` if it is not a route for callers: requests to the routes for
+/// operators are neither traced nor counted.
 fn matched(path: &str) -> Option<(&'static str, &'static str)> {
     let segments: Vec<&str> = path.strip_prefix("/crypto/sign")?.split('/').collect();
-    let route = match segments[..] {
-        [""] => 0,
-        ["", id] if !id.is_empty() => 1,
-        ["", id, "deliveries"] if !id.is_empty() => 2,
-        _ => return None,
-    };
-    Some(ROUTES[route])
+    match segments[..] {
+        [""] => Some(("/crypto/sign", "POST")),
+        ["", id] if !id.is_empty() => Some(("/crypto/sign/{id}", "GET")),
+        ["", id, "deliveries"] if !id.is_empty() => Some(("/crypto/sign/{id}/deliveries", "GET, POST")),
+        _ => None,
+    }
 }
 
 fn service() -> OpenApiService<(Api, DeliveriesApi), &'static dyn Outgoing> {
@@ -124,11 +121,9 @@ fn problem_of(error: poem::Error, path: &str) -> Response {
         ApiError::Unauthorized
     } else if error.is::<ParsePathError>() {
         ApiError::UnknownRequest
-    // Of a path that is not UTF-8.
     } else if error.is::<poem::error::ParsePathError>() {
+        // A path that is not UTF-8.
         ApiError::UnknownRoute
-    } else if error.is::<ParseParamError>() {
-        ApiError::BadHeader("a header is not text")
     } else if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         ApiError::TooLarge
     } else {

@@ -11,8 +11,8 @@ use poem_openapi::{ApiResponse, OpenApi, Webhook};
 use shared::contract::{SigningRequest, Status, WebhookEvent};
 use shared::store::accept::NewRequest;
 use shared::store::keys::Scope;
+use shared::store::sign_finish::Failure;
 use shared::telemetry::{self, display_chain};
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Parts;
@@ -80,7 +80,8 @@ impl Documented for OnPost {
         (415, "The body is not announced as JSON."),
         (
             422,
-            "The idempotency key was used with another payload (`idempotency-mismatch`), or the message will not be signed (`upstream-refused`, `attempts-exhausted`, `deadline-exceeded`).",
+            "The idempotency key was used with another payload (`idempotency-mismatch`), or the message will not be signed \
+             (`upstream-refused`, `attempts-exhausted`, `deadline-exceeded`).",
         ),
         (429, "Too many requests."),
         (503, "The request could not be stored."),
@@ -126,7 +127,7 @@ impl Api {
         let request = NewRequest {
             id: Uuid::now_v7(),
             key: caller.key,
-            client_request_id: same_key(posted.client_request_id, idempotency_key(headers).map_err(ApiError::BadHeader)?)?,
+            client_request_id: same_key(posted.client_request_id, idempotency_key(headers).map_err(ApiError::BadIdempotencyKey)?)?,
             message: posted.message,
             webhook: posted.webhook,
             traceparent: trace_of(headers),
@@ -136,17 +137,18 @@ impl Api {
         let applied = preferences.applied(limits.max_wait, stored.may_wait);
         let parts = Arc::clone(parts);
         Ok(Later::new(async move {
-            let answered = parts.answers.outcome(stored).await.ok_or(ApiError::Unavailable)?;
+            let answered = parts.answers.outcome(stored).await.ok_or(ApiError::NotStored)?;
             match answered.status {
                 Status::Signed => Ok(PostAnswer::Signed(Json(SigningRequest { last_error: None, webhook: None, ..answered }), applied)),
                 Status::Pending => {
-                    let (location, retry_after) = (status_url(answered.id), retry_after(&answered));
+                    let expected = answered.estimated_completion_at.unwrap_or(answered.created_at);
+                    let (location, retry_after) = (status_url(answered.id), retry_after(parts.answers.time_until(expected)));
                     let receipt = SigningRequest { last_error: None, webhook: None, ..answered };
                     Ok(PostAnswer::Pending(Json(receipt), location, retry_after, applied))
                 }
                 Status::Failed => {
-                    let code = answered.last_error.map_or_else(|| "failed".to_owned(), |error| error.code);
-                    Err(ApiError::WillNotBeSigned(code, answered.id))
+                    let failure = answered.last_error.and_then(|error| Failure::of_code(&error.code)).ok_or(ApiError::Internal)?;
+                    Err(ApiError::WillNotBeSigned(failure, answered.id))
                 }
             }
         }))
@@ -213,7 +215,7 @@ fn unreadable(error: ReadError) -> ApiError {
 fn same_key(field: Option<String>, header: Option<String>) -> Result<Option<String>, ApiError> {
     match (field, header) {
         (Some(field), Some(header)) if field != header => {
-            Err(ApiError::BadHeader("Idempotency-Key and clientRequestId mean the same; give one, or the same value in both"))
+            Err(ApiError::BadIdempotencyKey("Idempotency-Key and clientRequestId mean the same; give one, or the same value in both"))
         }
         (field, header) => Ok(field.or(header)),
     }
@@ -227,9 +229,8 @@ fn trace_of(headers: &HeaderMap) -> Option<String> {
     })
 }
 
-/// Seconds until the signature is expected; at least 1, and at most an hour because it is only an estimate.
-fn retry_after(request: &SigningRequest) -> u64 {
-    let expected = request.estimated_completion_at.unwrap_or(request.created_at);
-    let seconds = (expected - OffsetDateTime::now_utc()).whole_seconds();
-    u64::try_from(seconds).unwrap_or(0).clamp(1, 3600)
+/// Seconds until it is worth asking for a signature that is expected after this time; at least 1, and at most an hour because it is only an
+/// estimate.
+fn retry_after(expected_in: Duration) -> u64 {
+    expected_in.as_secs().clamp(1, 3600)
 }

@@ -7,6 +7,7 @@ use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaRespon
 use poem_openapi::types::Type;
 use poem_openapi::{ApiResponse, Object};
 use shared::store::accept::Rejection;
+use shared::store::sign_finish::Failure;
 use uuid::Uuid;
 
 use crate::accept::NotStored;
@@ -46,8 +47,8 @@ pub struct Flaw {
 pub enum ApiError {
     /// The body is not JSON, or not what is expected.
     Invalid(Vec<Flaw>),
-    /// A header can't be understood.
-    BadHeader(&'static str),
+    /// The idempotency key in the header can't be used.
+    BadIdempotencyKey(&'static str),
     /// The API key is missing or unknown.
     Unauthorized,
     /// The key does not have the scope.
@@ -66,14 +67,16 @@ pub enum ApiError {
     NotJson,
     /// The idempotency key was used with another payload.
     Mismatch,
-    /// There will be no signature. Holds the stable code of the reason, and the id of the request that says more.
-    WillNotBeSigned(String, Uuid),
+    /// There will be no signature. Holds the reason, and the id of the request that says more.
+    WillNotBeSigned(Failure, Uuid),
     /// The request is not final, so there is no webhook to send again.
     NotFinal,
     /// The request asked for no webhook.
     NoWebhook,
     /// Postgres is unavailable.
     Unavailable,
+    /// The request was not stored, or it is not known whether it was.
+    NotStored,
     /// Too many requests are unfinished.
     Full,
     /// A bug in this service.
@@ -82,14 +85,14 @@ pub enum ApiError {
 
 impl ApiError {
     /// Status, code, title and detail. The only mapping from errors to HTTP, and exhaustive.
-    fn parts(&self) -> (StatusCode, &str, &'static str, String) {
+    fn parts(&self) -> (StatusCode, &'static str, &'static str, String) {
         let text = |text: &str| text.to_owned();
         match self {
             Self::Invalid(flaws) => {
                 let detail = flaws.first().map_or_else(String::new, |flaw| format!("{} {}", flaw.pointer, flaw.detail));
                 (StatusCode::BAD_REQUEST, "invalid-request", "The request is not valid", detail)
             }
-            Self::BadHeader(detail) => (StatusCode::BAD_REQUEST, "invalid-header", "A header is not valid", text(detail)),
+            Self::BadIdempotencyKey(detail) => (StatusCode::BAD_REQUEST, "invalid-header", "A header is not valid", text(detail)),
             Self::Unauthorized => {
                 let detail = text("send a valid API key in the header X-API-Key");
                 (StatusCode::UNAUTHORIZED, "unauthorized", "The API key is missing or unknown", detail)
@@ -116,13 +119,13 @@ impl ApiError {
                 let detail = text("this idempotency key was used with another payload; use a new key for a new request");
                 (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-mismatch", "The idempotency key is taken", detail)
             }
-            Self::WillNotBeSigned(code, _) => {
-                let detail = match code.as_str() {
-                    "upstream-refused" => "the signing service says that this message is unacceptable",
-                    "deadline-exceeded" => "the message could not be signed in time; post it again",
-                    _ => "the message could not be signed; post it again",
+            Self::WillNotBeSigned(failure, _) => {
+                let detail = match failure {
+                    Failure::Refused => "the signing service says that this message is unacceptable",
+                    Failure::AttemptsExhausted => "the message could not be signed; post it again",
+                    Failure::DeadlineExceeded => "the message could not be signed in time; post it again",
                 };
-                (StatusCode::UNPROCESSABLE_ENTITY, code, "The message was not signed", text(detail))
+                (StatusCode::UNPROCESSABLE_ENTITY, failure.code(), "The message was not signed", text(detail))
             }
             Self::NotFinal => {
                 let detail = text("the webhook is sent when the message is signed or has failed; ask for the state with GET");
@@ -133,6 +136,10 @@ impl ApiError {
                 (StatusCode::CONFLICT, "no-webhook", "The request has no webhook", detail)
             }
             Self::Unavailable => {
+                let detail = text("the database did not answer in time; try again");
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
+            }
+            Self::NotStored => {
                 let detail = text("the request could not be stored; nothing was accepted for certain. Try again, with an idempotency key");
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
             }
@@ -152,7 +159,7 @@ impl From<NotStored> for ApiError {
         match reason {
             NotStored::Rejected(Rejection::Mismatch) => Self::Mismatch,
             NotStored::Rejected(Rejection::Full) => Self::Full,
-            NotStored::Rejected(Rejection::Collision) | NotStored::Unavailable | NotStored::Refused => Self::Unavailable,
+            NotStored::Rejected(Rejection::Collision) | NotStored::Unavailable | NotStored::Refused => Self::NotStored,
         }
     }
 }
@@ -168,8 +175,10 @@ impl IntoResponse for ApiError {
             code: code.to_owned(),
             errors: match &self {
                 Self::Invalid(flaws) => Some(flaws.clone()),
-                // The one header that can be wrong means the same as this field.
-                Self::BadHeader(detail) => Some(vec![Flaw { detail: (*detail).to_owned(), pointer: "#/clientRequestId".to_owned() }]),
+                // The header means the same as this field.
+                Self::BadIdempotencyKey(detail) => {
+                    Some(vec![Flaw { detail: (*detail).to_owned(), pointer: "#/clientRequestId".to_owned() }])
+                }
                 _ => None,
             },
             request_id: match &self {
@@ -182,7 +191,7 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match &self {
-            Self::Unavailable => {
+            Self::Unavailable | Self::NotStored => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // Places become free only as fast as the upstream signs.

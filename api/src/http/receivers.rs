@@ -30,7 +30,7 @@ impl Receivers {
     /// port are allowed: the worker checks every address before it sends.
     ///
     /// # Errors
-    /// `Unavailable` if only a worker can allow the address, and Postgres does not return what workers allow.
+    /// `NotStored` if only a worker can allow the address, and Postgres does not return what workers allow.
     pub(super) async fn judge(&self, url: &Url) -> Result<Result<(), Forbidden>, ApiError> {
         let judged = self.own.check(url);
         if !matches!(judged, Err(Forbidden::Port | Forbidden::Address)) {
@@ -38,7 +38,7 @@ impl Receivers {
         }
         let allowed = store::within(ASK_WITHIN, self.store.webhook_addresses()).await.map_err(|error| {
             tracing::warn!(error = display_chain(&error), "can't ask where workers send webhooks");
-            ApiError::Unavailable
+            ApiError::NotStored
         })?;
         Ok(allowed.map_or(Ok(()), |allowed| self.own.or(&allowed).check(url)))
     }

@@ -84,7 +84,7 @@ async fn a_host_that_vanishes_without_a_word_is_left_for_the_one_in_its_place() 
     relay.fall_silent();
     let started = std::time::Instant::now();
     let mut n = 0;
-    until("a message is signed again, at once", async || {
+    until("a message is signed again", async || {
         n += 1;
         let asked = std::time::Instant::now();
         let answered = world.sign(&format!("after {n}")).await;
@@ -92,5 +92,5 @@ async fn a_host_that_vanishes_without_a_word_is_left_for_the_one_in_its_place() 
         answered.status == 200
     })
     .await;
-    println!("signed again after {:?}", started.elapsed());
+    assert!(started.elapsed() < std::time::Duration::from_secs(15), "{:?}", started.elapsed());
 }

@@ -51,6 +51,16 @@ fn every_guarantee_names_tests_that_exist() {
     for test in tests {
         assert!(code.contains(&format!("fn {test}(")), "docs/guarantees.md names {test}, which is no test");
     }
+    let migrations = root().join("migrations").read_dir().unwrap().map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    code.extend(migrations);
+    for document in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/performance.md", "docs/webhooks.md"] {
+        let text = std::fs::read_to_string(root().join(document)).unwrap();
+        // A test, or the name of something else that is as long.
+        let is_long = |name: &&str| name.matches('_').count() > 3 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        for name in text.lines().flat_map(quoted).filter(is_long) {
+            assert!(code.contains(name), "{document} names {name}, which is nowhere in the code");
+        }
+    }
 }
 
 #[tokio::test]

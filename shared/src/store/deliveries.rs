@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::keys::KeyId;
 use super::webhook_claim::KEPT_ATTEMPTS;
-use super::{Result, Store, count, listen};
+use super::{Hint, JobKind, Result, Store, count};
 use crate::contract::{Deliveries, DeliveryAttempt, DeliveryOutcome};
 
 /// The outcome of a replay.
@@ -85,25 +85,21 @@ impl Store {
         }
         sqlx::query!(
             "-- deliveries.replay
-            with again as (
-                update jobs
-                set state = 'pending', failure = null, finished_at = null, next_run_at = now(),
-                    -- The tries so far do not count any more.
-                    excused = case when state = 'pending' then excused else attempt end,
-                    lane = case when state = 'pending' then lane else 0 end,
-                    receiver = coalesce(jobs.receiver, receiver_of(r.api_key_id, r.webhook_url))
-                from requests r
-                where r.id = $1 and request_id = r.id and kind = 'webhook'
-                    and (state <> 'pending' or lease_token is null and next_run_at > now())
-                returning jobs.id
-            )
-            select pg_notify($2, 'webhook') from again",
+            update jobs
+            set state = 'pending', failure = null, finished_at = null, next_run_at = now(),
+                -- The tries so far do not count any more.
+                excused = case when state = 'pending' then excused else attempt end,
+                lane = case when state = 'pending' then lane else 0 end,
+                receiver = coalesce(jobs.receiver, receiver_of(r.api_key_id, r.webhook_url))
+            from requests r
+            where r.id = $1 and request_id = r.id and kind = 'webhook'
+                and (state <> 'pending' or lease_token is null and next_run_at > now())",
             id,
-            listen::JOBS,
         )
-        .fetch_optional(&mut transaction)
+        .execute(&mut transaction)
         .await?;
         transaction.commit().await?;
+        self.tell([Hint::Jobs(JobKind::Webhook)]);
         Ok(Replay::Sending)
     }
 }

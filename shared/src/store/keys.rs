@@ -12,6 +12,7 @@ use crate::encryption::Place;
 use crate::message::sha256;
 use crate::secret::Secret;
 use crate::standard_webhooks::WebhookSecret;
+use crate::telemetry::display_chain;
 
 /// Identifies an API key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -132,6 +133,24 @@ pub struct KeyRow {
     pub revoked_at: Option<OffsetDateTime>,
 }
 
+/// The outcome of making sure that the bootstrap key exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bootstrapped {
+    /// It exists as it should.
+    Exists,
+    /// The key was revoked, or has another name: an operator did that.
+    LeftAlone,
+}
+
+/// The outcome of a change to a live key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// It is done.
+    Done,
+    /// No live key has this name.
+    NoSuchKey,
+}
+
 /// The outcome of creating a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
@@ -205,12 +224,12 @@ impl Store {
     }
 
     /// Makes `key` exist with both scopes under the name `bootstrap`, replacing the one that was there before. Without a `secret`, the
-    /// stored one stays; the first time, one is generated. Returns `false`, and changes nothing, if the same key exists under another name,
-    /// or was revoked: what an operator did by hand takes precedence.
+    /// stored one stays; the first time, one is generated. Changes nothing if the same key exists under another name, or was revoked: what
+    /// an operator did by hand takes precedence.
     ///
     /// # Errors
     /// If a statement fails.
-    pub async fn bootstrap_key(&self, key: &ApiKey, secret: Option<&WebhookSecret>) -> Result<bool> {
+    pub async fn bootstrap_key(&self, key: &ApiKey, secret: Option<&WebhookSecret>) -> Result<Bootstrapped> {
         let fallback = WebhookSecret::generate();
         let id = Uuid::now_v7();
         let first = self.keyring.seal(Place::WebhookSecret(id), secret.unwrap_or(&fallback).expose_bytes());
@@ -224,7 +243,8 @@ impl Store {
             insert into api_keys (id, name, digest, scopes, webhook_secret, webhook_secret_key_id)
             select $1, 'bootstrap', $2, '{sign,admin}', $3, $4
             where not exists (select from api_keys where digest = $2 and (name <> 'bootstrap' or revoked_at is not null))
-            on conflict (name) where revoked_at is null do update set digest = excluded.digest, scopes = excluded.scopes
+            on conflict (name) where revoked_at is null do update
+                set digest = excluded.digest, scopes = excluded.scopes, expires_at = null
             returning id",
             id,
             &key.digest().0,
@@ -246,20 +266,19 @@ impl Store {
             .await?;
         }
         transaction.commit().await?;
-        Ok(made.is_some())
+        Ok(if made.is_some() { Bootstrapped::Exists } else { Bootstrapped::LeftAlone })
     }
 
     /// Replaces the webhook secret of the live key of this name. Until `grace` is over, webhooks are also signed with the previous secret,
-    /// and with earlier ones until their own grace is over. Without a grace, they are signed with the new secret only. Returns `false` if
-    /// there is no such key.
+    /// and with earlier ones until their own grace is over. Without a grace, they are signed with the new secret only.
     ///
     /// # Errors
     /// If a statement fails.
-    pub async fn rotate_webhook_secret(&self, name: &str, secret: &WebhookSecret, grace: std::time::Duration) -> Result<bool> {
+    pub async fn rotate_webhook_secret(&self, name: &str, secret: &WebhookSecret, grace: std::time::Duration) -> Result<Changed> {
         let mut transaction = self.database.begin().await?;
         let held =
             sqlx::query_scalar!("-- keys.hold\nselect id from api_keys where name = $1 and revoked_at is null for no key update", name,);
-        let Some(id) = held.fetch_optional(&mut transaction).await? else { return Ok(false) };
+        let Some(id) = held.fetch_optional(&mut transaction).await? else { return Ok(Changed::NoSuchKey) };
         if grace.is_zero() {
             sqlx::query!("-- keys.drop_retired\ndelete from retired_webhook_secrets where api_key_id = $1", id)
                 .execute(&mut transaction)
@@ -285,7 +304,7 @@ impl Store {
         .execute(&mut transaction)
         .await?;
         transaction.commit().await?;
-        Ok(true)
+        Ok(Changed::Done)
     }
 
     /// All keys, oldest first.
@@ -303,24 +322,23 @@ impl Store {
         .await?)
     }
 
-    /// Revokes the live key of this name and notifies every `api` process. Returns `false` if there is none.
+    /// Revokes the live key of this name and notifies every `api` process.
     ///
     /// # Errors
     /// If a statement fails.
-    pub async fn revoke_key(&self, name: &str) -> Result<bool> {
-        let revoked = sqlx::query_scalar!(
-            r#"-- keys.revoke
-            with revoked as (
-                update api_keys set revoked_at = now() where name = $1 and revoked_at is null returning id
-            ),
-            told as (select pg_notify($2, '') from revoked)
-            select count(*) as "count!" from told"#,
-            name,
-            listen::KEYS,
-        )
-        .fetch_one(&self.database)
-        .await?;
-        Ok(revoked > 0)
+    pub async fn revoke_key(&self, name: &str) -> Result<Changed> {
+        let revoked = sqlx::query!("-- keys.revoke\nupdate api_keys set revoked_at = now() where name = $1 and revoked_at is null", name,)
+            .execute(&self.database)
+            .await?;
+        if revoked.rows_affected() == 0 {
+            return Ok(Changed::NoSuchKey);
+        }
+        // After the commit: a notification that can't be sent must not keep the key valid.
+        let told = sqlx::query!("-- keys.tell\nselect pg_notify($1, '')", listen::KEYS).execute(&self.database).await;
+        if let Err(error) = told {
+            tracing::warn!(error = display_chain(&error), "can't tell `api` processes; they look again within seconds");
+        }
+        Ok(Changed::Done)
     }
 }
 

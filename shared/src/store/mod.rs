@@ -25,6 +25,8 @@
 //! Functions take and return slices: callers batch their work, and a batch is one transaction, or two if a part of it takes the longer
 //! path. No transaction stays open while waiting for anything but Postgres. Times come from Postgres; Rust sends durations.
 
+#![allow(clippy::too_many_lines, reason = "the lines of a statement of SQL count")]
+
 pub mod accept;
 mod database;
 pub mod deliveries;
@@ -39,6 +41,7 @@ pub mod receivers;
 pub mod requests;
 mod retention;
 mod schema;
+pub mod server_time;
 pub mod sign_claim;
 pub mod sign_finish;
 mod slots;
@@ -53,6 +56,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -87,7 +91,7 @@ pub enum StoreError {
     /// A stored value can't be read back: someone changed it by hand.
     #[error("a stored {0} is not what was written")]
     Corrupt(&'static str),
-    /// The same, but its type says so already.
+    /// A stored value can't be converted to the type that is read.
     #[error("a stored value is not what was written")]
     Undecodable(#[source] sqlx::Error),
     /// A stored secret can't be read with the configured keys.
@@ -108,16 +112,26 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// The setting to fix.
+    /// The setting that may be wrong. `None` if no setting would help.
     #[must_use]
-    pub fn variable(&self) -> &'static str {
-        if matches!(self, Self::Encryption(_)) { "ENCRYPTION_KEY" } else { "DATABASE_URL" }
+    pub fn variable(&self) -> Option<&'static str> {
+        match self {
+            Self::Encryption(_) => Some("ENCRYPTION_KEY"),
+            Self::NoAddress | Self::Address(_) | Self::Unavailable(_) | Self::TimedOut => Some("DATABASE_URL"),
+            _ => None,
+        }
     }
 
     /// Whether that setting is wrong, regardless of the state of Postgres.
     #[must_use]
     pub fn is_a_wrong_setting(&self) -> bool {
         matches!(self, Self::NoAddress | Self::Address(_) | Self::Encryption(_))
+    }
+
+    /// Whether one item of a batch may have failed the others: each may succeed on its own.
+    #[must_use]
+    pub fn may_be_of_one_item(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Contended(_) | Self::LostRaces)
     }
 
     /// Whether a retry a moment later may succeed: the cause is the state of Postgres, or what other sessions do.
@@ -229,6 +243,14 @@ impl Store {
 /// Those of `work`, and [`StoreError::TimedOut`]: then it may have been done all the same.
 pub async fn within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(limit, work).await.unwrap_or(Err(StoreError::TimedOut))
+}
+
+/// The result of `work`, if it comes before `deadline`.
+///
+/// # Errors
+/// As for [`within`].
+pub async fn before<T>(deadline: Instant, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(StoreError::TimedOut))
 }
 
 /// Seconds, as Postgres's `make_interval` takes them.

@@ -64,7 +64,8 @@ impl Store {
                     union all
                     (select status, coalesce(error, 'outcome-unknown'), coalesce(finished_at, started_at), number
                     from attempts
-                    where job_id = j.id and outcome is distinct from 'released' and (error is not null or finished_at is null and (number < j.attempt or j.lease_token is null))
+                    where job_id = j.id and outcome is distinct from 'released'
+                        and (error is not null or finished_at is null and (number < j.attempt or j.lease_token is null))
                     order by number desc limit 1)
                 ) a
                 order by a.number desc limit 1

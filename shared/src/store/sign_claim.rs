@@ -74,7 +74,7 @@ impl Store {
                 from upstream
                 where paused_until <= now() and (probe_at is null or probe_at <= now())
                     and calls = $6 and window_length = make_interval(secs => $7)
-                    and timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+                    and timeline = server_timeline()
             ),
             room as materialized (
                 select count(*) as n from (
@@ -168,7 +168,10 @@ impl Store {
                     (select free_at from upstream_slots
                         where free_at >= coalesce($10::timestamptz, '-infinity') and not retired and slot not in (select slot from leased)
                         order by free_at limit 1),
-                    (select greatest(paused_until, probe_at) from upstream)
+                    (select greatest(paused_until, probe_at) from upstream),
+                    -- The heartbeat finds out what to do about these.
+                    (select now() + interval '1 second' from upstream
+                        where calls <> $6 or window_length <> make_interval(secs => $7) or timeline is distinct from server_timeline())
                 ) - now())::float8 end as next_in
                 from (select case when (select count(*) from leased) < $1 then least(
                     (select next_run_at from jobs
@@ -229,17 +232,38 @@ impl Store {
     /// Claims up to `most` sign jobs that are older than `deadline`, in order to end them. Takes no slots, because no call is made. It also
     /// finds jobs that no claim reaches because the upstream has been down for so long.
     ///
+    /// A job that was never tried is usually due since it was posted, so those that are old are at the beginning of the queue. Only with
+    /// `all` are those found that met an upstream that was down, and so are due since then: that reads every waiting job.
+    ///
     /// # Errors
     /// If a statement fails.
-    pub async fn claim_overdue_sign_jobs(&self, deadline: Duration, most: u32, lease: Duration) -> Result<Vec<(Lease, MessageDigest)>> {
+    pub async fn claim_overdue_sign_jobs(
+        &self,
+        deadline: Duration,
+        all: bool,
+        most: u32,
+        lease: Duration,
+    ) -> Result<Vec<(Lease, MessageDigest)>> {
         let sent_at = ClaimSentAt::now();
         let rows = sqlx::query!(
             r#"-- sign.claim_overdue
             with overdue as materialized (
                 select id, case when lease_token is not null then leased_at end as lost_since from jobs
-                where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and created_at < now() - make_interval(secs => $1)
-                    and (lease_token is null or leased_until <= now())
-                limit $2
+                where id = any(array(
+                    (select id from jobs
+                        where kind = 'sign' and state = 'pending' and lane = 0
+                            and next_run_at < case when $4 then 'infinity' else now() - make_interval(secs => $1) end
+                            and created_at < now() - make_interval(secs => $1) and (lease_token is null or leased_until <= now())
+                        limit $2)
+                    union all
+                    (select id from jobs
+                        where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at < 'infinity'
+                            and created_at < now() - make_interval(secs => $1) and (lease_token is null or leased_until <= now())
+                        limit $2)
+                    limit $2
+                ))
+                    and state = 'pending' and (lease_token is null or leased_until <= now())
+                order by id
                 for no key update skip locked
             ),
             leased as (
@@ -260,6 +284,7 @@ impl Store {
             seconds(deadline),
             i64::from(most),
             seconds(lease),
+            all,
         )
         .fetch_all(&self.database)
         .await?;

@@ -80,6 +80,12 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The failure with this code. `None` if there is none.
+    #[must_use]
+    pub fn of_code(code: &str) -> Option<Self> {
+        [Self::Refused, Self::AttemptsExhausted, Self::DeadlineExceeded].into_iter().find(|failure| failure.code() == code)
+    }
+
     /// The stable code that callers see in `lastError`.
     #[must_use]
     pub fn code(self) -> &'static str {
@@ -114,8 +120,12 @@ impl Store {
         let mut results = vec![Finished::LeaseLost; finishes.len()];
         let columns = Columns::of(order.iter().map(|&place| &finishes[place]));
         let payload = || listen::results_payload(finishes.iter().map(|finish| finish.digest.hint()));
-        let told = notify::goes_with_commit(finishes.len()).then(payload);
-        let written = write(&self.database, &columns, false, told.as_deref()).await?;
+        let mut told = notify::goes_with_commit(finishes.len()).then(payload);
+        let written = match write(&self.database, &columns, false, told.as_deref()).await {
+            // Postgres refuses every commit that notifies while its queue of notifications is full: some session does not read them.
+            Err(StoreError::Refused(_)) if told.take().is_some() => write(&self.database, &columns, false, None).await,
+            written => written,
+        }?;
         if told.is_none() {
             self.tell(hints(&written, finishes));
         }
@@ -171,10 +181,12 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
         with outcome as materialized (
             select o.*, r.*
             from unnest(
-                $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[], $12::int[], $14::timestamptz[]
+                $1::bigint[], $2::uuid[], $3::text[], $4::float8[], $5::bytea[], $6::text[], $7::text[], $8::int[], $9::text[], $10::bool[],
+                $12::int[], $14::timestamptz[]
             ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, taken_until, ord)
             cross join lateral (
                 select count(*) as attached, array_agg(r.id) filter (where r.webhook_url is not null) as to_tell,
+                    array_agg(receiver_of(r.api_key_id, r.webhook_url)) filter (where r.webhook_url is not null) as receivers,
                     array_agg(r.traceparent) filter (where r.webhook_url is not null) as traces
                 from requests r where r.sign_job_id = o.job and o.state <> 'pending'
             ) r
@@ -197,7 +209,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
                 finished_at = case when o.state <> 'pending' then now() end
             from outcome o
             where j.id = any(array[o.job]) and j.lease_token = o.token and (o.state = 'pending' or $13 or o.attached >= j.attached)
-            returning j.id, j.attempt, j.leased_at, j.state, o.ord, o.verdict, o.status, o.error, o.attached, o.to_tell, o.traces
+            returning j.id, j.attempt, j.leased_at, j.state, o.ord, o.verdict, o.status, o.error, o.attached, o.to_tell, o.receivers, o.traces
         ),
         attempted as (
             insert into attempts (job_id, number, started_at, finished_at, outcome, status, error)
@@ -228,8 +240,10 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
             where s.ctid = h.place and s.lease_token = h.token
         ),
         outbox as (
-            insert into jobs (kind, request_id, traceparent)
-            select 'webhook', r.id, r.trace from ended cross join unnest(to_tell, traces) as r (id, trace) order by r.id
+            insert into jobs (kind, request_id, receiver, traceparent)
+            select 'webhook', r.id, r.receiver, r.trace
+            from ended cross join unnest(to_tell, receivers, traces) as r (id, receiver, trace)
+            order by r.id
             returning id
         ),
         counted as (

@@ -20,7 +20,7 @@ pub(super) async fn lock_with_jobs(transaction: &mut Transaction) -> Result<()> 
         "-- upstream.lock_leased_jobs
         select from jobs
         where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null
-            and (select timeline is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) from upstream)
+            and (select timeline is distinct from server_timeline() from upstream)
         order by id for no key update",
     )
     .execute(&mut *transaction)
@@ -38,11 +38,12 @@ pub(super) async fn change_window(transaction: &mut Transaction, rate: Rate, lon
     sqlx::query!(
         "-- upstream.change_window
         update upstream_slots s
-        set free_at = case when $1 > 0.0::float8 then last.free_at + make_interval(secs => $1) else s.free_at end,
+        set free_at = case when $1 > 0.0::float8 then last.free_at + make_interval(secs => $1 * $3::float8) else s.free_at end,
             window_length = make_interval(secs => $2), lease_token = null
         from (select max(free_at) as free_at from upstream_slots) last",
         longer_by,
         seconds(rate.window()),
+        CLOCKS_DRIFT,
     )
     .execute(&mut *transaction)
     .await?;
@@ -87,13 +88,14 @@ pub(super) async fn trust_no_other_clock(transaction: &mut Transaction) -> Resul
     sqlx::query!(
         "-- upstream.take_over
         with taken_over as (
-            update upstream set timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
-            where timeline is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+            update upstream set timeline = server_timeline()
+            where timeline is distinct from server_timeline()
             returning only_row
         ),
         claimed as (
             update jobs set leased_until = greatest(leased_until, now() + (leased_until - leased_at))
-            where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null and exists (select from taken_over)
+            where kind = 'sign' and state = 'pending' and next_run_at < 'infinity' and lease_token is not null
+                and exists (select from taken_over)
             returning lease_token, leased_at
         ),
         -- All jobs are looked at once, and not once for each slot.

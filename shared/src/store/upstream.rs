@@ -156,7 +156,7 @@ impl Store {
                 on conflict (id) do update set seen_at = now()
             )
             select calls, extract(epoch from window_length)::float8 as "window!", same as "same!",
-                (select timeline from upstream) is distinct from substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as "taken_over!"
+                (select timeline from upstream) is distinct from server_timeline() as "taken_over!"
             from agreed"#,
             worker.0,
             i32::from(rate.calls()),

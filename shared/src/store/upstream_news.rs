@@ -4,6 +4,8 @@
 use std::mem::discriminant;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::sign_finish::SignFinish;
 use super::{Result, Store, seconds};
 use crate::call_error::CallError;
@@ -26,8 +28,8 @@ pub enum UpstreamNews {
     },
     /// It asked all callers to wait.
     Pause {
-        /// How long to wait.
-        length: Duration,
+        /// When the pause ends. Not its length: the news may be told late, or again.
+        until: Instant,
         /// Whether this was the answer to a probe. If so, the upstream answers, and the circuit breaker closes.
         probed: bool,
     },
@@ -55,14 +57,17 @@ impl Store {
         let answers = match *what {
             UpstreamNews::None | UpstreamNews::NotProbed { .. } => false,
             UpstreamNews::Up => true,
-            UpstreamNews::Pause { length, probed } => {
-                sqlx::query!(
-                    "-- upstream.pause
-                    update upstream set paused_until = greatest(paused_until, now() + make_interval(secs => $1))",
-                    seconds(length),
-                )
-                .execute(&self.database)
-                .await?;
+            UpstreamNews::Pause { until, probed } => {
+                let left = until.saturating_duration_since(Instant::now());
+                if !left.is_zero() {
+                    sqlx::query!(
+                        "-- upstream.pause
+                        update upstream set paused_until = greatest(paused_until, now() + make_interval(secs => $1))",
+                        seconds(left),
+                    )
+                    .execute(&self.database)
+                    .await?;
+                }
                 probed
             }
             UpstreamNews::Down { probe_in, failures } => {
@@ -143,8 +148,8 @@ fn together(finishes: &[SignFinish]) -> Vec<News> {
                 news.jobs.extend(jobs);
                 news.tokens.extend(tokens);
                 match (&mut news.what, what) {
-                    (UpstreamNews::Pause { length, probed }, UpstreamNews::Pause { length: other, probed: by_other }) => {
-                        *length = other.max(*length);
+                    (UpstreamNews::Pause { until, probed }, UpstreamNews::Pause { until: other, probed: by_other }) => {
+                        *until = other.max(*until);
                         *probed |= by_other;
                     }
                     (UpstreamNews::Down { failures: most, .. }, UpstreamNews::Down { failures, .. }) if failures > *most => {

@@ -29,11 +29,13 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::types::Json;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::lease::ClaimSentAt;
 use super::receivers::{ReceiverId, Standing, WATCHED_WITHIN, Wanted};
 use super::requests::RequestState;
+use super::server_time::ServerTime;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
 use crate::encryption::{AtRest, EncryptionError, Place};
@@ -67,6 +69,8 @@ pub struct WebhookJob {
     pub attempt: u32,
     /// The trace context of the request.
     pub traceparent: Option<String>,
+    /// Postgres's clock, by which the attempt is dated.
+    pub clock: ServerTime,
 }
 
 /// The data of a webhook that is encrypted at rest.
@@ -127,6 +131,7 @@ impl Store {
             ),
             known as materialized (
                 select w.receiver, w.next_run_at, coalesce(r.failures, 1) as failures, coalesce(r.probe_at, w.next_run_at) as probe_at,
+                    -- `Standing`: 0 is good, 1 new, 2 troubled.
                     case
                         when r.failures > 1 or r.failures = 0 and r.slow then 2
                         when r.failures = 0 then 0
@@ -181,7 +186,9 @@ impl Store {
             leased as (
                 update jobs
                 set attempt = attempt + 1, lease_token = gen_random_uuid(), leased_at = now(),
-                    leased_until = now() + make_interval(secs => $8)
+                    leased_until = now() + make_interval(secs => $8),
+                    -- A lease that ran out says nothing about the receiver, and most jobs of a worker that died were not sent.
+                    excused = excused + (due.lost_since is not null)::int
                 from due
                 where jobs.id = any(array[due.id]) and (due.failures = 0 or due.receiver in (select receiver from probes))
                 returning jobs.*, due.failures, due.standing, due.lost_since
@@ -223,7 +230,7 @@ impl Store {
                 r.webhook_headers as "webhook_headers?: Json<HashMap<String, String>>", r.sealed_webhook_headers, r.webhook_headers_key_id,
                 k.id as "api_key_id?", k.webhook_secret as "webhook_secret?", k.webhook_secret_key_id,
                 retired.secrets as "retired?", retired.key_ids as "retired_key_ids?: Vec<Option<String>>",
-                hint.next_in, hint.stopped_at
+                hint.next_in, hint.stopped_at, now() as "now!"
             from hint
             left join leased on true
             left join lateral (select * from requests where requests.id = leased.request_id limit 1) r on true
@@ -307,6 +314,7 @@ struct Row {
     retired_key_ids: Option<Vec<Option<String>>>,
     next_in: Option<f64>,
     stopped_at: Option<Uuid>,
+    now: OffsetDateTime,
 }
 
 impl Row {
@@ -337,11 +345,13 @@ impl Row {
                 standing: match self.standing? {
                     0 => Standing::Good,
                     1 => Standing::New,
-                    _ => Standing::Troubled,
+                    2 => Standing::Troubled,
+                    _ => return None,
                 },
                 confidential: store.confidential(request_id, api_key_id, secrets, headers),
                 attempt: count(self.attempt?),
                 traceparent: self.traceparent,
+                clock: ServerTime::heard(self.now),
             })
         };
         Some(read().ok_or(StoreError::Corrupt("webhook job")))

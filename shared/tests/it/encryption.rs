@@ -8,7 +8,7 @@ use shared::encryption::EncryptionError;
 use shared::settings::DatabaseSettings;
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::accept::{NewRequest, Rejection};
-use shared::store::keys::{ApiKey, Scope};
+use shared::store::keys::{ApiKey, Bootstrapped, Changed, Scope};
 use shared::store::receivers::Wanted;
 use shared::store::webhook_claim::WebhookJob;
 use shared::store::{Store, StoreError};
@@ -68,7 +68,7 @@ async fn headers_and_secrets_are_encrypted_and_what_was_stored_before_stays_read
     let sealed = id(&a.accept(&[request(&f, "stored-with-a", None)], u64::MAX).await.unwrap()[0]);
     let secret = WebhookSecret::generate();
     a.create_key("new", &ApiKey::generate(), &[Scope::Sign], &secret, None).await.unwrap();
-    assert!(a.rotate_webhook_secret("test", &secret, Duration::from_hours(1)).await.unwrap());
+    assert_eq!(a.rotate_webhook_secret("test", &secret, Duration::from_hours(1)).await.unwrap(), Changed::Done);
     let dump =
         "select count(*) from requests r where r::text like '%stored-with-a%' or position('stored'::bytea in sealed_webhook_headers) > 0";
     assert_eq!(f.number(dump).await, 0);
@@ -98,7 +98,7 @@ async fn a_process_without_a_key_that_is_needed_or_with_another_one_says_so_when
     assert_eq!(error(with(&f, &[B]).await), EncryptionError::MissingKey("a".to_owned()));
     assert_eq!(error(with(&f, &[B, OTHER_A]).await), EncryptionError::OtherKey("a".to_owned()));
     let line = with(&f, &[B]).await.unwrap_err();
-    assert_eq!(line.variable(), "ENCRYPTION_KEY");
+    assert_eq!(line.variable(), Some("ENCRYPTION_KEY"));
     assert_eq!(line.to_string().lines().count(), 1);
 }
 
@@ -130,7 +130,11 @@ async fn a_secret_that_cannot_be_read_holds_up_its_own_webhook_and_no_other() {
         "update requests set sealed_webhook_headers = (select sealed_webhook_headers from requests where id = '{one}') where id = '{two}'"
     ))
     .await;
-    f.run("insert into receivers (receiver, failures, failing_since) select distinct receiver, 0, null::timestamptz from jobs where kind = 'webhook'").await;
+    f.run(
+        "insert into receivers (receiver, failures, failing_since)
+        select distinct receiver, 0, null::timestamptz from jobs where kind = 'webhook'",
+    )
+    .await;
     let jobs = a.claim_webhook_jobs(&Wanted::up_to(10), LEASE).await.unwrap().claimed.jobs;
     let of = |id| jobs.iter().find(|job| job.request.id == id).unwrap();
     assert_eq!(token(of(one)), "one");
@@ -162,9 +166,10 @@ async fn the_bootstrap_key_keeps_its_row_and_its_secret_opens_there() {
     let a = with(&f, &[A]).await.unwrap();
     let (key, first, second) = (ApiKey::generate(), WebhookSecret::generate(), WebhookSecret::generate());
     let starts = futures_util::future::join_all((0..4).map(|_| a.bootstrap_key(&key, Some(&first)))).await;
-    assert!(starts.into_iter().all(|made| made.unwrap()));
-    assert!(a.bootstrap_key(&key, Some(&second)).await.unwrap());
-    assert!(a.bootstrap_key(&key, None).await.unwrap());
+    assert!(starts.into_iter().all(|made| made.unwrap() == Bootstrapped::Exists));
+    assert_eq!(a.bootstrap_key(&key, Some(&second)).await.unwrap(), Bootstrapped::Exists);
+    f.run("update api_keys set expires_at = now() where name = 'bootstrap'").await;
+    assert_eq!(a.bootstrap_key(&key, None).await.unwrap(), Bootstrapped::Exists);
     let owner = a.caller(key.digest()).await.unwrap().unwrap().key;
     f.signed("a").await;
     a.accept(&[NewRequest { key: owner, ..request(&f, "x", None) }], u64::MAX).await.unwrap();
@@ -178,7 +183,7 @@ async fn secrets_rotated_twice_at_once_all_sign_until_their_grace_ends_and_then_
     let secrets: Vec<WebhookSecret> = (0..3).map(|_| WebhookSecret::generate()).collect();
     let grace = Duration::from_hours(1);
     let rotations = secrets.iter().map(|secret| f.store.rotate_webhook_secret("test", secret, grace));
-    assert!(futures_util::future::join_all(rotations).await.into_iter().all(|done| done.unwrap()));
+    assert!(futures_util::future::join_all(rotations).await.into_iter().all(|done| done.unwrap() == Changed::Done));
     f.accept(request(&f, "x", None)).await;
     let signing = claim(&f.store).await.confidential.unwrap().secrets;
     assert!(signing.len() == 4 && secrets.iter().all(|secret| signing.contains(secret)));
@@ -187,7 +192,7 @@ async fn secrets_rotated_twice_at_once_all_sign_until_their_grace_ends_and_then_
     assert_eq!(claim(&f.store).await.confidential.unwrap().secrets.len(), 1);
     f.store.forget_receivers_and_secrets(Duration::from_hours(1), 100).await.unwrap();
     assert_eq!(f.number("select count(*) from retired_webhook_secrets").await, 0);
-    assert!(!f.store.rotate_webhook_secret("nobody", &secrets[0], grace).await.unwrap());
+    assert_eq!(f.store.rotate_webhook_secret("nobody", &secrets[0], grace).await.unwrap(), Changed::NoSuchKey);
 }
 
 #[tokio::test]
@@ -207,7 +212,7 @@ async fn while_a_secret_is_replaced_requests_are_accepted() {
         sqlx::query("select pg_advisory_xact_lock(7)").execute(&mut *holder).await.unwrap();
         let replacing = async {
             if rotates {
-                assert!(a.rotate_webhook_secret("test", &WebhookSecret::generate(), Duration::ZERO).await.unwrap());
+                assert_eq!(a.rotate_webhook_secret("test", &WebhookSecret::generate(), Duration::ZERO).await.unwrap(), Changed::Done);
             } else {
                 with(&f, &[B, A]).await.unwrap().reencrypt().await.unwrap();
             }

@@ -1,10 +1,14 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use devkit::postgres::{Cluster, ClusterOptions};
 use devkit::relay::Relay;
+use devkit::wait::not_run;
 use shared::message::Message;
+use shared::store::deliveries::Replay;
+use shared::store::keys::Changed;
 use shared::store::sign_finish::Ending;
-use shared::store::{Audience, Hint, JobKind};
+use shared::store::{Audience, Finished, Hint, JobKind};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -145,4 +149,43 @@ async fn a_host_that_vanished_in_the_middle_of_a_notification_silences_nobody() 
     accept().await;
     tokio::time::timeout(Duration::from_secs(10), store.close()).await.expect("it does not wait for the host that vanished");
     stop.cancel();
+}
+
+#[tokio::test]
+async fn while_postgres_takes_no_notification_nothing_is_lost_and_a_key_can_be_revoked() {
+    // A server of its own: the queue of notifications belongs to all of it, and its size is a setting since version 17.
+    let version: String =
+        sqlx::query_scalar("show server_version_num").fetch_one(&mut Fixture::new().await.connection().await).await.unwrap();
+    if version.parse::<u32>().unwrap() < 170_000 {
+        return not_run("before Postgres 17 the queue of notifications is full only with 8 GB");
+    }
+    let settings = vec![("max_notify_queue_pages".to_owned(), "64".to_owned())];
+    let postgres = Cluster::start(ClusterOptions { settings, ..ClusterOptions::default() }).await.unwrap();
+    postgres.create_database("test").await.unwrap();
+    let f = Fixture::in_database(postgres.url("test")).await;
+    f.agree("10/60s").await;
+    // A session that listens, and reads nothing because it stays in its transaction.
+    let mut deaf = f.connection().await;
+    for step in ["listen anything", "begin", "select 1"] {
+        sqlx::raw_sql(step).execute(&mut deaf).await.unwrap();
+    }
+    let mut teller = f.connection().await;
+    let mut told = Ok(sqlx::postgres::PgQueryResult::default());
+    for _ in 0..100 {
+        let fill = "select pg_notify('anything', repeat('x', 7000) || n) from generate_series(1, 20) n";
+        told = sqlx::raw_sql(fill).execute(&mut teller).await;
+        if told.is_err() {
+            break;
+        }
+    }
+    let full = told.expect_err("the queue is full");
+    assert_eq!(full.as_database_error().unwrap().code().as_deref(), Some("54000"));
+
+    let id = f.accept(f.with_webhook("a")).await.id;
+    let job = f.claim(1).await.remove(0);
+    assert_eq!(f.finish(job, Ending::Signed("s".to_owned())).await, Finished::Written);
+    f.run("update jobs set state = 'failed', failure = 'exhausted', finished_at = now() where kind = 'webhook'").await;
+    assert_eq!(f.store.replay(id, None).await.unwrap(), Replay::Sending);
+    assert_eq!(f.store.revoke_key("test").await.unwrap(), Changed::Done);
+    assert_eq!(f.number("select count(*) from api_keys where revoked_at is not null").await, 1);
 }

@@ -99,7 +99,8 @@ async fn filled(f: Fixture) -> Fixture {
         ),
         posts as (
             insert into requests (id, api_key_id, sign_job_id, client_request_id, payload_digest, webhook_url)
-            select gen_random_uuid(), k.id, s.id, 'backlog ' || s.id, sha256(t.digest::text::bytea), 'http://elsewhere.example/' from signs s join texts t on t.id = s.message_id, api_keys k
+            select gen_random_uuid(), k.id, s.id, 'backlog ' || s.id, sha256(t.digest::text::bytea), 'http://elsewhere.example/' 
+            from signs s join texts t on t.id = s.message_id, api_keys k
             returning id, api_key_id, webhook_url
         )
         insert into jobs (kind, request_id, receiver, next_run_at)

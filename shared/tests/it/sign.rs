@@ -7,6 +7,7 @@ use shared::contract::Status;
 use shared::store::Finished;
 use shared::store::low_water::LowWater;
 use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use tokio::time::Instant;
 
 use crate::fixture::{Fixture, LEASE, finish};
 
@@ -222,14 +223,19 @@ async fn a_pause_holds_every_slot() {
     let f = Fixture::new().await;
     post_many(&f, 5).await;
     let job = f.claim(1).await.remove(0);
-    let paused =
-        SignFinish { upstream: UpstreamNews::Pause { length: Duration::from_secs(30), probed: false }, ..finish(job, Ending::Unavailable) };
-    f.store.finish_sign_jobs(&[paused]).await.unwrap();
+    let pause = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(30), probed: false };
+    let paused = SignFinish { upstream: pause, ..finish(job, Ending::Unavailable) };
+    f.store.finish_sign_jobs(std::slice::from_ref(&paused)).await.unwrap();
     let claimed = f.claimed(10).await.unwrap();
     assert!(claimed.jobs.is_empty());
     assert!(claimed.next_in.unwrap() > Duration::from_secs(28));
     f.run("update upstream set paused_until = now()").await;
-    assert_eq!(f.claim(10).await.len(), 5);
+    let job = f.claim(10).await.remove(0);
+
+    // Written late, or again and again while somebody locks the job, it does not begin anew.
+    let over = UpstreamNews::Pause { until: Instant::now(), probed: false };
+    f.store.finish_sign_jobs(&[SignFinish { upstream: over, ..finish(job, Ending::Unavailable) }]).await.unwrap();
+    assert_eq!(f.claim(10).await.len(), 1);
 }
 
 /// Opens the circuit breaker after so many failures, and makes a probe due.
@@ -275,7 +281,7 @@ async fn a_probe_that_is_asked_to_wait_has_been_answered_and_one_that_was_not_ma
     f.store.finish_sign_jobs(&[SignFinish { called: false, upstream: not_made, ..finish(job, Ending::Released) }]).await.unwrap();
     let job = f.claim(1).await.remove(0);
     assert_eq!(job.breaker_failures, 3);
-    let paused = UpstreamNews::Pause { length: Duration::from_secs(5), probed: true };
+    let paused = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(5), probed: true };
     f.store.finish_sign_jobs(&[SignFinish { upstream: paused, ..finish(job, Ending::Unavailable) }]).await.unwrap();
     let upstream = f.store.upstream().await.unwrap().unwrap();
     assert!(upstream.breaker.is_none() && upstream.paused_for > Duration::from_secs(3), "{upstream:?}");
@@ -285,11 +291,14 @@ async fn a_probe_that_is_asked_to_wait_has_been_answered_and_one_that_was_not_ma
 async fn what_waits_past_its_deadline_is_found_even_when_no_claim_reaches_it() {
     let f = Fixture::new().await;
     let late = f.accept(f.with_webhook("late")).await;
+    f.run("update jobs set created_at = now() - interval '2 days', next_run_at = now() - interval '2 days'").await;
+    f.post("late, but due since its call met an upstream that was down").await;
     f.run("update jobs set created_at = now() - interval '2 days'; update upstream set paused_until = 'infinity'").await;
     f.post("in time").await;
-    let overdue = f.store.claim_overdue_sign_jobs(Duration::from_hours(24), 10, LEASE).await.unwrap();
-    assert_eq!(overdue.len(), 1);
-    let ends: Vec<_> = overdue.into_iter().map(|(lease, digest)| SignFinish::past_deadline(lease, digest)).collect();
+    let overdue = async |all| f.store.claim_overdue_sign_jobs(Duration::from_hours(24), all, 10, LEASE).await.unwrap();
+    let found = overdue(false).await;
+    assert_eq!((found.len(), overdue(false).await.len(), overdue(true).await.len()), (1, 0, 1));
+    let ends: Vec<_> = found.into_iter().map(|(lease, digest)| SignFinish::past_deadline(lease, digest)).collect();
     f.store.finish_sign_jobs(&ends).await.unwrap();
     let id = late.id;
     let state = f.store.requests(&[id]).await.unwrap()[&id].request.clone();

@@ -49,6 +49,9 @@ async fn a_longer_window_makes_all_wait_until_what_was_used_is_out_of_it() {
     f.agree("10/90s").await;
     let wait = f.number("select extract(epoch from min(free_at) - now())::bigint from upstream_slots").await;
     assert!((38..=40).contains(&wait), "10 s were left, and the window is 30 s longer: {wait}");
+    f.agree("10/3600s").await;
+    let wait = f.number("select extract(epoch from min(free_at) - now())::bigint from upstream_slots").await;
+    assert!((3551..=3554).contains(&wait), "3510 s more, and a thousandth of them because clocks drift: {wait}");
     f.agree("10/60s").await;
     assert_eq!(f.number("select extract(epoch from window_length)::bigint from upstream").await, 60);
     let unused = Fixture::new().await;

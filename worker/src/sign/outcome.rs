@@ -1,4 +1,5 @@
-//! Decides what a reply means and what happens next. Pure: a table, and a decision that takes the random generator as an argument.
+//! Decides what a reply means and what happens next. Pure: a table, and a decision that takes the time and the random
+//! generator as arguments.
 
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use shared::backoff::{Backoff, FailedAttempt, Jitter, doubling};
 use shared::call_error::CallError;
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Ending, Failure, UpstreamNews};
+use tokio::time::Instant;
 
 use super::upstream::{BodyError, Reply};
 use crate::settings::{SignSettings, Statuses};
@@ -107,8 +109,8 @@ impl RetryPolicy {
         job.age >= self.deadline
     }
 
-    /// Decides what becomes of a job after `outcome`, and what this says about the upstream.
-    pub fn decide(&self, job: &SignJob, outcome: Outcome, rng: &mut impl Rng) -> (Ending, UpstreamNews) {
+    /// Decides what becomes of a job after `outcome`, which came at `now`, and what this says about the upstream.
+    pub fn decide(&self, job: &SignJob, outcome: Outcome, now: Instant, rng: &mut impl Rng) -> (Ending, UpstreamNews) {
         let up = if job.breaker_failures > 0 { UpstreamNews::Up } else { UpstreamNews::None };
         match outcome {
             Outcome::Signed(signature) => (Ending::Signed(signature), up),
@@ -121,7 +123,7 @@ impl RetryPolicy {
             }
             Outcome::Throttled(wait) => {
                 let pause = wait.unwrap_or(job.interval).clamp(job.interval, LONGEST_PAUSE.max(job.interval));
-                (Ending::Unavailable, UpstreamNews::Pause { length: pause, probed: job.breaker_failures > 0 })
+                (Ending::Unavailable, UpstreamNews::Pause { until: now + pause, probed: job.breaker_failures > 0 })
             }
         }
     }

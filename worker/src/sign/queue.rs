@@ -129,7 +129,7 @@ impl SignQueue {
         // The age was measured at the claim.
         job.age += began.elapsed();
         let verdict = judge(reply, &self.retryable);
-        let (ending, upstream) = self.policy.decide(&job, verdict.outcome, &mut rand::rng());
+        let (ending, upstream) = self.policy.decide(&job, verdict.outcome, Instant::now(), &mut rand::rng());
         SignFinish { lease: job.lease, digest, ending, called: verdict.called, status: verdict.status, error: verdict.error, upstream }
     }
 

@@ -7,6 +7,7 @@ use poem_openapi::types::ToJSON;
 use shared::address_guard::{Forbidden, Guard};
 use shared::call_error::CallError;
 use shared::contract::WebhookEvent;
+use shared::process::ProcessError;
 use shared::standard_webhooks::signature_header;
 use shared::store::deliveries::webhook_id;
 use shared::store::webhook_claim::{Confidential, WebhookJob};
@@ -59,7 +60,7 @@ impl Sender {
     ///
     /// # Errors
     /// If TLS can't be set up.
-    pub fn new(settings: &WebhookSettings) -> Result<Self, reqwest::Error> {
+    pub fn new(settings: &WebhookSettings) -> Result<Self, ProcessError> {
         let guard = Guard::new(&settings.addresses);
         let client = reqwest::Client::builder()
             .http1_only()
@@ -72,7 +73,8 @@ impl Sender {
             .pool_idle_timeout(IDLE)
             // More than this are never in use at once.
             .pool_max_idle_per_host(settings.webhook_receiver_concurrency.into())
-            .build()?;
+            .build()
+            .map_err(|error| ProcessError::Client(error.into()))?;
         let whole = settings.webhook_timeout;
         let patience = Patience { headers: settings.webhook_headers_timeout.unwrap_or(whole), whole };
         Ok(Self { client, guard, patience })
@@ -104,7 +106,7 @@ impl Sender {
         let url = url::Url::parse(&job.url).map_err(|_| CallError::Address)?;
         self.guard.check(&url).map_err(|_| CallError::Address)?;
         let body = WebhookEvent::of(job.request.clone()).ok_or(CallError::Unreadable)?.to_json_string();
-        let headers = headers(job, confidential, &body, OffsetDateTime::now_utc(), traceparent);
+        let headers = headers(job, confidential, &body, job.clock.now(), traceparent);
         let request = self.client.post(url).headers(headers).body(body).send();
         let mut response =
             tokio::time::timeout(self.patience.headers, request).await.map_err(|_| CallError::Timeout)?.map_err(|error| class(&error))?;

@@ -8,6 +8,7 @@ use devkit::upstream::SimulatorOptions;
 use shared::contract::{DeliveryOutcome, WebhookStatus};
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::deliveries::Replay;
+use shared::store::keys::Changed;
 
 use crate::world::{PATIENCE, SECRET, World, until};
 
@@ -110,7 +111,7 @@ async fn a_secret_that_is_rotated_while_a_delivery_is_in_flight_loses_nothing_an
         |path: &'static str, count| move |all: &[devkit::receiver::Delivery]| all.iter().filter(|one| one.path == path).count() >= count;
     world.receiver.wait_for(PATIENCE, to("/rotated", 1)).await.unwrap();
     let new = WebhookSecret::generate();
-    assert!(world.store.rotate_webhook_secret("test", &new, Duration::from_hours(1)).await.unwrap());
+    assert_eq!(world.store.rotate_webhook_secret("test", &new, Duration::from_hours(1)).await.unwrap(), Changed::Done);
     let all = world.receiver.wait_for(PATIENCE, to("/rotated", 2)).await.unwrap();
     let [first, second] = [0, 1].map(|n| all.iter().filter(|one| one.path == "/rotated").nth(n).unwrap().clone());
     let verifies = |secret: &str, delivery: &devkit::receiver::Delivery| {
@@ -120,7 +121,7 @@ async fn a_secret_that_is_rotated_while_a_delivery_is_in_flight_loses_nothing_an
     assert!(verifies(SECRET, &second) && verifies(&new.expose_text(), &second));
     // Without a grace period the old secret is dropped at once.
     let newest = WebhookSecret::generate();
-    assert!(world.store.rotate_webhook_secret("test", &newest, Duration::ZERO).await.unwrap());
+    assert_eq!(world.store.rotate_webhook_secret("test", &newest, Duration::ZERO).await.unwrap(), Changed::Done);
     world.post_to([("known".to_owned(), world.receiver.url("/after"))]).await;
     let all = world.receiver.wait_for(PATIENCE, to("/after", 1)).await.unwrap();
     let after = all.iter().find(|one| one.path == "/after").unwrap();

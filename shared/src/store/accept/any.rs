@@ -141,8 +141,8 @@ impl Store {
             ),
             -- A message that is signed already needs no sign job, but its receiver wants to hear.
             outbox as (
-                insert into jobs (kind, request_id, traceparent)
-                select 'webhook', w.id, w.traceparent
+                insert into jobs (kind, request_id, receiver, traceparent)
+                select 'webhook', w.id, receiver_of(w.key, w.url), w.traceparent
                 from admitted w join stored s on s.id = w.id
                 where w.signed and w.url is not null
                 returning id

@@ -49,6 +49,26 @@ async fn a_worker_killed_between_sending_and_finishing_leads_to_a_second_deliver
 }
 
 #[tokio::test]
+async fn workers_that_die_again_and_again_use_up_no_try_of_the_schedule() {
+    let f = Fixture::new().await;
+    let id = told(&f).await;
+    for _ in 0..20 {
+        let killed = claim(&f).await.remove(0);
+        assert_eq!(killed.attempt, 1);
+        f.run(
+            "update jobs set leased_until = now() - interval '1 s' where lease_token is not null;
+            update receivers set probe_at = now() - interval '1 s'",
+        )
+        .await;
+    }
+    let job = claim(&f).await.remove(0);
+    finish(&f, job, Delivery::Retry(Duration::ZERO), 500).await;
+    assert_eq!(state(&f, id).await.attempts, 1);
+    assert_eq!(claim(&f).await[0].attempt, 2);
+    assert_eq!(f.store.deliveries(id, None).await.unwrap().unwrap().deliveries.len(), 22, "the log has each of them");
+}
+
+#[tokio::test]
 async fn a_receiver_that_is_given_up_keeps_the_attempt_that_a_crash_cut() {
     let f = Fixture::new().await;
     let id = told(&f).await;
