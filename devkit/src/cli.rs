@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand};
 
 use crate::bench::BenchArgs;
@@ -14,7 +14,7 @@ use crate::receiver::ReceiverArgs;
 use crate::simulate::SimulateArgs;
 use crate::stack::{DownArgs, StackArgs};
 use crate::upstream::UpstreamArgs;
-use crate::{bench, chaos, demo, postgres, prepare, receiver, simulate, stack, upstream};
+use crate::{bench, chaos, demo, postgres, prepare, receiver, signals, simulate, stack, upstream};
 
 /// Tools for working on Countersign: a local stack without Docker, a demonstration, and the simulated outside world.
 #[derive(Debug, Parser)]
@@ -77,6 +77,14 @@ fn first_line(error: &clap::Error) -> String {
     format!("{}; see `devkit --help`", line.trim_start_matches("error: "))
 }
 
+/// Runs a command until a signal comes; then whatever it has started is stopped as it is dropped.
+async fn unless_stopped(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    tokio::select! {
+        ended = command => ended,
+        signal = signals::terminate() => signal.and_then(|()| Err(anyhow!("interrupted"))),
+    }
+}
+
 fn run(command: Command) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     let code = runtime.block_on(async {
@@ -86,10 +94,10 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Demo(args) => demo::run(args).await,
             Command::Upstream(args) => upstream::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Receiver(args) => receiver::run(args).await.map(|()| ExitCode::SUCCESS),
-            Command::Bench(args) => bench::run(args).await,
+            Command::Bench(args) => unless_stopped(bench::run(args)).await,
             Command::Prepare(args) => prepare::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Simulate(args) => tokio::task::block_in_place(|| simulate::run(&args)),
-            Command::Chaos(args) => chaos::main(args).await,
+            Command::Chaos(args) => unless_stopped(chaos::main(args)).await,
             Command::Postgres => postgres::serve::run().await,
         }
     });

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use devkit::receiver::Behaviour;
 use devkit::upstream::{FaultKind, When};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
@@ -12,11 +13,14 @@ use poem::{EndpointExt, Route, handler, post, web::Data};
 use prost::Message;
 use serde_json::json;
 
-use crate::world::{Options, World, answer, env, until};
+use crate::world::{Env, KEY, Options, SECRET, World, answer, env, until};
 
-/// The spans that a collector has received.
+/// What a collector has received: the spans, and all of it as text.
 #[derive(Clone, Default)]
-struct Spans(Arc<Mutex<Vec<Span>>>);
+struct Spans {
+    spans: Arc<Mutex<Vec<Span>>>,
+    text: Arc<Mutex<String>>,
+}
 
 #[derive(Clone, Debug)]
 struct Span {
@@ -32,8 +36,9 @@ fn hex(bytes: &[u8]) -> String {
 
 impl Spans {
     fn collect(&self, request: ExportTraceServiceRequest) {
+        self.text.lock().unwrap().push_str(&format!("{request:?}"));
         let sent = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-        self.0.lock().unwrap().extend(sent.map(|span| Span {
+        self.spans.lock().unwrap().extend(sent.map(|span| Span {
             name: span.name,
             trace: hex(&span.trace_id),
             id: hex(&span.span_id),
@@ -42,7 +47,7 @@ impl Spans {
     }
 
     fn of(&self, trace: &str) -> Vec<Span> {
-        self.0.lock().unwrap().iter().filter(|span| span.trace == trace).cloned().collect()
+        self.spans.lock().unwrap().iter().filter(|span| span.trace == trace).cloned().collect()
     }
 }
 
@@ -92,12 +97,17 @@ async fn the_callers_trace_arrives_over_grpc_too() {
     one_trace(spans, collector, "grpc").await;
 }
 
-async fn one_trace(spans: Spans, collector: SocketAddr, protocol: &str) {
-    let otlp = env(&[
+/// The settings of a program that exports to `collector`.
+fn exporting_to(collector: SocketAddr, protocol: &str) -> Env {
+    env(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{collector}")),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
         ("OTEL_BSP_SCHEDULE_DELAY", "100"),
-    ]);
+    ])
+}
+
+async fn one_trace(spans: Spans, collector: SocketAddr, protocol: &str) {
+    let otlp = exporting_to(collector, protocol);
     let world = World::with(Options { api: otlp.clone(), worker: otlp, ..Options::default() }).await;
     world.fault(FaultKind::Outage, When::Next(1)).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -123,5 +133,49 @@ async fn one_trace(spans: Spans, collector: SocketAddr, protocol: &str) {
             other => panic!("a span {other}"),
         };
         assert_eq!(parent, expected, "the parent of {}", span.name);
+    }
+}
+
+#[tokio::test]
+async fn messages_signatures_and_keys_are_in_no_log_span_metric_or_problem() {
+    let spans = Spans::default();
+    let settings = [exporting_to(collector_over_http(spans.clone()).await, "http/protobuf"), env(&[("RUST_LOG", "debug")])].concat();
+    let world = World::with(Options { api: settings.clone(), worker: settings, ..Options::default() }).await;
+    // What fails is logged and traced as well.
+    world.fault(FaultKind::Outage, When::Next(1)).await;
+    world.receiver.set_behaviour(Behaviour::fail_first(1, 500));
+    let headers = json!({ "authorization": "private-header" });
+    let body = |message: &str| json!({ "message": message, "webhookUrl": world.hook("/private-path"), "webhookHeaders": headers, "clientRequestId": "private-key" });
+    let signed = answer(world.post(&body("private-message")).header("Prefer", "wait=30").send().await.unwrap()).await;
+    assert_eq!(signed.status, 200);
+    world.deliveries(2).await;
+    until("every span has come", async || {
+        let text = spans.text.lock().unwrap();
+        text.matches("webhook.attempt").count() == 2 && text.matches("upstream.sign").count() == 2
+    })
+    .await;
+
+    let mut texts = vec![world.api.log(), world.worker.log(), spans.text.lock().unwrap().clone()];
+    for url in [&world.url, &world.worker_url] {
+        texts.push(world.client.get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap());
+    }
+    let mut invalid = body("private-message");
+    invalid["webhookUrl"] = json!("http://user:private-password@10.0.0.1/");
+    invalid["webhookHeaders"] = json!({ "a b": "private-header" });
+    for (body, status) in [(body("another private-message"), 422), (invalid, 400)] {
+        let problem = world.post(&body).send().await.unwrap();
+        assert_eq!(problem.status(), status);
+        texts.push(problem.text().await.unwrap());
+    }
+    let unknown = world.client.get(format!("{}/crypto/sign/{}", world.url, signed.id())).header("X-API-Key", "private-unknown-key");
+    let unknown = unknown.send().await.unwrap();
+    assert_eq!(unknown.status(), 401);
+    texts.extend([unknown.text().await.unwrap(), world.api.log()]);
+    let signature = signed.body["signature"].as_str().unwrap();
+    for text in texts {
+        assert!(!text.is_empty());
+        for secret in ["private-", signature, KEY, "upstream-key", SECRET] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
     }
 }

@@ -73,6 +73,7 @@ pub(crate) struct World {
     pub(crate) api: Process,
     pub(crate) worker: Process,
     pub(crate) url: String,
+    pub(crate) worker_url: String,
     pub(crate) database: String,
     pub(crate) own_postgres: Option<Cluster>,
     pub(crate) client: reqwest::Client,
@@ -130,11 +131,11 @@ impl World {
         .concat();
         let api = spawn(Binary::Api, &[], &api_env).await;
         let worker = spawn(Binary::Worker, &[], &worker_env).await;
-        let url = format!("http://127.0.0.1:{port}");
+        let (url, worker_url) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{worker_port}"));
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
-        let world = Self { upstream, receiver, api, worker, url, database, own_postgres, client, api_env, worker_env };
+        let world = Self { upstream, receiver, api, worker, url, worker_url, database, own_postgres, client, api_env, worker_env };
         world.ready(&world.url, &world.api).await;
-        world.ready(&format!("http://127.0.0.1:{worker_port}"), &world.worker).await;
+        world.ready(&world.worker_url, &world.worker).await;
         world
     }
 

@@ -28,7 +28,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{http, signals};
+use crate::{http};
 use faults::Overcome;
 use load::{Load, Seen};
 use plan::{KINDS, Plan};
@@ -55,18 +55,10 @@ fn minutes(text: &str) -> Result<f64, String> {
 /// (otherwise nothing would show whether the budget is kept), and the backlog is caught up.
 const PACE: Duration = Duration::from_millis(450);
 
-/// `devkit chaos`: runs to the end, or until a signal arrives. The exit code is 1 if a guarantee was broken.
+/// `devkit chaos`. The exit code is 1 if a guarantee was broken.
 pub(crate) async fn main(args: ChaosArgs) -> Result<ExitCode> {
     let seed = args.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
-    let run = run(seed, Duration::from_secs_f64(args.minutes * 60.0), |line| say!("{line}"));
-    // When the run is dropped, everything that it has started stops.
-    let report = tokio::select! {
-        report = run => report?,
-        signal = signals::terminate() => {
-            signal?;
-            return Err(anyhow!("interrupted"));
-        }
-    };
+    let report = run(seed, Duration::from_secs_f64(args.minutes * 60.0), |line| say!("{line}")).await?;
     say!("{report}");
     Ok(if report.failures().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
