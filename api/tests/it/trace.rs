@@ -1,6 +1,7 @@
 //! One trace from the caller's POST to the webhook, as an OTLP collector sees it, over either protocol.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
@@ -36,7 +37,7 @@ fn hex(bytes: &[u8]) -> String {
 
 impl Spans {
     fn collect(&self, request: ExportTraceServiceRequest) {
-        self.text.lock().unwrap().push_str(&format!("{request:?}"));
+        write!(self.text.lock().unwrap(), "{request:?}").unwrap();
         let sent = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
         self.spans.lock().unwrap().extend(sent.map(|span| Span {
             name: span.name,

@@ -28,7 +28,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{http};
+use crate::http;
 use faults::Overcome;
 use load::{Load, Seen};
 use plan::{KINDS, Plan};
