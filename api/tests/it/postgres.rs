@@ -92,5 +92,6 @@ async fn a_host_that_vanishes_without_a_word_is_left_for_the_one_in_its_place() 
         answered.status == 200
     })
     .await;
-    assert!(started.elapsed() < std::time::Duration::from_secs(15), "{:?}", started.elapsed());
+    // A claim that waits for the host that vanished is given up after 15 seconds.
+    assert!(started.elapsed() < std::time::Duration::from_secs(30), "{:?}", started.elapsed());
 }
