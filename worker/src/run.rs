@@ -66,16 +66,17 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
         stop.cancel();
     }
 
-    let (tell, stayed) = oneshot::channel();
     let membership = joined.as_ref().ok().cloned().flatten();
-    if let Some(membership) = membership.clone() {
+    let stayed = membership.clone().map(|membership| {
+        let (tell, stayed) = oneshot::channel();
         let stop = stop.clone();
         tasks.spawn(async move {
             let stayed = membership.stay(&stop).await;
             stop.cancel();
             let _ = tell.send(stayed);
         });
-    }
+        stayed
+    });
     let ended = tasks.ended().await;
     if let Some(membership) = membership {
         membership.leave().await;
@@ -84,8 +85,10 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
     tracing::info!("worker stopped");
     telemetry.finish().await;
     joined?;
-    // Nothing is sent by a worker that does not sign.
-    stayed.await.unwrap_or(Ok(()))?;
+    if let Some(stayed) = stayed {
+        // Nothing is sent if it panicked.
+        stayed.await.unwrap_or(Ok(()))?;
+    }
     Ok(ended?)
 }
 

@@ -113,15 +113,19 @@ async fn workers_with_one_queue_each_do_the_work_together_and_neither_does_the_o
     world.settled(&signed).await;
     drop(signing);
     assert!(world.receiver.deliveries().is_empty(), "the one that signs tells nobody");
-    let _webhooks = world.worker(&[("WORKER_QUEUES", "webhook")]);
+    let tells = world.worker(&[("WORKER_QUEUES", "webhook")]);
     let ids = world.post((0..5).map(|n| format!("later {n}"))).await;
     world.receiver.wait_for(PATIENCE, |all| all.len() == 1).await.unwrap();
     assert!(world.states(&ids).await.iter().all(|state| state.attempts == 0), "the one that tells signs nothing");
     assert_eq!(world.upstream.audit().sign_calls, 1);
-    let _signs = world.worker(&[("WORKER_QUEUES", "sign")]);
+    let signs = world.worker(&[("WORKER_QUEUES", "sign")]);
     assert!(world.settled(&ids).await.iter().all(|state| state.status == Status::Signed));
     let deliveries = world.receiver.wait_for(PATIENCE, |all| all.len() >= 6).await.unwrap();
     assert!(deliveries.iter().all(|delivery| delivery.verified));
+    for mut worker in [tells, signs] {
+        worker.signal(Signal::Term).unwrap();
+        assert_eq!(worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", worker.log());
+    }
 }
 
 #[tokio::test]
