@@ -73,7 +73,7 @@ pub enum ApiError {
     NotFinal,
     /// The request asked for no webhook.
     NoWebhook,
-    /// Postgres is unavailable.
+    /// Postgres is unavailable, or too slow, and nothing was to be stored.
     Unavailable,
     /// The request was not stored, or it is not known whether it was.
     NotStored,

@@ -9,6 +9,7 @@
 //! | `keys` | API keys |
 //! | `lease` | who holds a job, and until when |
 //! | `low_water` | where claims and forecasts start to scan |
+//! | `server_time` | the clock of Postgres, as a process knows it |
 //! | `sign_claim`, `sign_finish` | sign jobs: claimed with a slot of the budget, finished with an outcome |
 //! | `webhook_claim`, `webhook_finish` | webhook jobs: claimed receiver by receiver, finished with an outcome |
 //! | `receivers` | receivers of webhooks, and the room for the jobs of each |
