@@ -61,28 +61,26 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
         tasks.spawn(serve(listener, operations::metrics_endpoint(store.clone()), stop.clone()));
     }
     tasks.spawn(listen(store.clone(), waiters, keys, stop.clone()));
-    let started = prepare(&settings, &store, &stop).await;
-    if started.is_ok() {
-        prepared.done();
-    } else {
-        stop.cancel();
+    match prepare(&settings, &store, &stop).await {
+        Ok(()) => prepared.done(),
+        Err(error) => tasks.fail(error),
     }
+
     let ended = tasks.ended().await;
     store.close().await;
     tracing::info!("api stopped");
     telemetry.finish().await;
-    started?;
-    Ok(ended?)
+    ended
 }
 
-/// Wakes the waiters, and forgets keys that may have changed.
+/// Wakes the waiters, and clears the cache of keys when one may have changed.
 async fn listen(store: Store, waiters: Waiters, keys: Keys, stop: CancellationToken) {
     let tell = |hint| match hint {
         Hint::Results(hints) => waiters.wake(&hints),
-        Hint::Keys => keys.forget(),
+        Hint::Keys => keys.clear_cache(),
         Hint::Everything => {
             waiters.wake_all();
-            keys.forget();
+            keys.clear_cache();
         }
         Hint::Jobs(_) => {}
     };

@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -34,9 +33,9 @@ pub enum ProcessError {
     /// The signal handlers can't be installed.
     #[error("can't listen to signals: {0}")]
     Signals(#[source] std::io::Error),
-    /// A task panicked.
-    #[error(transparent)]
-    EndedEarly(#[from] EndedEarly),
+    /// A task panicked, or ended before it was told to.
+    #[error("a task ended unexpectedly; the log says why")]
+    EndedEarly,
     /// An HTTP client can't be set up.
     #[error("can't set up an HTTP client: {0}")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -83,47 +82,55 @@ pub fn raise_open_files() -> u64 {
 }
 
 /// The tasks of a process. Each runs until the process is told to stop. Without one of them, the process would break its promises but look
-/// healthy; so if one ends early, all are told to stop, and whoever started the process can start it anew.
+/// healthy; so if one fails or ends early, all are told to stop, and whoever started the process can start it anew.
 #[derive(Clone, Debug)]
 pub struct Tasks {
     running: TaskTracker,
     stop: CancellationToken,
-    ended_early: Arc<AtomicBool>,
+    failure: Arc<Mutex<Option<ProcessError>>>,
 }
-
-/// A task ended before it was told to: it panicked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a task ended unexpectedly; the log says why")]
-pub struct EndedEarly;
 
 impl Tasks {
     /// No tasks yet. `stop` tells all of them to end.
     #[must_use]
     pub fn new(stop: CancellationToken) -> Self {
-        Self { running: TaskTracker::new(), stop, ended_early: Arc::default() }
+        Self { running: TaskTracker::new(), stop, failure: Arc::default() }
     }
 
-    /// Starts a task.
+    /// Starts a task that does not fail.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.try_spawn(task.map(Ok));
+    }
+
+    /// Starts a task that may fail.
+    pub fn try_spawn(&self, task: impl Future<Output = Result<(), ProcessError>> + Send + 'static) {
         let all = self.clone();
         self.running.spawn(async move {
-            let panicked = AssertUnwindSafe(task).catch_unwind().await.is_err();
-            if panicked || !all.stop.is_cancelled() {
-                tracing::error!("a task ended unexpectedly: stopping");
-                all.ended_early.store(true, Ordering::SeqCst);
-                all.stop.cancel();
+            match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(Ok(())) if all.stop.is_cancelled() => {}
+                Ok(Err(error)) => all.fail(error),
+                Ok(Ok(())) | Err(_) => {
+                    tracing::error!("a task ended unexpectedly: stopping");
+                    all.fail(ProcessError::EndedEarly);
+                }
             }
         });
+    }
+
+    /// Tells all tasks to stop, because of `error`. The first error is the one that counts.
+    pub fn fail(&self, error: ProcessError) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.stop.cancel();
     }
 
     /// Waits for all tasks to end.
     ///
     /// # Errors
-    /// If one ended early.
-    pub async fn ended(&self) -> Result<(), EndedEarly> {
+    /// The first failure, if there was one.
+    pub async fn ended(&self) -> Result<(), ProcessError> {
         self.running.close();
         self.running.wait().await;
-        if self.ended_early.load(Ordering::SeqCst) { Err(EndedEarly) } else { Ok(()) }
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
 }
 
@@ -180,8 +187,21 @@ mod tests {
         let tasks = Tasks::new(stop.clone());
         tasks.spawn(stop.clone().cancelled_owned());
         tasks.spawn(async { panic!("as a bug would") });
-        assert_eq!(tasks.ended().await, Err(EndedEarly));
+        assert!(matches!(tasks.ended().await, Err(ProcessError::EndedEarly)));
         assert!(stop.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn the_first_task_that_fails_stops_the_others_and_its_error_is_the_one_of_the_process() {
+        let stop = CancellationToken::new();
+        let tasks = Tasks::new(stop.clone());
+        let told = stop.clone();
+        tasks.try_spawn(async move {
+            told.cancelled().await;
+            Err(ProcessError::Settings("second".to_owned()))
+        });
+        tasks.try_spawn(async { Err(ProcessError::Settings("first".to_owned())) });
+        assert_eq!(tasks.ended().await.unwrap_err().to_string(), "first");
     }
 
     #[tokio::test]
@@ -190,7 +210,7 @@ mod tests {
         let tasks = Tasks::new(stop.clone());
         tasks.spawn(stop.clone().cancelled_owned());
         stop.cancel();
-        assert_eq!(tasks.ended().await, Ok(()));
+        assert!(tasks.ended().await.is_ok());
     }
 
     #[test]

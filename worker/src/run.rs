@@ -8,7 +8,7 @@ use shared::process::{self, ProcessError, Tasks};
 use shared::store::low_water::Marks;
 use shared::store::{Audience, Hint, JobKind, Store};
 use shared::{operations, telemetry, tls};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{self, Pace};
@@ -53,30 +53,28 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
     let acceptor = TcpListener::bind(settings.worker_listen).into_acceptor().await.map_err(listen_error)?;
     tracing::info!(listen = %acceptor.local_addr()[0], queues = ?settings.worker_queues, rate = %settings.upstream.upstream_rate, "worker starts");
 
-    let (tasks, prepared) = (Tasks::new(stop.clone()), operations::Prepared::default());
+    let tasks = Tasks::new(stop.clone());
+    let prepared = operations::Prepared::default();
     let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(IDLE);
     let routes = operations::routes(store.clone(), prepared.clone());
     let serving = server.run_with_graceful_shutdown(routes, stop.clone().cancelled_owned(), Some(Duration::from_secs(1)));
     tasks.spawn(async { serving.await.expect("accepting does not fail") });
-    let joined = join(&settings, &store, &stop).await;
-    if joined.is_ok() {
-        start_queues(&settings, &store, Clients { upstream, policy, sender }, &tasks, &stop);
-        prepared.done();
-    } else {
-        stop.cancel();
+    let membership = match join(&settings, &store, &stop).await {
+        Ok(membership) => {
+            start_queues(&settings, &store, Clients { upstream, policy, sender }, &tasks, &stop);
+            prepared.done();
+            membership
+        }
+        Err(error) => {
+            tasks.fail(error);
+            None
+        }
+    };
+    if let Some(membership) = membership.clone() {
+        let stop = stop.clone();
+        tasks.try_spawn(async move { membership.stay(&stop).await });
     }
 
-    let membership = joined.as_ref().ok().cloned().flatten();
-    let stayed = membership.clone().map(|membership| {
-        let (tell, stayed) = oneshot::channel();
-        let stop = stop.clone();
-        tasks.spawn(async move {
-            let stayed = membership.stay(&stop).await;
-            stop.cancel();
-            let _ = tell.send(stayed);
-        });
-        stayed
-    });
     let ended = tasks.ended().await;
     if let Some(membership) = membership {
         membership.leave().await;
@@ -84,12 +82,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
     store.close().await;
     tracing::info!("worker stopped");
     telemetry.finish().await;
-    joined?;
-    if let Some(stayed) = stayed {
-        // Nothing is sent if it panicked.
-        stayed.await.unwrap_or(Ok(()))?;
-    }
-    Ok(ended?)
+    ended
 }
 
 /// Prepares the database, and joins the workers that call the upstream. `None` if this one does not call it, and so has no say in the rate,

@@ -48,7 +48,7 @@ impl Keys {
     }
 
     /// Clears the cache: a key was revoked, or may have been.
-    pub fn forget(&self) {
+    pub fn clear_cache(&self) {
         self.cache.invalidate_all();
     }
 
