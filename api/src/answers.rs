@@ -4,6 +4,7 @@
 //! the row is always read again. In case a notification is lost, the row is also read when the time is up, and every [`LOOK_EVERY`] before
 //! that; more often while notifications cannot arrive at all.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +16,13 @@ use shared::store::accept::{NewRequest, Stored};
 use shared::store::keys::KeyId;
 use shared::store::requests::RequestState;
 use shared::store::{self, Store, StoreError};
+use shared::telemetry::display_chain;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::accept::{NotStored, STORE_WITHIN, store_all, warn};
+use crate::accept::{NotStored, STORE_WITHIN, store_all};
 use crate::queue::Queue;
 use crate::waiters::{Waiter, Waiters};
 
@@ -93,7 +95,7 @@ struct Wait {
 pub struct Answers {
     store: Store,
     waiters: Waiters,
-    accepts: Batcher<NewRequest, Result<Stored, NotStored>, StoreError>,
+    accepts: Batcher<NewRequest, Result<Stored, NotStored>, Infallible>,
     reads: Batcher<Uuid, Option<RequestState>, StoreError>,
     queue: Queue,
     bounds: Bounds,
@@ -109,14 +111,15 @@ impl Answers {
         let accepting = store.clone();
         let accepts = Batcher::spawn(posts, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
-            // `store_all` has a deadline: a batch whose callers have all been told 503 must not go on unseen, nor delay the next one.
-            async move { store_all(&store, requests, bounds.pending).await.inspect_err(warn) }
+            async move { Ok(store_all(&store, requests, bounds.pending).await) }
         });
         let reading = store.clone();
         let reads = Batcher::spawn(looks, move |ids: Vec<Uuid>| {
             let store = reading.clone();
             async move {
-                let states = store::within(READ_WITHIN, store.requests(&ids)).await?;
+                let states = store::within(READ_WITHIN, store.requests(&ids)).await.inspect_err(|error| {
+                    tracing::warn!(error = display_chain(error), "can't read the state of requests");
+                })?;
                 Ok(ids.iter().map(|id| states.get(id).cloned()).collect())
             }
         });
@@ -134,9 +137,7 @@ impl Answers {
         let wait = if may_wait { wait } else { Duration::ZERO };
         let receipt = Receipt::of(&request);
         let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
-        // Why a batch failed is logged once for all of it.
-        let Stored { id, created_at, settled, waiting } =
-            stored.map_err(|_| NotStored::Unavailable)?.map_err(|_| NotStored::Unavailable)??;
+        let Stored { id, created_at, settled, waiting } = stored.map_err(|_| NotStored::Unavailable)???;
         let deadline = if settled { arrived } else { arrived + wait };
         // A caller that does not wait, and is the first to ask for this message, learns nothing more from a read.
         if let Some(waiting) = waiting
@@ -200,27 +201,31 @@ impl Answers {
     }
 
     /// Reads until the state is final or the deadline has passed.
-    async fn wait(&self, Wait { id, mut waiter, deadline, latest, mut fresh }: Wait) -> Result<Option<RequestState>, ReadError> {
+    async fn wait(&self, Wait { id, mut waiter, deadline, latest, fresh }: Wait) -> Result<Option<RequestState>, ReadError> {
+        let left = || latest.saturating_duration_since(Instant::now());
         let mut deaf = POLL_WITHOUT_NOTIFY.0;
-        loop {
-            let over = Instant::now() >= deadline || self.stop.is_cancelled();
-            if over || !fresh {
-                let left = latest.saturating_duration_since(Instant::now());
-                match self.read(id, if over { READ_AFTERWARDS.min(left) } else { READ_WITHIN.min(left) }).await {
-                    Ok(state) if over || state.as_ref().is_none_or(|state| state.request.status != Status::Pending) => return Ok(state),
-                    Err(error) if over => return Err(error),
-                    Ok(_) => {}
-                    Err(_) => tokio::time::sleep_until(deadline.min(Instant::now() + READ_AGAIN_AFTER)).await,
-                }
+        if fresh {
+            self.hint(&mut waiter, deadline, &mut deaf).await;
+        }
+        while Instant::now() < deadline && !self.stop.is_cancelled() {
+            match self.read(id, READ_WITHIN.min(left())).await {
+                Ok(Some(state)) if state.request.status == Status::Pending => self.hint(&mut waiter, deadline, &mut deaf).await,
+                Ok(ended) => return Ok(ended),
+                Err(_) => tokio::time::sleep_until(deadline.min(Instant::now() + READ_AGAIN_AFTER)).await,
             }
-            fresh = false;
-            let pause = if self.store.is_listening() { LOOK_EVERY } else { deaf };
-            deaf = deaf.mul_f64(1.5).min(POLL_WITHOUT_NOTIFY.1);
-            tokio::select! {
-                () = waiter.woken() => {}
-                () = self.stop.cancelled() => {}
-                () = tokio::time::sleep_until(deadline.min(Instant::now() + pause)) => {}
-            }
+        }
+        self.read(id, READ_AFTERWARDS.min(left())).await
+    }
+
+    /// Waits for a reason to read again: a wake-up, the stop of the process, or the time for it. `deaf` is the next pause without
+    /// notifications.
+    async fn hint(&self, waiter: &mut Waiter, deadline: Instant, deaf: &mut Duration) {
+        let pause = if self.store.is_listening() { LOOK_EVERY } else { *deaf };
+        *deaf = deaf.mul_f64(1.5).min(POLL_WITHOUT_NOTIFY.1);
+        tokio::select! {
+            () = waiter.woken() => {}
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep_until(deadline.min(Instant::now() + pause)) => {}
         }
     }
 

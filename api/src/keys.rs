@@ -44,10 +44,10 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), Proces
                 println!("{:<24} {:<12} {:<21} {:<21} {state}", key.name, key.scopes.join(","), day(key.created_at), expires);
             }
         }
-        KeysCommand::RotateWebhookSecret { name, grace } => {
-            let secret = WebhookSecret::generate();
-            if store.rotate_webhook_secret(&name, &secret, grace).await? == Changed::NoSuchKey {
-                return Err(no_such_key(&name));
+        KeysCommand::RotateWebhookSecret { key, grace } => {
+            let (name, secret) = (key.get(), WebhookSecret::generate());
+            if store.rotate_webhook_secret(name, &secret, grace).await? == Changed::NoSuchKey {
+                return Err(no_such_key(name));
             }
             println!("webhook secret: {}", secret.expose_text());
             if grace.is_zero() {
@@ -67,9 +67,10 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), Proces
                 println!("still needed: {key}, by the headers of {requests} requests, until their retention is over");
             }
         }
-        KeysCommand::Revoke { name } => {
-            if store.revoke_key(&name).await? == Changed::NoSuchKey {
-                return Err(no_such_key(&name));
+        KeysCommand::Revoke(key) => {
+            let name = key.get();
+            if store.revoke_key(name).await? == Changed::NoSuchKey {
+                return Err(no_such_key(name));
             }
             println!("revoked {name}");
         }

@@ -57,8 +57,9 @@ pub enum KeysCommand {
     List,
     /// Give a key another webhook secret; prints it, once. Webhooks are signed with the old one too until the grace is over.
     RotateWebhookSecret {
-        /// What the key is called.
-        name: String,
+        /// Which key.
+        #[command(flatten)]
+        key: KeyName,
         /// How long the old secret signs as well; `0`: not at all, and neither do older ones.
         #[arg(long, default_value = "24h", value_parser = duration)]
         grace: Duration,
@@ -66,10 +67,26 @@ pub enum KeysCommand {
     /// Encrypt every webhook secret with the first key of `ENCRYPTION_KEY`; says which other keys are still needed.
     Reencrypt,
     /// Revoke a key; requests with it are refused within seconds.
-    Revoke {
-        /// What the key is called.
-        name: String,
-    },
+    Revoke(KeyName),
+}
+
+/// The name of a key: an argument, or `--name` as for `create`.
+#[derive(clap::Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub struct KeyName {
+    /// What the key is called.
+    name: Option<String>,
+    /// The same.
+    #[arg(long = "name", value_name = "NAME")]
+    named: Option<String>,
+}
+
+impl KeyName {
+    /// What the key is called.
+    #[must_use]
+    pub fn get(&self) -> &str {
+        self.name.as_deref().or(self.named.as_deref()).unwrap_or_default()
+    }
 }
 
 /// What can be set.

@@ -60,7 +60,7 @@ pub struct Posted {
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
 /// Maximum number of bytes of a too large body that are read and discarded, so that the client sees the answer.
-const THROWN_AWAY: u64 = 8 * 1024 * 1024;
+const THROWN_AWAY: u64 = 64 * 1024 * 1024;
 
 const LONGEST_URL: usize = 2048;
 /// Maximum number of headers that are sent along.
@@ -179,13 +179,13 @@ impl Parsed {
     /// Returns the request, if it has no flaws.
     ///
     /// # Errors
-    /// `Invalid` with all flaws; `TooLarge` if there are none but the message has more than `most` bytes.
+    /// `Invalid` with all flaws; `MessageTooLong` if there are none but the message has more than `most` bytes.
     fn posted(self, most: usize, received_at: Instant) -> Result<Posted, ApiError> {
         let Some(message) = self.message.filter(|_| self.flaws.is_empty()) else {
             return Err(ApiError::Invalid(first_flaws(self.flaws)));
         };
         if message.len() > most {
-            return Err(ApiError::TooLarge);
+            return Err(ApiError::MessageTooLong(most));
         }
         let headers = Secret::new(self.webhook_headers);
         let webhook = self.webhook.map(|(posted, url)| WebhookTarget::new(posted, &url, headers));
@@ -368,7 +368,7 @@ mod tests {
     fn a_message_is_measured_in_bytes() {
         let body = |message: String| json!({ "message": message }).to_string();
         assert!(parse(body("é".repeat(2048)).as_bytes(), 4096).is_ok());
-        assert!(matches!(parse(body("é".repeat(2049)).as_bytes(), 4096), Err(ApiError::TooLarge)));
+        assert!(matches!(parse(body("é".repeat(2049)).as_bytes(), 4096), Err(ApiError::MessageTooLong(4096))));
     }
 
     proptest! {

@@ -1,7 +1,8 @@
 //! The OpenAPI document: the output of `poem-openapi`, made exact where it cannot express what we accept.
 //!
 //! It writes version 3.0.0, which has no webhooks; everything else that it writes for us means the same in 3.1. A request that is valid by
-//! the document is accepted, unless its message is too long (413) or its idempotency key was used for something else (422).
+//! the document is accepted, unless its message is too long (413), it has two different idempotency keys (400), or its key was used for
+//! something else (422).
 
 use serde_json::{Value, json};
 

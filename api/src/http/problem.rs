@@ -63,6 +63,8 @@ pub enum ApiError {
     SlowBody,
     /// The body is too large.
     TooLarge,
+    /// The message is longer than this many bytes.
+    MessageTooLong(usize),
     /// The content type of the body is not JSON.
     NotJson,
     /// The idempotency key was used with another payload.
@@ -73,9 +75,9 @@ pub enum ApiError {
     NotFinal,
     /// The request asked for no webhook.
     NoWebhook,
-    /// Postgres is unavailable, or too slow, and nothing was to be stored.
+    /// Postgres did not answer in time. Nothing was stored.
     Unavailable,
-    /// The request was not stored, or it is not known whether it was.
+    /// Postgres did not say in time whether the request is stored, or refused it.
     NotStored,
     /// Too many requests are unfinished.
     Full,
@@ -111,6 +113,9 @@ impl ApiError {
                 (StatusCode::REQUEST_TIMEOUT, "slow-body", "The body took too long", text("send the whole body within 10 seconds"))
             }
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", text("send a shorter message")),
+            Self::MessageTooLong(most) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The message is too long", format!("accepted: up to {most} bytes of UTF-8"))
+            }
             Self::NotJson => {
                 let detail = text("send the body with Content-Type: application/json");
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "The body is not announced as JSON", detail)
@@ -140,7 +145,7 @@ impl ApiError {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
             }
             Self::NotStored => {
-                let detail = text("the request could not be stored; nothing was accepted for certain. Try again, with an idempotency key");
+                let detail = text("the request may or may not be stored; post it again, with an idempotency key it is not stored twice");
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
             }
             Self::Full => {
@@ -171,16 +176,15 @@ impl IntoResponse for ApiError {
             problem_type: format!("urn:countersign:problem:{code}"),
             title: title.to_owned(),
             status: status.as_u16(),
-            detail,
-            code: code.to_owned(),
             errors: match &self {
                 Self::Invalid(flaws) => Some(flaws.clone()),
+                Self::MessageTooLong(_) => Some(vec![Flaw { detail: detail.clone(), pointer: "#/message".to_owned() }]),
                 // The header means the same as this field.
-                Self::BadIdempotencyKey(detail) => {
-                    Some(vec![Flaw { detail: (*detail).to_owned(), pointer: "#/clientRequestId".to_owned() }])
-                }
+                Self::BadIdempotencyKey(_) => Some(vec![Flaw { detail: detail.clone(), pointer: "#/clientRequestId".to_owned() }]),
                 _ => None,
             },
+            detail,
+            code: code.to_owned(),
             request_id: match &self {
                 Self::WillNotBeSigned(_, id) => Some(*id),
                 _ => None,
