@@ -34,8 +34,6 @@ pub struct Seats {
 #[derive(Debug, Default)]
 struct Table {
     receivers: HashMap<ReceiverId, Receiver>,
-    newcomers: u32,
-    troubled: u32,
 }
 
 #[derive(Debug)]
@@ -75,20 +73,23 @@ impl Seats {
 
     /// What to claim if there is room for up to `most` jobs: no more jobs of a receiver than it has seats. Receivers that fail or are slow
     /// share two eighths of the calls, unknown receivers three; the receivers of one server have at most half of either. So however many
-    /// there are, the others keep their share, and receivers that work have the other three eighths. Begins with the first receiver.
+    /// there are, the others keep their share, and receivers that work have the other three eighths. Of few calls, unknown receivers have
+    /// two, and so has one server of them: one that hangs does not keep another one waiting. Begins with the first receiver.
     #[must_use]
     pub fn wanted(&self, most: usize) -> Wanted {
-        let table = self.table();
-        let room = |eighths: usize, taken: u32| {
-            let all = u32::try_from(self.limits.calls * eighths / 8).unwrap_or(u32::MAX).max(1);
-            Room { in_all: all.saturating_sub(taken), of_one_server: all.div_ceil(2) }
+        let held: Vec<Held> = self.table().receivers.values().map(|receiver| receiver.held).collect();
+        let room = |eighths: usize, least: usize, taken: fn(&Held) -> u32| {
+            let all = (self.limits.calls * eighths / 8).max(least.min(self.limits.calls));
+            let of_one_server = all.div_ceil(2).max(least).min(all);
+            let [all, of_one_server] = [all, of_one_server].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+            Room { in_all: all.saturating_sub(held.iter().map(taken).sum()), of_one_server }
         };
         Wanted {
             most,
             per_receiver: u32::try_from(self.limits.per_receiver * SEATS_PER_CALL).unwrap_or(u32::MAX),
-            held: table.receivers.values().map(|receiver| receiver.held).collect(),
-            newcomers: room(3, table.newcomers),
-            troubled: room(2, table.troubled),
+            newcomers: room(3, 2, |held| held.as_new),
+            troubled: room(2, 1, |held| held.as_troubled),
+            held,
             after: None,
         }
     }
@@ -96,20 +97,15 @@ impl Seats {
     /// Takes a seat for a job of this receiver, which has this standing.
     #[must_use]
     pub fn take(&self, id: ReceiverId, standing: Standing) -> Seat {
-        let mut table = self.table();
-        if let Some(taken) = table.share_of(standing) {
-            *taken += 1;
-        }
         let new = || Receiver {
             held: Held { receiver: id, jobs: 0, as_new: 0, as_troubled: 0 },
             calls: Arc::new(Semaphore::new(self.limits.per_receiver)),
         };
+        let mut table = self.table();
         let receiver = table.receivers.entry(id).or_insert_with(new);
         receiver.held.jobs += 1;
-        match standing {
-            Standing::Good => {}
-            Standing::New => receiver.held.as_new += 1,
-            Standing::Troubled => receiver.held.as_troubled += 1,
+        if let Some(of_standing) = of_standing(&mut receiver.held, standing) {
+            *of_standing += 1;
         }
         Seat { receiver: id, standing, calls: Arc::clone(&receiver.calls), seats: self.clone() }
     }
@@ -119,14 +115,12 @@ impl Seats {
     }
 }
 
-impl Table {
-    /// The number of seats taken from the share of receivers with this standing. `None` if their share is not limited.
-    fn share_of(&mut self, standing: Standing) -> Option<&mut u32> {
-        match standing {
-            Standing::Good => None,
-            Standing::New => Some(&mut self.newcomers),
-            Standing::Troubled => Some(&mut self.troubled),
-        }
+/// The number of jobs that were claimed while their receiver had this standing. `None` if such jobs are not limited.
+fn of_standing(held: &mut Held, standing: Standing) -> Option<&mut u32> {
+    match standing {
+        Standing::Good => None,
+        Standing::New => Some(&mut held.as_new),
+        Standing::Troubled => Some(&mut held.as_troubled),
     }
 }
 
@@ -143,19 +137,13 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut table = self.seats.table();
-        if let Some(taken) = table.share_of(self.standing) {
-            *taken -= 1;
+        let Some(receiver) = table.receivers.get_mut(&self.receiver) else { return };
+        receiver.held.jobs -= 1;
+        if let Some(of_standing) = of_standing(&mut receiver.held, self.standing) {
+            *of_standing -= 1;
         }
-        if let Some(receiver) = table.receivers.get_mut(&self.receiver) {
-            receiver.held.jobs -= 1;
-            match self.standing {
-                Standing::Good => {}
-                Standing::New => receiver.held.as_new -= 1,
-                Standing::Troubled => receiver.held.as_troubled -= 1,
-            }
-            if receiver.held.jobs == 0 {
-                table.receivers.remove(&self.receiver);
-            }
+        if receiver.held.jobs == 0 {
+            table.receivers.remove(&self.receiver);
         }
     }
 }
@@ -197,9 +185,23 @@ mod tests {
         let held = |receiver, jobs, as_new, as_troubled| Held { receiver: id(receiver), jobs, as_new, as_troubled };
         assert_eq!(wanted.held, [held(2, 1, 0, 1), held(1, 2, 1, 0)]);
         assert_eq!(wanted.per_receiver, u32::try_from(2 * SEATS_PER_CALL).unwrap());
-        assert_eq!((wanted.newcomers.in_all, wanted.troubled.in_all), (0, 0));
+        assert_eq!((wanted.newcomers.in_all, wanted.troubled.in_all), (1, 0));
         drop(taken);
         let wanted = seats.wanted(5);
-        assert!(wanted.held.is_empty() && (wanted.newcomers.in_all, wanted.troubled.in_all) == (1, 1));
+        assert!(wanted.held.is_empty() && (wanted.newcomers.in_all, wanted.troubled.in_all) == (2, 1));
+    }
+
+    #[test]
+    fn however_few_calls_may_be_made_an_unknown_receiver_that_hangs_leaves_one_for_another() {
+        let shares = |calls| {
+            let wanted = Seats::new(Limits { calls, per_receiver: 1 }).wanted(100);
+            [wanted.newcomers, wanted.troubled].map(|room| (room.in_all, room.of_one_server))
+        };
+        assert_eq!(shares(1), [(1, 1), (1, 1)]);
+        for calls in 2..8 {
+            assert_eq!(shares(calls), [(2, 2), (1, 1)], "{calls}");
+        }
+        assert_eq!(shares(8), [(3, 2), (2, 1)]);
+        assert_eq!(shares(64), [(24, 12), (16, 8)]);
     }
 }
