@@ -265,8 +265,17 @@ mod tests {
 
     #[test]
     fn samplers_follow_the_names_of_the_specification() {
-        assert!(matches!(sampler(TracesSampler::AlwaysOff, 1.0), Sampler::AlwaysOff));
-        assert!(matches!(sampler(TracesSampler::TraceIdRatio, 0.25), Sampler::TraceIdRatioBased(ratio) if (ratio - 0.25).abs() < 1e-9));
-        assert!(matches!(sampler(TracesSampler::ParentBasedAlwaysOn, 1.0), Sampler::ParentBased(_)));
+        let named = |name| format!("{:?}", sampler(<TracesSampler as clap::ValueEnum>::from_str(name, false).unwrap(), 0.25));
+        let root = |sampler| format!("{:?}", Sampler::ParentBased(Box::new(sampler)));
+        for (name, expected) in [
+            ("always_on", format!("{:?}", Sampler::AlwaysOn)),
+            ("always_off", format!("{:?}", Sampler::AlwaysOff)),
+            ("traceidratio", format!("{:?}", Sampler::TraceIdRatioBased(0.25))),
+            ("parentbased_always_on", root(Sampler::AlwaysOn)),
+            ("parentbased_always_off", root(Sampler::AlwaysOff)),
+            ("parentbased_traceidratio", root(Sampler::TraceIdRatioBased(0.25))),
+        ] {
+            assert_eq!(named(name), expected, "{name}");
+        }
     }
 }

@@ -12,10 +12,10 @@ use shared::settings::DatabaseSettings;
 use shared::store::low_water::Marks;
 use shared::store::receivers::Wanted;
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
 use shared::store::upstream::WorkerId;
 use shared::store::webhook_claim::WebhookJob;
-use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
+use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
 use shared::store::{Audience, Claimed, Hint, JobKind, Store, StoreError};
 use shared::units::Rate;
 use tokio::sync::Notify;
@@ -66,7 +66,7 @@ impl Queue for Sign {
         let finish = SignFinish {
             digest: job.message.digest(),
             lease: job.lease,
-            ending: Ending::Signed("c2lnbmF0dXJl".to_owned()),
+            ending: SignEnding::Signed("c2lnbmF0dXJl".to_owned()),
             called: true,
             status: Some(200),
             error: None,
@@ -98,7 +98,7 @@ impl Queue for Webhook {
     async fn work(&self, job: WebhookJob, _give_up: CancellationToken) -> NextClaim {
         let finish = WebhookFinish {
             lease: job.lease,
-            ending: Delivery::Delivered,
+            ending: WebhookEnding::Delivered,
             status: Some(200),
             error: None,
             took: std::time::Duration::ZERO,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use shared::backoff::Jitter;
 use shared::store::sign_finish::SignFinish;
+use shared::store::sign_overdue::Look;
 use shared::store::{Store, StoreError, within};
 use shared::telemetry::display_chain;
 use tokio::time::Instant;
@@ -52,35 +53,61 @@ const STEP_WITHIN: Duration = Duration::from_secs(30);
 
 /// Runs until `stop`.
 pub async fn run(store: Store, ages: Ages, finisher: Arc<Finisher<SignFinish>>, stop: CancellationToken) {
+    let mut maintenance = Maintenance { store, ages, finisher, next_full_look: Instant::now() };
     let rounds = async {
-        let mut all_again = Instant::now();
         loop {
-            let full = round(&store, ages, &finisher, &mut all_again).await;
-            tokio::time::sleep(if full { NEXT_GROUP } else { Jitter::FIFTH.apply(ages.next_round(), &mut rand::rng()) }).await;
+            let pause = match maintenance.round().await {
+                Left::More => NEXT_GROUP,
+                Left::Nothing => Jitter::FIFTH.apply(ages.next_round(), &mut rand::rng()),
+            };
+            tokio::time::sleep(pause).await;
         }
     };
     stop.run_until_cancelled(Box::pin(rounds)).await;
 }
 
-/// Handles one group of everything. Returns true if a group was full, so that there may be more. Looks at every waiting job if it is time
-/// for that, by `all_again`.
-async fn round(store: &Store, ages: Ages, finisher: &Finisher<SignFinish>, all_again: &mut Instant) -> bool {
-    let mut full = false;
-    if let Some(deadline) = ages.deadline {
-        let began = Instant::now();
-        let all = *all_again <= began;
-        full |= step("overdue", end_overdue(store, deadline, all, finisher)).await == AT_ONCE;
-        if all {
-            *all_again = Instant::now() + began.elapsed() * ONE_IN;
+/// Whether a round left something for the next one.
+enum Left {
+    /// A group was full.
+    More,
+    Nothing,
+}
+
+struct Maintenance {
+    store: Store,
+    ages: Ages,
+    finisher: Arc<Finisher<SignFinish>>,
+    next_full_look: Instant,
+}
+
+impl Maintenance {
+    /// Handles one group of everything.
+    async fn round(&mut self) -> Left {
+        let mut largest = 0;
+        if let Some(deadline) = self.ages.deadline {
+            largest = self.end_overdue(deadline).await;
         }
+        let store = &self.store;
+        if let Some(age) = self.ages.webhooks {
+            largest = largest.max(step("lost receivers", store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE)).await);
+        }
+        largest = largest.max(step("idle receivers", store.delete_idle_receivers(self.ages.retention, AT_ONCE)).await);
+        largest = largest.max(step("retired secrets", store.delete_retired_secrets(AT_ONCE)).await);
+        let deleted = step("ended requests", store.delete_ended_requests(self.ages.retention, AT_ONCE)).await;
+        metrics::counter!("countersign_requests_deleted_total").increment(deleted.into());
+        if largest.max(deleted) >= AT_ONCE { Left::More } else { Left::Nothing }
     }
-    if let Some(age) = ages.webhooks {
-        full |= step("lost receivers", store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE)).await == AT_ONCE;
+
+    /// Ends jobs that are past their deadline, and returns how many. Looks at every waiting job if it is time for that.
+    async fn end_overdue(&mut self, deadline: Duration) -> u32 {
+        let began = Instant::now();
+        let look = if self.next_full_look <= began { Look::AtAll } else { Look::AtThoseDueFirst };
+        let ended = step("overdue", end_overdue(&self.store, deadline, look, &self.finisher)).await;
+        if look == Look::AtAll {
+            self.next_full_look = Instant::now() + began.elapsed() * ONE_IN;
+        }
+        ended
     }
-    full |= step("old receivers", store.forget_receivers_and_secrets(ages.retention, AT_ONCE)).await == AT_ONCE;
-    let deleted = step("retention", store.forget(ages.retention, AT_ONCE)).await;
-    metrics::counter!("countersign_requests_deleted_total").increment(deleted.into());
-    full || deleted == AT_ONCE
 }
 
 /// The number of items a step handled: 0 if it failed or took too long. The next step runs in any case.
@@ -91,8 +118,8 @@ async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -
     })
 }
 
-async fn end_overdue(store: &Store, deadline: Duration, all: bool, finisher: &Finisher<SignFinish>) -> Result<u32, StoreError> {
-    let overdue = store.claim_overdue_sign_jobs(deadline, all, AT_ONCE, LEASE).await?;
+async fn end_overdue(store: &Store, deadline: Duration, look: Look, finisher: &Finisher<SignFinish>) -> Result<u32, StoreError> {
+    let overdue = store.claim_overdue_sign_jobs(deadline, look, AT_ONCE, LEASE).await?;
     let count = u32::try_from(overdue.len()).unwrap_or(AT_ONCE);
     let ends = overdue.into_iter().map(|(lease, digest)| finisher.finish(SignFinish::past_deadline(lease, digest)));
     futures_util::future::join_all(ends).await;

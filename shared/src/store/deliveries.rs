@@ -89,7 +89,6 @@ impl Store {
             set state = 'pending', failure = null, finished_at = null, next_run_at = now(),
                 -- The tries so far do not count any more.
                 excused = case when state = 'pending' then excused else attempt end,
-                lane = case when state = 'pending' then lane else 0 end,
                 receiver = coalesce(jobs.receiver, receiver_of(r.api_key_id, r.webhook_url))
             from requests r
             where r.id = $1 and request_id = r.id and kind = 'webhook'

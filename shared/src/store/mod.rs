@@ -6,13 +6,15 @@
 //! | `accept` | a batch of POSTs becomes requests, messages and jobs |
 //! | `pending` | the number of unfinished requests |
 //! | `requests` | the state of requests, as callers see it |
+//! | `forecast` | the queue, as far as a forecast needs it |
 //! | `keys` | API keys |
 //! | `lease` | who holds a job, and until when |
 //! | `low_water` | where claims and forecasts start to scan |
 //! | `server_time` | the clock of Postgres, as a process knows it |
 //! | `sign_claim`, `sign_finish` | sign jobs: claimed with a slot of the budget, finished with an outcome |
+//! | `sign_overdue` | sign jobs that are past their deadline |
 //! | `webhook_claim`, `webhook_finish` | webhook jobs: claimed receiver by receiver, finished with an outcome |
-//! | `receivers` | receivers of webhooks, and the room for the jobs of each |
+//! | `receivers`, `lost_receivers` | receivers of webhooks, and the room for the jobs of each; those that are down for too long |
 //! | `webhook_addresses` | where workers may send webhooks |
 //! | `deliveries` | the delivery log, and replays |
 //! | `encryption` | which encryption keys stored values need |
@@ -32,9 +34,11 @@ pub mod accept;
 mod database;
 pub mod deliveries;
 pub mod encryption;
+mod forecast;
 pub mod keys;
 mod lease;
 mod listen;
+mod lost_receivers;
 pub mod low_water;
 mod notify;
 mod pending;
@@ -45,6 +49,7 @@ mod schema;
 pub mod server_time;
 pub mod sign_claim;
 pub mod sign_finish;
+pub mod sign_overdue;
 mod slots;
 mod transaction;
 pub mod upstream;

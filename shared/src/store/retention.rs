@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use super::receivers::WATCHED_WITHIN;
 use super::{Result, Store, count, seconds};
 
 impl Store {
@@ -15,7 +14,7 @@ impl Store {
     ///
     /// # Errors
     /// If a statement fails.
-    pub async fn forget(&self, age: Duration, most: u32) -> Result<u32> {
+    pub async fn delete_ended_requests(&self, age: Duration, most: u32) -> Result<u32> {
         let mut transaction = self.database.begin().await?;
         let ids = sqlx::query_scalar!(
             r#"-- retention.pick
@@ -100,82 +99,43 @@ impl Store {
         Ok(count(sign_jobs.len()))
     }
 
-    /// Ends up to `most` webhook jobs that have been due for longer than `age`, if their receivers were observed to fail for as long. A
-    /// receiver that is down is probed so rarely that not each of its webhooks gets its attempts. The jobs are exhausted, and kept. While
-    /// no worker was running to probe it, no receiver counts as lost: its probe is overdue then, and the next probe begins a new period of
-    /// failures.
+    /// Deletes up to `most` receivers that have no webhook waiting and have not changed for longer than `age`. Returns how many.
     ///
     /// # Errors
-    /// If a statement fails.
-    pub async fn exhaust_webhooks_of_lost_receivers(&self, age: Duration, most: u32) -> Result<u32> {
-        let ended = sqlx::query_scalar!(
-            r#"-- webhook.exhaust
-            with due as materialized (
-                select j.id, j.lost_since
-                from receivers r
-                cross join lateral (
-                    select id, case when lease_token is not null then leased_at end as lost_since from jobs
-                    where kind = 'webhook' and state = 'pending' and receiver = r.receiver and next_run_at < now() - make_interval(secs => $1)
-                        and (lease_token is null or leased_until < now() - make_interval(secs => $1))
-                    order by next_run_at, id
-                    limit $2
-                    for no key update skip locked
-                ) j
-                where r.failing_since < now() - make_interval(secs => $1) and r.probe_at > now() - make_interval(secs => $3)
+    /// If the statement fails.
+    pub async fn delete_idle_receivers(&self, age: Duration, most: u32) -> Result<u32> {
+        let deleted = sqlx::query!(
+            "-- retention.receivers
+            delete from receivers where receiver in (
+                select r.receiver from receivers r
+                where r.changed_at < now() - make_interval(secs => $1)
+                    and not exists (select from jobs j where j.kind = 'webhook' and j.state = 'pending' and j.receiver = r.receiver)
+                order by r.changed_at
                 limit $2
-            ),
-            ended as (
-                update jobs set state = 'failed', failure = 'receiver-down', finished_at = now(), lease_token = null
-                from due
-                where jobs.id = any(array[due.id])
-                returning jobs.id, jobs.attempt, due.lost_since
-            ),
-            lost as (
-                insert into attempts (job_id, number, started_at)
-                select id, attempt, lost_since from ended where lost_since is not null
-                on conflict (job_id, number) do nothing
-            )
-            select count(*) as "ended!" from ended"#,
+                for update skip locked
+            )",
             seconds(age),
             i64::from(most),
-            seconds(WATCHED_WITHIN),
         )
-        .fetch_one(&self.database)
+        .execute(&self.database)
         .await?;
-        Ok(count(ended))
+        Ok(count(deleted.rows_affected()))
     }
 
-    /// Deletes up to `most` receivers that have no webhook waiting and have not changed for longer than `age`, and up to `most` webhook
-    /// secrets whose grace is over. Returns the larger of the two counts.
+    /// Deletes up to `most` webhook secrets whose grace period is over. Returns how many.
     ///
     /// # Errors
-    /// If a statement fails.
-    pub async fn forget_receivers_and_secrets(&self, age: Duration, most: u32) -> Result<u32> {
-        let gone = sqlx::query_scalar!(
-            r#"-- webhook.forget
-            with receivers_gone as (
-                delete from receivers where receiver in (
-                    select r.receiver from receivers r
-                    where r.changed_at < now() - make_interval(secs => $1)
-                        and not exists (select from jobs j where j.kind = 'webhook' and j.state = 'pending' and j.receiver = r.receiver)
-                    order by r.changed_at
-                    limit $2
-                    for update skip locked
-                )
-                returning receiver
-            ),
-            secrets_gone as (
-                delete from retired_webhook_secrets where id in (
-                    select id from retired_webhook_secrets where signs_until < now() order by id limit $2 for update skip locked
-                )
-                returning id
-            )
-            select greatest((select count(*) from receivers_gone), (select count(*) from secrets_gone)) as "gone!""#,
-            seconds(age),
+    /// If the statement fails.
+    pub async fn delete_retired_secrets(&self, most: u32) -> Result<u32> {
+        let deleted = sqlx::query!(
+            "-- retention.secrets
+            delete from retired_webhook_secrets where id in (
+                select id from retired_webhook_secrets where signs_until < now() order by id limit $1 for update skip locked
+            )",
             i64::from(most),
         )
-        .fetch_one(&self.database)
+        .execute(&self.database)
         .await?;
-        Ok(u32::try_from(gone).unwrap_or(u32::MAX))
+        Ok(count(deleted.rows_affected()))
     }
 }

@@ -6,8 +6,7 @@
 //! 1. `gate`, `room`: how many slots are free. None, unless the rate is the agreed one, the slots are set by the clock of this server (see
 //!    `slots`), and the upstream is neither paused nor down. One, if the circuit breaker is open and a probe is due.
 //! 2. `fresh`, `retries`: the first due jobs of each lane, locked. `skip locked` passes over jobs that another worker is claiming at this
-//!    moment. The lock is `for no key update` instead of plain `for update`: it is the weakest lock that keeps two claims apart, and a
-//!    foreign key check does not make it pass over a job. An expired lease is as good as none. A leased job stays in its place in the
+//!    moment. The lock is `for no key update` instead of plain `for update`: it is the weakest lock that keeps two claims apart. An expired lease is as good as none. A leased job stays in its place in the
 //!    index: the claim steps over it.
 //! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: a claim that finds no job locks no slot, so no claim holds
 //!    slots that it can't use.
@@ -31,7 +30,7 @@ use super::lease::{ClaimSentAt, Slot};
 use super::low_water::{LATE_BY, LowWater};
 use super::slots::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
-use crate::message::{Message, MessageDigest};
+use crate::message::Message;
 use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS};
 use crate::units::Rate;
 
@@ -227,73 +226,6 @@ impl Store {
         let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
         let jobs = rows.into_iter().filter_map(|row| row.into_job(sent_at, lease)).collect::<Result<Vec<_>>>()?;
         Ok((Claimed { jobs, next_in }, reached))
-    }
-
-    /// Claims up to `most` sign jobs that are older than `deadline`, in order to end them. Takes no slots, because no call is made. It also
-    /// finds jobs that no claim reaches because the upstream has been down for so long.
-    ///
-    /// A job that was never tried is usually due since it was posted, so those that are old are at the beginning of the queue. Only with
-    /// `all` are those found that met an upstream that was down, and so are due since then: that reads every waiting job.
-    ///
-    /// # Errors
-    /// If a statement fails.
-    pub async fn claim_overdue_sign_jobs(
-        &self,
-        deadline: Duration,
-        all: bool,
-        most: u32,
-        lease: Duration,
-    ) -> Result<Vec<(Lease, MessageDigest)>> {
-        let sent_at = ClaimSentAt::now();
-        let rows = sqlx::query!(
-            r#"-- sign.claim_overdue
-            with overdue as materialized (
-                select id, case when lease_token is not null then leased_at end as lost_since from jobs
-                where id = any(array(
-                    (select id from jobs
-                        where kind = 'sign' and state = 'pending' and lane = 0
-                            and next_run_at < case when $4 then 'infinity' else now() - make_interval(secs => $1) end
-                            and created_at < now() - make_interval(secs => $1) and (lease_token is null or leased_until <= now())
-                        limit $2)
-                    union all
-                    (select id from jobs
-                        where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at < 'infinity'
-                            and created_at < now() - make_interval(secs => $1) and (lease_token is null or leased_until <= now())
-                        limit $2)
-                    limit $2
-                ))
-                    and state = 'pending' and (lease_token is null or leased_until <= now())
-                order by id
-                for no key update skip locked
-            ),
-            leased as (
-                update jobs
-                set attempt = attempt + 1, lease_token = gen_random_uuid(), leased_at = now(),
-                    leased_until = now() + make_interval(secs => $3), next_run_at = least(next_run_at, now())
-                from overdue
-                where jobs.id = any(array[overdue.id])
-                returning jobs.id, jobs.attempt, jobs.lease_token, jobs.message_id, overdue.lost_since
-            ),
-            lost as (
-                insert into attempts (job_id, number, started_at)
-                select id, attempt - 1, lost_since from leased where lost_since is not null
-                on conflict (job_id, number) do nothing
-            )
-            select leased.id, lease_token as "lease_token!", sha256(m.body) as "digest!"
-            from leased cross join lateral (select body from messages where id = leased.message_id limit 1) m"#,
-            seconds(deadline),
-            i64::from(most),
-            seconds(lease),
-            all,
-        )
-        .fetch_all(&self.database)
-        .await?;
-        rows.into_iter()
-            .map(|row| {
-                let digest = row.digest.try_into().map_err(|_| StoreError::Corrupt("digest"))?;
-                Ok((Lease::new(JobId(row.id), row.lease_token, sent_at, lease), digest))
-            })
-            .collect()
     }
 }
 

@@ -26,7 +26,7 @@ pub struct SignFinish {
     /// The digest of the message. Those who wait for it are notified.
     pub digest: MessageDigest,
     /// What becomes of the job.
-    pub ending: Ending,
+    pub ending: SignEnding,
     /// Whether the call may have reached the upstream. If not, its slot is free again at once.
     pub called: bool,
     /// The HTTP status that the upstream answered, if it did.
@@ -41,14 +41,14 @@ impl SignFinish {
     /// The end of a job that is past its deadline. The upstream is not called for it any more.
     #[must_use]
     pub fn past_deadline(lease: Lease, digest: MessageDigest) -> Self {
-        let ending = Ending::Failed(Failure::DeadlineExceeded);
+        let ending = SignEnding::Failed(Failure::DeadlineExceeded);
         Self { lease, digest, ending, called: false, status: None, error: None, upstream: UpstreamNews::None }
     }
 }
 
 /// What becomes of a sign job.
 #[derive(Debug)]
-pub enum Ending {
+pub enum SignEnding {
     /// It is signed: the signature, byte for byte.
     Signed(String),
     /// It is retried after this delay.
@@ -61,7 +61,7 @@ pub enum Ending {
     Failed(Failure),
 }
 
-impl Ending {
+impl SignEnding {
     /// Whether it is an outcome: nobody has to wait any longer.
     fn is_final(&self) -> bool {
         matches!(self, Self::Signed(_) | Self::Failed(_))
@@ -105,7 +105,7 @@ impl Store {
     /// again what was written returns [`Finished::LeaseLost`].
     pub async fn finish_sign_jobs(&self, finishes: &[SignFinish]) -> Result<Vec<Finished>> {
         // This comes first, so that a pause that the upstream asked for is kept even if the rest is not written.
-        self.tell_of_upstream(finishes).await?;
+        self.record_upstream_news(finishes).await?;
         let results = self.write_outcomes(finishes).await?;
         // Not before: until the outcome is written, this could be retried and give back a probe that another worker has claimed since.
         self.give_probes_back(finishes.iter().zip(&results).filter(|(_, result)| **result == Finished::Written).map(|(finish, _)| finish))
@@ -120,13 +120,15 @@ impl Store {
         let mut results = vec![Finished::LeaseLost; finishes.len()];
         let columns = Columns::of(order.iter().map(|&place| &finishes[place]));
         let payload = || listen::results_payload(finishes.iter().map(|finish| finish.digest.hint()));
-        let mut told = notify::goes_with_commit(finishes.len()).then(payload);
-        let written = match write(&self.database, &columns, false, told.as_deref()).await {
+        let mut notification = notify::goes_with_commit(finishes.len()).then(payload);
+        let written = match write(&self.database, &columns, Attached::MaybeMore, notification.as_deref()).await {
             // Postgres refuses every commit that notifies while its queue of notifications is full: some session does not read them.
-            Err(StoreError::Refused(_)) if told.take().is_some() => write(&self.database, &columns, false, None).await,
+            Err(StoreError::Refused(_)) if notification.take().is_some() => {
+                write(&self.database, &columns, Attached::MaybeMore, None).await
+            }
             written => written,
         }?;
-        if told.is_none() {
+        if notification.is_none() {
             self.tell(hints(&written, finishes));
         }
         for row in &written {
@@ -147,7 +149,7 @@ impl Store {
         )
         .execute(&mut transaction)
         .await?;
-        let written = write(&mut transaction, &columns, true, None).await?;
+        let written = write(&mut transaction, &columns, Attached::AllSeen, None).await?;
         transaction.commit().await?;
         self.tell(hints(&written, finishes));
         for row in &written {
@@ -162,20 +164,34 @@ struct Written {
     /// Its index in the columns.
     place: usize,
     /// Whether it created webhook jobs.
-    tells: bool,
+    opens_webhooks: bool,
 }
 
 /// The hints for those who wait. They include every final outcome, whether it was written now or not: an earlier try may have written it in
 /// a commit that this process has not heard of.
 fn hints(written: &[Written], finishes: &[SignFinish]) -> impl Iterator<Item = Hint> {
     let results: Vec<u64> = finishes.iter().filter(|finish| finish.ending.is_final()).map(|finish| finish.digest.hint()).collect();
-    let webhooks = written.iter().any(|row| row.tells).then_some(Hint::Jobs(JobKind::Webhook));
+    let webhooks = written.iter().any(|row| row.opens_webhooks).then_some(Hint::Jobs(JobKind::Webhook));
     webhooks.into_iter().chain((!results.is_empty()).then_some(Hint::Results(results)))
 }
 
-/// Writes the outcomes in `columns`, and returns those that were written. `all_is_seen` says that the jobs were locked before. `told` is
-/// the payload that notifies those who wait in the same transaction; `None` if this transaction does not notify.
-async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_seen: bool, told: Option<&str>) -> Result<Vec<Written>> {
+/// Whether the statement sees every request that is attached to the jobs it ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attached {
+    /// It may miss some. If it sees fewer than the job's row counts, it leaves the job alone.
+    MaybeMore,
+    /// It does: the jobs were locked before it began.
+    AllSeen,
+}
+
+/// Writes the outcomes in `columns`, and returns those that were written. `notification` is the payload that notifies those who wait in the
+/// same transaction; `None` if this transaction does not notify.
+async fn write(
+    executor: impl sqlx::PgExecutor<'_>,
+    columns: &Columns,
+    attached: Attached,
+    notification: Option<&str>,
+) -> Result<Vec<Written>> {
     let written = sqlx::query!(
         r#"-- sign.finish
         with outcome as materialized (
@@ -185,7 +201,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
                 $12::int[], $14::timestamptz[]
             ) with ordinality as o (job, token, state, delay, signature, failure, verdict, status, error, called, slot, taken_until, ord)
             cross join lateral (
-                select count(*) as attached, array_agg(r.id) filter (where r.webhook_url is not null) as to_tell,
+                select count(*) as attached, array_agg(r.id) filter (where r.webhook_url is not null) as with_webhook,
                     array_agg(receiver_of(r.api_key_id, r.webhook_url)) filter (where r.webhook_url is not null) as receivers,
                     array_agg(r.traceparent) filter (where r.webhook_url is not null) as traces
                 from requests r where r.sign_job_id = o.job and o.state <> 'pending'
@@ -209,7 +225,7 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
                 finished_at = case when o.state <> 'pending' then now() end
             from outcome o
             where j.id = any(array[o.job]) and j.lease_token = o.token and (o.state = 'pending' or $13 or o.attached >= j.attached)
-            returning j.id, j.attempt, j.leased_at, j.state, o.ord, o.verdict, o.status, o.error, o.attached, o.to_tell, o.receivers, o.traces
+            returning j.id, j.attempt, j.leased_at, j.state, o.ord, o.verdict, o.status, o.error, o.attached, o.with_webhook, o.receivers, o.traces
         ),
         attempted as (
             insert into attempts (job_id, number, started_at, finished_at, outcome, status, error)
@@ -242,19 +258,19 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
         outbox as (
             insert into jobs (kind, request_id, receiver, traceparent)
             select 'webhook', r.id, r.receiver, r.trace
-            from ended cross join unnest(to_tell, receivers, traces) as r (id, receiver, trace)
+            from ended cross join unnest(with_webhook, receivers, traces) as r (id, receiver, trace)
             order by r.id
             returning id
         ),
         counted as (
             insert into pending_changes (requests) select -sum(attached) from ended having sum(attached) > 0
         ),
-        told as (
+        notified as (
             select case when exists (select from outbox) then pg_notify($16, 'webhook') end,
                 case when exists (select from ended where state <> 'pending') then pg_notify($17, $15) end
             where $15::text is not null
         )
-        select ord as "ord!", to_tell is not null as "tells!" from ended cross join (select count(*) from told) notified"#,
+        select ord as "ord!", with_webhook is not null as "opens_webhooks!" from ended cross join (select count(*) from notified) done"#,
         &columns.jobs,
         &columns.tokens,
         &columns.states as _,
@@ -267,16 +283,16 @@ async fn write(executor: impl sqlx::PgExecutor<'_>, columns: &Columns, all_is_se
         &columns.called,
         CLOCKS_DRIFT,
         &columns.slots as &[Option<i32>],
-        all_is_seen,
+        attached == Attached::AllSeen,
         &columns.taken_until as &[Option<OffsetDateTime>],
-        told,
+        notification,
         listen::JOBS,
         listen::RESULTS,
     )
     .fetch_all(executor)
     .await?;
     let place = |ord: i64| usize::try_from(ord - 1).map_err(|_| StoreError::Corrupt("place"));
-    written.into_iter().map(|row| Ok(Written { place: place(row.ord)?, tells: row.tells })).collect()
+    written.into_iter().map(|row| Ok(Written { place: place(row.ord)?, opens_webhooks: row.opens_webhooks })).collect()
 }
 
 /// The finishes as columns, as `unnest` takes them.
@@ -301,13 +317,14 @@ impl Columns {
         let mut columns = Self::default();
         for finish in finishes {
             let (state, verdict) = match &finish.ending {
-                Ending::Signed(_) => ("succeeded", "succeeded"),
-                Ending::Retry(_) => ("pending", "try_again"),
-                Ending::Unavailable => ("pending", "unavailable"),
-                Ending::Released => ("pending", "released"),
-                Ending::Failed(_) if !finish.called => ("failed", "released"),
-                Ending::Failed(Failure::Refused) => ("failed", "refused"),
-                Ending::Failed(_) => ("failed", "try_again"),
+                SignEnding::Signed(_) => ("succeeded", "succeeded"),
+                SignEnding::Retry(_) => ("pending", "try_again"),
+                SignEnding::Unavailable => ("pending", "unavailable"),
+                SignEnding::Released => ("pending", "released"),
+                // No call was made, so this is not an attempt that counts.
+                SignEnding::Failed(_) if !finish.called => ("failed", "released"),
+                SignEnding::Failed(Failure::Refused) => ("failed", "refused"),
+                SignEnding::Failed(_) => ("failed", "try_again"),
             };
             columns.jobs.push(finish.lease.job.0);
             columns.tokens.push(finish.lease.token);
@@ -316,16 +333,16 @@ impl Columns {
             columns.states.push(state);
             columns.verdicts.push(verdict);
             columns.delays.push(match finish.ending {
-                Ending::Retry(delay) => Some(seconds(delay)),
-                Ending::Signed(_) | Ending::Failed(_) => Some(0.0),
-                Ending::Unavailable | Ending::Released => None,
+                SignEnding::Retry(delay) => Some(seconds(delay)),
+                SignEnding::Signed(_) | SignEnding::Failed(_) => Some(0.0),
+                SignEnding::Unavailable | SignEnding::Released => None,
             });
             columns.signatures.push(match &finish.ending {
-                Ending::Signed(signature) => Some(signature.as_bytes().to_vec()),
+                SignEnding::Signed(signature) => Some(signature.as_bytes().to_vec()),
                 _ => None,
             });
             columns.failures.push(match finish.ending {
-                Ending::Failed(failure) => Some(failure.code()),
+                SignEnding::Failed(failure) => Some(failure.code()),
                 _ => None,
             });
             columns.statuses.push(finish.status.map(i32::from));

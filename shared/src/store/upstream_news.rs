@@ -46,14 +46,14 @@ impl Store {
     ///
     /// # Errors
     /// If a statement fails. Then some of the news was recorded, or none.
-    pub(super) async fn tell_of_upstream(&self, finishes: &[SignFinish]) -> Result<()> {
+    pub(super) async fn record_upstream_news(&self, finishes: &[SignFinish]) -> Result<()> {
         for news in together(finishes) {
-            self.tell_news(&news).await?;
+            self.record_one(&news).await?;
         }
         Ok(())
     }
 
-    async fn tell_news(&self, News { what, error, jobs, tokens }: &News) -> Result<()> {
+    async fn record_one(&self, News { what, error, jobs, tokens }: &News) -> Result<()> {
         let answers = match *what {
             UpstreamNews::None | UpstreamNews::NotProbed { .. } => false,
             UpstreamNews::Up => true,

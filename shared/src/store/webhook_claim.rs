@@ -210,8 +210,6 @@ impl Store {
                         else extract(epoch from least(
                             (select next_run_at from jobs where kind = 'webhook' and state = 'pending' and lane = 0 and next_run_at > now()
                                 order by next_run_at limit 1),
-                            (select next_run_at from jobs where kind = 'webhook' and state = 'pending' and lane = 1 and next_run_at > now()
-                                order by next_run_at limit 1),
                             -- Of those for which there is room: when there is more, a job has ended, and the next claim comes at once.
                             (select min(probe_at) from known where failures > 0 and probe_at > now() and (
                                 standing = 1 and $6 > 0 and server_as_new < $14 or standing = 2 and $10 > 0 and server_as_troubled < $15

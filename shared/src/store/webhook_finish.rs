@@ -14,7 +14,7 @@ pub struct WebhookFinish {
     /// The lease of the attempt. Writing the outcome ends it.
     pub lease: Lease,
     /// What becomes of the job.
-    pub ending: Delivery,
+    pub ending: WebhookEnding,
     /// The HTTP status that the receiver answered, if it did.
     pub status: Option<u16>,
     /// What went wrong, if something did.
@@ -32,15 +32,38 @@ pub const LARGEST_RESPONSE: usize = 2048;
 
 /// What becomes of a webhook job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
+pub enum WebhookEnding {
     /// The receiver accepted it.
     Delivered,
     /// It is retried after this delay.
     Retry(Duration),
-    /// It is not retried any more, and kept; with a stable code.
-    Exhausted(&'static str),
+    /// It is not retried any more, and kept.
+    Exhausted(WebhookFailure),
     /// The worker gives the job back, and this attempt does not count.
     Released,
+}
+
+/// Why a webhook is not retried any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WebhookFailure {
+    /// The receiver answered 410: it wants no more webhooks.
+    Gone,
+    /// All attempts of the schedule failed.
+    AttemptsExhausted,
+    /// The receiver was down for as long as the schedule lasts.
+    ReceiverDown,
+}
+
+impl WebhookFailure {
+    /// The stable code in logs and metrics.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::AttemptsExhausted => "exhausted",
+            Self::ReceiverDown => "receiver-down",
+        }
+    }
 }
 
 /// What an attempt says about its receiver. `before` holds the consecutive failures that the claim knew of: deliveries that were in flight
@@ -116,7 +139,7 @@ impl Store {
                 order by r.receiver
                 for no key update of r
             ),
-            told as (
+            observed as (
                 update receivers r
                 set failures = case when c.works then 0 when c.pause is not null then c.before + 1 else r.failures end,
                     probe_at = now() + make_interval(secs => case when c.works then 0 else coalesce(c.pause, 0) end),
@@ -172,10 +195,10 @@ impl Columns {
         let mut columns = Self::default();
         for finish in finishes {
             let (state, verdict, delay, failure) = match finish.ending {
-                Delivery::Delivered => ("succeeded", "succeeded", None, None),
-                Delivery::Retry(delay) => ("pending", "try_again", Some(seconds(delay)), None),
-                Delivery::Exhausted(code) => ("failed", "try_again", None, Some(code)),
-                Delivery::Released => ("pending", "released", Some(0.0), None),
+                WebhookEnding::Delivered => ("succeeded", "succeeded", None, None),
+                WebhookEnding::Retry(delay) => ("pending", "try_again", Some(seconds(delay)), None),
+                WebhookEnding::Exhausted(failure) => ("failed", "try_again", None, Some(failure.code())),
+                WebhookEnding::Released => ("pending", "released", Some(0.0), None),
             };
             let (works, before, pause) = match finish.receiver {
                 ReceiverNews::None { before } => (false, before, None),

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use shared::contract::Status;
 use shared::store::Finished;
 use shared::store::accept::{NewRequest, Rejection};
-use shared::store::sign_finish::{Ending, Failure};
+use shared::store::sign_finish::{Failure, SignEnding};
 use sqlx::Connection;
 use uuid::Uuid;
 
@@ -189,7 +189,7 @@ async fn a_message_that_failed_for_good_is_tried_again_for_a_new_request_and_sta
     let f = Fixture::new().await;
     let old = f.post("a").await;
     let job = f.claim(1).await.remove(0);
-    f.finish(job, Ending::Failed(Failure::Refused)).await;
+    f.finish(job, SignEnding::Failed(Failure::Refused)).await;
     f.signed("a").await;
     let state = &f.store.requests(&[old]).await.unwrap()[&old].request;
     assert_eq!((state.status, state.signature.as_deref()), (Status::Failed, None));
@@ -204,7 +204,7 @@ async fn a_request_that_races_with_the_end_of_its_job_is_never_left_without_an_e
         let message = format!("round {round}");
         f.accept(f.with_webhook(&message)).await;
         let job = f.claim(1).await.remove(0);
-        let ending = if round % 2 == 0 { Ending::Signed("s".to_owned()) } else { Ending::Failed(Failure::Refused) };
+        let ending = if round % 2 == 0 { SignEnding::Signed("s".to_owned()) } else { SignEnding::Failed(Failure::Refused) };
         let finishes = [finish(job, ending)];
         let posts = (0..4).map(|_| f.accept(f.with_webhook(&message)));
         let (finished, _) = tokio::join!(f.store.finish_sign_jobs(&finishes), join_all(posts));
@@ -228,7 +228,7 @@ async fn a_request_that_is_attached_while_the_end_of_its_job_waits_is_ended_too(
     let mut attaching = connection.begin().await.unwrap();
     sqlx::raw_sql("select from jobs for no key update").execute(&mut *attaching).await.unwrap();
     let store = f.store.clone();
-    let finished = tokio::spawn(async move { store.finish_sign_jobs(&[finish(job, Ending::Signed("s".to_owned()))]).await.unwrap() });
+    let finished = tokio::spawn(async move { store.finish_sign_jobs(&[finish(job, SignEnding::Signed("s".to_owned()))]).await.unwrap() });
     f.until_somebody_waits_for_a_lock().await;
     let attach = "insert into requests (id, api_key_id, sign_job_id, payload_digest, webhook_url)
             select gen_random_uuid(), api_key_id, sign_job_id, payload_digest, webhook_url from requests;
@@ -247,7 +247,7 @@ async fn a_job_that_says_more_requests_than_there_are_ends_all_the_same() {
     f.post("m").await;
     let job = f.claim(1).await.remove(0);
     f.run("update jobs set attached = 7").await;
-    assert_eq!(f.finish(job, Ending::Signed("s".to_owned())).await, Finished::Written);
+    assert_eq!(f.finish(job, SignEnding::Signed("s".to_owned())).await, Finished::Written);
 }
 
 #[tokio::test]
@@ -270,7 +270,7 @@ async fn no_more_requests_wait_for_one_message_than_one_statement_can_end() {
     let full: Vec<bool> = accepted.iter().map(|accepted| *accepted == Err(Rejection::Full)).collect();
     assert_eq!(full, [false, true, false]);
     let job = f.claim(1).await.remove(0);
-    assert_eq!(f.finish(job, Ending::Signed("s".to_owned())).await, Finished::Written);
+    assert_eq!(f.finish(job, SignEnding::Signed("s".to_owned())).await, Finished::Written);
     assert!(f.accept(f.request("m")).await.settled, "who asks later does not wait for it");
 }
 
@@ -299,11 +299,11 @@ async fn no_more_than_the_most_unfinished_requests_are_accepted_and_a_place_is_f
 
     let (b, a): (Vec<_>, Vec<_>) = f.claim(2).await.into_iter().partition(|job| job.message.text() == "b");
     for job in a {
-        f.finish(job, Ending::Retry(LEASE)).await;
+        f.finish(job, SignEnding::Retry(LEASE)).await;
     }
     assert_eq!(post(f.request("d")).await, Err(Rejection::Full), "a retry is not finished");
     for job in b {
-        f.finish(job, Ending::Signed("s".to_owned())).await;
+        f.finish(job, SignEnding::Signed("s".to_owned())).await;
     }
     assert_eq!(f.store.pending_requests().await.unwrap(), 1, "both that waited for it are finished");
     assert!(post(f.request("d")).await.is_ok());
@@ -322,10 +322,10 @@ async fn the_count_of_unfinished_requests_is_right_after_anything_at_once() {
             f.accept(f.request(&message)).await;
             for job in f.claim(2).await {
                 let ending = match n % 4 {
-                    0 => Ending::Retry(std::time::Duration::ZERO),
-                    1 => Ending::Failed(shared::store::sign_finish::Failure::Refused),
-                    2 => Ending::Released,
-                    _ => Ending::Signed("s".to_owned()),
+                    0 => SignEnding::Retry(std::time::Duration::ZERO),
+                    1 => SignEnding::Failed(shared::store::sign_finish::Failure::Refused),
+                    2 => SignEnding::Released,
+                    _ => SignEnding::Signed("s".to_owned()),
                 };
                 f.finish(job, ending).await;
             }

@@ -190,7 +190,7 @@ async fn secrets_rotated_twice_at_once_all_sign_until_their_grace_ends_and_then_
     f.run("update retired_webhook_secrets set signs_until = now() - interval '1 s'").await;
     again(&f).await;
     assert_eq!(claim(&f.store).await.confidential.unwrap().secrets.len(), 1);
-    f.store.forget_receivers_and_secrets(Duration::from_hours(1), 100).await.unwrap();
+    f.store.delete_retired_secrets(100).await.unwrap();
     assert_eq!(f.number("select count(*) from retired_webhook_secrets").await, 0);
     assert_eq!(f.store.rotate_webhook_secret("nobody", &secrets[0], grace).await.unwrap(), Changed::NoSuchKey);
 }

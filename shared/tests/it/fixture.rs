@@ -15,7 +15,7 @@ use shared::store::accept::{Accepted, NewRequest, Stored, WebhookTarget};
 use shared::store::keys::{ApiKey, KeyId, Scope};
 use shared::store::low_water::LowWater;
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
 use shared::store::upstream::{Agreement, WorkerId};
 use shared::store::{Claimed, Store, StoreError};
 use shared::units::Rate;
@@ -214,7 +214,7 @@ impl Fixture {
         Ok(self.store.claim_sign_jobs(most, LEASE, rate, LowWater::default()).await?.0)
     }
 
-    pub(crate) async fn finish(&self, job: SignJob, ending: Ending) -> shared::store::Finished {
+    pub(crate) async fn finish(&self, job: SignJob, ending: SignEnding) -> shared::store::Finished {
         self.store.finish_sign_jobs(&[finish(job, ending)]).await.unwrap()[0]
     }
 
@@ -222,12 +222,12 @@ impl Fixture {
     pub(crate) async fn signed(&self, message: &str) -> Uuid {
         let id = self.post(message).await;
         let job = self.claim(1).await.remove(0);
-        self.finish(job, Ending::Signed(format!("signature of {message}"))).await;
+        self.finish(job, SignEnding::Signed(format!("signature of {message}"))).await;
         id
     }
 }
 
-pub(crate) fn finish(job: SignJob, ending: Ending) -> SignFinish {
+pub(crate) fn finish(job: SignJob, ending: SignEnding) -> SignFinish {
     SignFinish {
         digest: job.message.digest(),
         lease: job.lease,

@@ -7,7 +7,7 @@ use devkit::wait::not_run;
 use shared::message::Message;
 use shared::store::deliveries::Replay;
 use shared::store::keys::Changed;
-use shared::store::sign_finish::Ending;
+use shared::store::sign_finish::SignEnding;
 use shared::store::{Audience, Finished, Hint, JobKind};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +35,7 @@ async fn workers_hear_of_jobs_and_callers_of_results() {
     f.accept(f.with_webhook("a")).await;
     assert_eq!(next(&mut jobs).await, Hint::Jobs(JobKind::Sign));
     let job = f.claim(1).await.remove(0);
-    f.finish(job, Ending::Signed("s".to_owned())).await;
+    f.finish(job, SignEnding::Signed("s".to_owned())).await;
     assert_eq!(next(&mut jobs).await, Hint::Jobs(JobKind::Webhook));
     assert_eq!(next(&mut results).await, Hint::Results(vec![Message::new("a".to_owned()).digest().hint()]));
     stop_jobs.cancel();
@@ -91,7 +91,7 @@ async fn of_groups_that_end_at_once_every_result_is_told() {
     let (mut jobs, stop_jobs) = listen(&f, Audience::Worker);
     let (mut results, stop_results) = listen(&f, Audience::Api);
     assert_eq!((next(&mut jobs).await, next(&mut results).await), (Hint::Everything, Hint::Everything));
-    let mut finishes: Vec<_> = f.claim(60).await.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))).collect();
+    let mut finishes: Vec<_> = f.claim(60).await.into_iter().map(|job| finish(job, SignEnding::Signed("s".to_owned()))).collect();
     let groups: Vec<Vec<_>> = std::iter::from_fn(|| (!finishes.is_empty()).then(|| finishes.drain(..3).collect())).collect();
     futures_util::future::join_all(groups.iter().map(|group| f.store.finish_sign_jobs(group))).await;
 
@@ -183,7 +183,7 @@ async fn while_postgres_takes_no_notification_nothing_is_lost_and_a_key_can_be_r
 
     let id = f.accept(f.with_webhook("a")).await.id;
     let job = f.claim(1).await.remove(0);
-    assert_eq!(f.finish(job, Ending::Signed("s".to_owned())).await, Finished::Written);
+    assert_eq!(f.finish(job, SignEnding::Signed("s".to_owned())).await, Finished::Written);
     f.run("update jobs set state = 'failed', failure = 'exhausted', finished_at = now() where kind = 'webhook'").await;
     assert_eq!(f.store.replay(id, None).await.unwrap(), Replay::Sending);
     assert_eq!(f.store.revoke_key("test").await.unwrap(), Changed::Done);

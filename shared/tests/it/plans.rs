@@ -6,8 +6,8 @@ use shared::store::accept::NewRequest;
 use shared::store::deliveries::Replay;
 use shared::store::low_water::LowWater;
 use shared::store::receivers::Wanted;
-use shared::store::sign_finish::{Ending, SignFinish};
-use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
+use shared::store::sign_finish::{SignEnding, SignFinish};
+use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
 
 use sqlx::Connection;
 
@@ -30,7 +30,7 @@ async fn work(f: &Fixture, round: &str) {
     let key = |n| Some(format!("{round} {}", n % 10));
     let known = (0..20).map(|n| NewRequest { client_request_id: key(n), ..f.request(&format!("{round} {}", n % 10)) });
     f.store.accept(&known.collect::<Vec<_>>(), u64::MAX).await.unwrap();
-    let finishes: Vec<SignFinish> = f.claim(20).await.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))).collect();
+    let finishes: Vec<SignFinish> = f.claim(20).await.into_iter().map(|job| finish(job, SignEnding::Signed("s".to_owned()))).collect();
     assert_eq!(finishes.len(), 20);
     f.store.finish_sign_jobs(&finishes).await.unwrap();
     let ids: Vec<_> = stored.iter().flatten().map(|stored| stored.id).collect();
@@ -46,7 +46,7 @@ async fn work(f: &Fixture, round: &str) {
             .into_iter()
             .map(|job| WebhookFinish {
                 lease: job.lease,
-                ending: Delivery::Delivered,
+                ending: WebhookEnding::Delivered,
                 status: Some(200),
                 error: None,
                 took: Duration::ZERO,
@@ -58,9 +58,10 @@ async fn work(f: &Fixture, round: &str) {
     }
     assert_eq!(f.store.deliveries(ids[0], None).await.unwrap().unwrap().deliveries.len(), 1);
     assert_eq!(f.store.replay(ids[0], None).await.unwrap(), Replay::Sending);
-    f.store.forget(RETENTION, 20).await.unwrap();
+    f.store.delete_ended_requests(RETENTION, 20).await.unwrap();
     f.store.exhaust_webhooks_of_lost_receivers(RETENTION, 20).await.unwrap();
-    f.store.forget_receivers_and_secrets(RETENTION, 20).await.unwrap();
+    f.store.delete_idle_receivers(RETENTION, 20).await.unwrap();
+    f.store.delete_retired_secrets(20).await.unwrap();
 }
 
 /// Fresh tables with finished jobs and a backlog, which are not analyzed.
@@ -183,7 +184,7 @@ async fn a_claim_from_the_low_water_mark_on_steps_over_what_was_done_though_no_v
         let (claimed, reached) = f.store.claim_sign_jobs(100, LEASE, rate, mark).await.unwrap();
         assert_eq!(claimed.jobs.len(), 100);
         mark = reached;
-        let finishes: Vec<SignFinish> = claimed.jobs.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))).collect();
+        let finishes: Vec<SignFinish> = claimed.jobs.into_iter().map(|job| finish(job, SignEnding::Signed("s".to_owned()))).collect();
         f.store.finish_sign_jobs(&finishes).await.unwrap();
     }
     let mut read = Vec::new();
@@ -222,7 +223,7 @@ async fn a_slot_that_was_used_often_is_taken_and_freed_without_a_look_at_its_ear
             if claimed.jobs.is_empty() {
                 tokio::time::sleep(claimed.next_in.unwrap()).await;
             }
-            finishes.extend(claimed.jobs.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))));
+            finishes.extend(claimed.jobs.into_iter().map(|job| finish(job, SignEnding::Signed("s".to_owned()))));
         }
         f.store.finish_sign_jobs(&finishes).await.unwrap();
     }

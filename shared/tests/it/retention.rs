@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use shared::store::sign_finish::{Ending, Failure};
+use shared::store::sign_finish::{Failure, SignEnding};
 use sqlx::Connection;
 
 use crate::fixture::Fixture;
@@ -23,9 +23,9 @@ async fn what_ended_long_ago_goes_with_all_that_belongs_to_it() {
     f.signed("old too").await;
     age_everything(&f).await;
     f.signed("new").await;
-    assert_eq!(f.store.forget(DAY, 1).await.unwrap(), 1);
-    assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 1);
-    assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 0);
+    assert_eq!(f.store.delete_ended_requests(DAY, 1).await.unwrap(), 1);
+    assert_eq!(f.store.delete_ended_requests(DAY, 10).await.unwrap(), 1);
+    assert_eq!(f.store.delete_ended_requests(DAY, 10).await.unwrap(), 0);
     for table in ["requests", "messages", "jobs", "attempts"] {
         assert_eq!(f.number(&format!("select count(*) from {table}")).await, 1, "{table}");
     }
@@ -37,13 +37,13 @@ async fn what_has_not_ended_stays_however_old_it_is() {
     f.post("waits for its signature").await;
     let told = f.accept(f.with_webhook("waits for its webhook")).await.id;
     let job = f.claim(2).await.into_iter().find(|job| job.message.text().ends_with("webhook")).unwrap();
-    f.finish(job, Ending::Signed("s".to_owned())).await;
+    f.finish(job, SignEnding::Signed("s".to_owned())).await;
     age_everything(&f).await;
-    assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 0);
+    assert_eq!(f.store.delete_ended_requests(DAY, 10).await.unwrap(), 0);
 
     deliver(&f).await;
     age_everything(&f).await;
-    assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 1);
+    assert_eq!(f.store.delete_ended_requests(DAY, 10).await.unwrap(), 1);
     assert!(f.store.requests(&[told]).await.unwrap().is_empty());
 }
 
@@ -53,7 +53,7 @@ async fn a_signature_that_a_younger_request_uses_stays() {
     f.signed("a").await;
     age_everything(&f).await;
     let young = f.post("a").await;
-    assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 1);
+    assert_eq!(f.store.delete_ended_requests(DAY, 10).await.unwrap(), 1);
     assert_eq!(f.store.requests(&[young]).await.unwrap()[&young].request.signature.as_deref(), Some("signature of a"));
 }
 
@@ -62,10 +62,10 @@ async fn a_message_whose_signing_job_is_gone_can_be_posted_and_signed_again() {
     let f = Fixture::new().await;
     let failed = f.accept(f.with_webhook("a")).await.id;
     let job = f.claim(1).await.remove(0);
-    f.finish(job, Ending::Failed(Failure::DeadlineExceeded)).await;
+    f.finish(job, SignEnding::Failed(Failure::DeadlineExceeded)).await;
     f.signed("a").await;
     age_everything(&f).await;
-    assert_eq!(f.store.forget(DAY, 10).await.unwrap(), 1, "the failed request's webhook still waits");
+    assert_eq!(f.store.delete_ended_requests(DAY, 10).await.unwrap(), 1, "the failed request's webhook still waits");
     assert_eq!(f.store.requests(&[failed]).await.unwrap().len(), 1);
     assert_eq!(f.strays().await, 0, "the message stays for the job that failed");
     let again = f.signed("a").await;
@@ -79,13 +79,13 @@ async fn retention_in_small_groups_disturbs_neither_claims_nor_posts_and_leaves_
     let old: Vec<_> = (0..120).map(|n| f.request(&format!("old {n}"))).collect();
     f.store.accept(&old, u64::MAX).await.unwrap();
     for job in f.claim(200).await {
-        f.finish(job, Ending::Signed("s".to_owned())).await;
+        f.finish(job, SignEnding::Signed("s".to_owned())).await;
     }
     age_everything(&f).await;
     let forgetting = async {
         let mut groups = Vec::new();
         loop {
-            let deleted = f.store.forget(DAY, 16).await.unwrap();
+            let deleted = f.store.delete_ended_requests(DAY, 16).await.unwrap();
             groups.push(deleted);
             if deleted < 16 {
                 return groups;
@@ -98,7 +98,7 @@ async fn retention_in_small_groups_disturbs_neither_claims_nor_posts_and_leaves_
             let message = if n % 2 == 0 { format!("old {n}") } else { format!("young {n}") };
             f.post(&message).await;
             for job in f.claimed(5).await.unwrap().jobs {
-                f.finish(job, Ending::Signed("s".to_owned())).await;
+                f.finish(job, SignEnding::Signed("s".to_owned())).await;
             }
         }
     };
@@ -125,7 +125,7 @@ async fn two_that_forget_the_last_requests_of_a_message_at_once_leave_nothing_of
     let deleted = format!("delete from requests where id = '{first}'; select from messages for update");
     sqlx::raw_sql(sqlx::AssertSqlSafe(deleted)).execute(&mut *other).await.unwrap();
     let store = f.store.clone();
-    let forgetting = tokio::spawn(async move { store.forget(DAY, 10).await.unwrap() });
+    let forgetting = tokio::spawn(async move { store.delete_ended_requests(DAY, 10).await.unwrap() });
     f.until_somebody_waits_for_a_lock().await;
     let judged = "delete from jobs j where not exists (select from requests r where r.sign_job_id = j.id)";
     assert_eq!(sqlx::raw_sql(judged).execute(&mut *other).await.unwrap().rows_affected(), 0);

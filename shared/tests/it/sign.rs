@@ -6,7 +6,8 @@ use shared::call_error::CallError;
 use shared::contract::Status;
 use shared::store::Finished;
 use shared::store::low_water::LowWater;
-use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
+use shared::store::sign_overdue::Look;
 use tokio::time::Instant;
 
 use crate::fixture::{Fixture, LEASE, finish};
@@ -43,7 +44,7 @@ async fn a_slot_is_free_one_window_after_the_answer_and_not_before() {
     let job = f.claim(1).await.remove(0);
     let until_the_lease_ends_and_a_window = f.number(taken).await;
     assert!((118..=121).contains(&until_the_lease_ends_and_a_window), "{until_the_lease_ends_and_a_window}");
-    f.finish(job, Ending::Retry(Duration::from_secs(1))).await;
+    f.finish(job, SignEnding::Retry(Duration::from_secs(1))).await;
     let a_window = f.number(taken).await;
     assert!((58..=61).contains(&a_window), "{a_window}");
 }
@@ -55,7 +56,7 @@ async fn a_call_that_was_never_made_gives_its_slot_back_at_once() {
     post_many(&f, 2).await;
     let job = f.claim(1).await.remove(0);
     assert!(f.claim(1).await.is_empty());
-    f.store.finish_sign_jobs(&[SignFinish { called: false, ..finish(job, Ending::Released) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { called: false, ..finish(job, SignEnding::Released) }]).await.unwrap();
     let again = f.claim(1).await.remove(0);
     assert_eq!((again.message.text(), again.attempt), ("message 0", 1), "it kept its place, and the attempt does not count");
 }
@@ -68,11 +69,11 @@ async fn a_stale_worker_changes_nothing_and_the_new_one_is_not_disturbed() {
     f.run(EXPIRE).await;
     let fresh = f.claim(1).await.remove(0);
     assert_eq!(fresh.attempt, 2);
-    assert_eq!(f.finish(stale, Ending::Signed("stale".to_owned())).await, Finished::LeaseLost);
+    assert_eq!(f.finish(stale, SignEnding::Signed("stale".to_owned())).await, Finished::LeaseLost);
     let state = f.store.requests(&[id]).await.unwrap()[&id].request.clone();
     assert_eq!((state.status, state.signature), (Status::Pending, None));
     assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 1, "the first one's outcome is unknown");
-    assert_eq!(f.finish(fresh, Ending::Signed("fresh".to_owned())).await, Finished::Written);
+    assert_eq!(f.finish(fresh, SignEnding::Signed("fresh".to_owned())).await, Finished::Written);
     let state = &f.store.requests(&[id]).await.unwrap()[&id].request;
     assert_eq!(state.signature.as_deref(), Some("fresh"));
 }
@@ -82,7 +83,7 @@ async fn finishing_twice_is_told_as_a_lost_lease() {
     let f = Fixture::new().await;
     f.post("a").await;
     let job = f.claim(1).await.remove(0);
-    let finishes = [finish(job, Ending::Signed("s".to_owned()))];
+    let finishes = [finish(job, SignEnding::Signed("s".to_owned()))];
     assert_eq!(f.store.finish_sign_jobs(&finishes).await.unwrap(), [Finished::Written]);
     assert_eq!(f.store.finish_sign_jobs(&finishes).await.unwrap(), [Finished::LeaseLost]);
 }
@@ -93,7 +94,7 @@ async fn a_signature_answers_every_request_that_waits_and_each_gets_its_own_webh
     let requests = [f.with_webhook("a"), f.with_webhook("a"), f.request("a")];
     f.store.accept(&requests, u64::MAX).await.unwrap();
     let job = f.claim(1).await.remove(0);
-    f.finish(job, Ending::Signed("s".to_owned())).await;
+    f.finish(job, SignEnding::Signed("s".to_owned())).await;
     let ids: Vec<_> = requests.iter().map(|request| request.id).collect();
     let states = f.store.requests(&ids).await.unwrap();
     assert!(states.values().all(|state| state.request.status == Status::Signed));
@@ -107,7 +108,7 @@ async fn a_group_is_written_whole_but_for_the_leases_that_were_lost() {
     let mut jobs = f.claim(3).await;
     f.run("update jobs set lease_token = gen_random_uuid() where id = (select min(id) from jobs)").await;
     jobs.sort_by_key(|job| job.message.text().to_owned());
-    let finishes: Vec<_> = jobs.into_iter().map(|job| finish(job, Ending::Signed("s".to_owned()))).collect();
+    let finishes: Vec<_> = jobs.into_iter().map(|job| finish(job, SignEnding::Signed("s".to_owned()))).collect();
     let finished = f.store.finish_sign_jobs(&finishes).await.unwrap();
     assert_eq!(finished.iter().filter(|finished| **finished == Finished::LeaseLost).count(), 1);
     assert_eq!(f.number("select count(*) from jobs where signature is not null").await, 2);
@@ -118,7 +119,7 @@ async fn first_tries_go_first_and_every_fifth_use_of_a_slot_prefers_a_retry_that
     let f = Fixture::new().await;
     post_many(&f, 10).await;
     for job in f.claim(10).await {
-        f.finish(job, Ending::Retry(Duration::ZERO)).await;
+        f.finish(job, SignEnding::Retry(Duration::ZERO)).await;
     }
     let fresh: Vec<_> = (0..40).map(|n| f.request(&format!("fresh {n}"))).collect();
     f.store.accept(&fresh, u64::MAX).await.unwrap();
@@ -146,7 +147,7 @@ async fn with_a_single_slot_retries_still_get_their_share() {
         f.run(OVERDUE).await;
         let job = f.claim(1).await.remove(0);
         attempts.push(job.attempt);
-        f.finish(job, Ending::Retry(Duration::ZERO)).await;
+        f.finish(job, SignEnding::Retry(Duration::ZERO)).await;
     }
     assert_eq!(attempts.iter().filter(|attempt| **attempt > 1).count(), 3, "{attempts:?}");
 }
@@ -157,7 +158,7 @@ async fn the_claim_says_when_the_next_job_can_be_claimed() {
     assert_eq!(f.claimed(1).await.unwrap().next_in, None);
     f.post("a").await;
     let job = f.claim(1).await.remove(0);
-    f.finish(job, Ending::Retry(Duration::from_secs(30))).await;
+    f.finish(job, SignEnding::Retry(Duration::from_secs(30))).await;
     let next = f.claimed(1).await.unwrap().next_in.unwrap();
     assert!((Duration::from_secs(28)..=Duration::from_secs(30)).contains(&next), "{next:?}");
     f.run("update upstream_slots set free_at = now() + interval '50 s'").await;
@@ -204,8 +205,10 @@ async fn an_open_breaker_lets_one_probe_through_even_if_many_ask_at_once() {
     let f = Fixture::new().await;
     post_many(&f, 10).await;
     let job = f.claim(1).await.remove(0);
-    let down =
-        SignFinish { upstream: UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 1 }, ..finish(job, Ending::Unavailable) };
+    let down = SignFinish {
+        upstream: UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 1 },
+        ..finish(job, SignEnding::Unavailable)
+    };
     f.store.finish_sign_jobs(&[down]).await.unwrap();
     assert!(f.claim(10).await.is_empty(), "the breaker is open");
     f.run("update upstream set probe_at = now()").await;
@@ -213,7 +216,7 @@ async fn an_open_breaker_lets_one_probe_through_even_if_many_ask_at_once() {
     assert_eq!(probes.len(), 1);
     assert_eq!(probes[0].breaker_failures, 1);
     assert_eq!(probes[0].attempt, 1, "what the upstream's absence cost does not count");
-    let up = probes.into_iter().map(|job| SignFinish { upstream: UpstreamNews::Up, ..finish(job, Ending::Signed("s".to_owned())) });
+    let up = probes.into_iter().map(|job| SignFinish { upstream: UpstreamNews::Up, ..finish(job, SignEnding::Signed("s".to_owned())) });
     f.store.finish_sign_jobs(&up.collect::<Vec<_>>()).await.unwrap();
     assert_eq!(f.claim(10).await.len(), 8, "closed again, and two slots are spent");
 }
@@ -224,7 +227,7 @@ async fn a_pause_holds_every_slot() {
     post_many(&f, 5).await;
     let job = f.claim(1).await.remove(0);
     let pause = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(30), probed: false };
-    let paused = SignFinish { upstream: pause, ..finish(job, Ending::Unavailable) };
+    let paused = SignFinish { upstream: pause, ..finish(job, SignEnding::Unavailable) };
     f.store.finish_sign_jobs(std::slice::from_ref(&paused)).await.unwrap();
     let claimed = f.claimed(10).await.unwrap();
     assert!(claimed.jobs.is_empty());
@@ -234,7 +237,7 @@ async fn a_pause_holds_every_slot() {
 
     // Written late, or again and again while somebody locks the job, it does not begin anew.
     let over = UpstreamNews::Pause { until: Instant::now(), probed: false };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: over, ..finish(job, Ending::Unavailable) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { upstream: over, ..finish(job, SignEnding::Unavailable) }]).await.unwrap();
     assert_eq!(f.claim(10).await.len(), 1);
 }
 
@@ -255,17 +258,17 @@ async fn what_a_worker_that_lost_its_lease_says_of_the_upstream_changes_nothing(
     f.run(EXPIRE).await;
     f.run("update upstream set probe_at = now()").await;
     let probe = f.claim(1).await.remove(0);
-    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(probe, Ending::Signed("s".to_owned())) };
+    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(probe, SignEnding::Signed("s".to_owned())) };
     f.store.finish_sign_jobs(&[up]).await.unwrap();
     let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 10 };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(stood_still, Ending::Unavailable) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(stood_still, SignEnding::Unavailable) }]).await.unwrap();
     assert_eq!(f.store.upstream().await.unwrap().unwrap().breaker, None, "it stays closed");
 
     let stood_still = f.claim(1).await.remove(0);
     f.run(EXPIRE).await;
     let _other = f.claim(2).await;
     probe_is_due(&f, 1).await;
-    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(stood_still, Ending::Signed("s".to_owned())) };
+    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(stood_still, SignEnding::Signed("s".to_owned())) };
     f.store.finish_sign_jobs(&[up]).await.unwrap();
     assert!(f.store.upstream().await.unwrap().unwrap().breaker.is_some(), "it stays open");
 }
@@ -278,11 +281,11 @@ async fn a_probe_that_is_asked_to_wait_has_been_answered_and_one_that_was_not_ma
     let job = f.claim(1).await.remove(0);
     assert!(f.claim(1).await.is_empty());
     let not_made = UpstreamNews::NotProbed { failures: job.breaker_failures };
-    f.store.finish_sign_jobs(&[SignFinish { called: false, upstream: not_made, ..finish(job, Ending::Released) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { called: false, upstream: not_made, ..finish(job, SignEnding::Released) }]).await.unwrap();
     let job = f.claim(1).await.remove(0);
     assert_eq!(job.breaker_failures, 3);
     let paused = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(5), probed: true };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: paused, ..finish(job, Ending::Unavailable) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { upstream: paused, ..finish(job, SignEnding::Unavailable) }]).await.unwrap();
     let upstream = f.store.upstream().await.unwrap().unwrap();
     assert!(upstream.breaker.is_none() && upstream.paused_for > Duration::from_secs(3), "{upstream:?}");
 }
@@ -295,9 +298,9 @@ async fn what_waits_past_its_deadline_is_found_even_when_no_claim_reaches_it() {
     f.post("late, but due since its call met an upstream that was down").await;
     f.run("update jobs set created_at = now() - interval '2 days'; update upstream set paused_until = 'infinity'").await;
     f.post("in time").await;
-    let overdue = async |all| f.store.claim_overdue_sign_jobs(Duration::from_hours(24), all, 10, LEASE).await.unwrap();
-    let found = overdue(false).await;
-    assert_eq!((found.len(), overdue(false).await.len(), overdue(true).await.len()), (1, 0, 1));
+    let overdue = async |look| f.store.claim_overdue_sign_jobs(Duration::from_hours(24), look, 10, LEASE).await.unwrap();
+    let found = overdue(Look::AtThoseDueFirst).await;
+    assert_eq!((found.len(), overdue(Look::AtThoseDueFirst).await.len(), overdue(Look::AtAll).await.len()), (1, 0, 1));
     let ends: Vec<_> = found.into_iter().map(|(lease, digest)| SignFinish::past_deadline(lease, digest)).collect();
     f.store.finish_sign_jobs(&ends).await.unwrap();
     let id = late.id;
@@ -312,7 +315,7 @@ async fn places_in_the_queue_count_first_tries_before_retries() {
     let f = Fixture::new().await;
     let first = f.post("first").await;
     let job = f.claim(1).await.remove(0);
-    f.finish(job, Ending::Retry(Duration::from_secs(5))).await;
+    f.finish(job, SignEnding::Retry(Duration::from_secs(5))).await;
     let (second, third) = (f.post("second").await, f.post("third").await);
     let forecast = f.store.forecast(LowWater::default()).await.unwrap().0;
     let states = f.store.requests(&[first, second, third]).await.unwrap();
@@ -334,7 +337,7 @@ async fn a_message_that_makes_the_upstream_look_absent_is_not_the_next_probe_aga
         let job = f.claim(1).await.remove(0);
         probed.insert(job.message.text().to_owned());
         let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures };
-        f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(job, Ending::Unavailable) }]).await.unwrap();
+        f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(job, SignEnding::Unavailable) }]).await.unwrap();
         f.run("update upstream set probe_at = now()").await;
     }
     assert_eq!(probed.len(), 3, "{probed:?}");
@@ -346,7 +349,7 @@ async fn calls_that_were_in_flight_together_fail_together_and_count_once() {
     post_many(&f, 10).await;
     let downs = f.claim(10).await.into_iter().map(|job| {
         let upstream = UpstreamNews::Down { probe_in: Duration::from_secs(1), failures: job.breaker_failures + 1 };
-        SignFinish { upstream, ..finish(job, Ending::Unavailable) }
+        SignFinish { upstream, ..finish(job, SignEnding::Unavailable) }
     });
     f.store.finish_sign_jobs(&downs.collect::<Vec<_>>()).await.unwrap();
     assert_eq!(f.number("select breaker_failures::bigint from upstream").await, 1);
@@ -364,7 +367,7 @@ async fn an_attempt_that_was_cut_by_a_crash_reads_outcome_unknown_and_its_call_s
     let again = f.claim(1).await.remove(0);
     assert_eq!((again.attempt, error().await.as_deref()), (2, Some("outcome-unknown")));
     assert_eq!(f.number("select count(*) from upstream_slots where free_at > now() + interval '60 s'").await, 2, "both calls count");
-    f.finish(again, Ending::Signed("s".to_owned())).await;
+    f.finish(again, SignEnding::Signed("s".to_owned())).await;
     drop(lost);
     assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 1, "nobody knows how the first one ended");
 }
@@ -375,7 +378,7 @@ async fn while_the_breaker_is_open_all_that_wait_say_why() {
     let (one, other) = (f.post("one").await, f.post("other").await);
     let job = f.claim(1).await.remove(0);
     let down = UpstreamNews::Down { probe_in: LEASE, failures: 1 };
-    let gone = SignFinish { called: false, error: Some(CallError::Connection), upstream: down, ..finish(job, Ending::Unavailable) };
+    let gone = SignFinish { called: false, error: Some(CallError::Connection), upstream: down, ..finish(job, SignEnding::Unavailable) };
     f.store.finish_sign_jobs(&[gone]).await.unwrap();
     let states = f.store.requests(&[one, other]).await.unwrap();
     let code = |id| states[&id].request.last_error.clone().unwrap().code;

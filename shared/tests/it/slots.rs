@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{Ending, SignFinish};
+use shared::store::sign_finish::{SignEnding, SignFinish};
 use shared::units::Rate;
 
 use crate::fixture::{Fixture, LEASE, finish};
@@ -90,13 +90,13 @@ impl Play {
         let arrives = claimed + self.some(LEASE);
         let answered = arrives + self.some((claimed + LEASE).saturating_sub(arrives));
         let delay = self.some(Duration::from_mins(3));
-        let outcome = finish(job, Ending::Retry(delay));
+        let outcome = finish(job, SignEnding::Retry(delay));
         match self.rng.random_range(0..10) {
             // Killed before, during or after the call: no outcome is written.
             0 => {}
             1 | 2 => self.calls.push((claimed, arrives)),
             // Never sent: given back, or no connection was made.
-            3 => self.open.push((answered, SignFinish { called: false, ending: Ending::Released, ..outcome })),
+            3 => self.open.push((answered, SignFinish { called: false, ending: SignEnding::Released, ..outcome })),
             // Suspended after its call, for longer than its lease.
             4 => {
                 self.calls.push((claimed, arrives));

@@ -1,6 +1,6 @@
 //! What processes of the previous version leave behind, and what those that are still running can do on the current schema.
 
-use shared::store::sign_finish::Ending;
+use shared::store::sign_finish::SignEnding;
 
 use crate::fixture::Fixture;
 
@@ -81,7 +81,7 @@ async fn what_a_worker_of_the_version_before_had_is_tried_again_and_stands_once_
     claimed.sort_by_key(|job| job.message.text().to_owned());
     assert_eq!(claimed.iter().map(|job| (job.message.text(), job.attempt)).collect::<Vec<_>>(), [("first", 2), ("second", 1)]);
     for job in claimed {
-        f.finish(job, Ending::Signed("s".to_owned())).await;
+        f.finish(job, SignEnding::Signed("s".to_owned())).await;
     }
     assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 1);
     assert_eq!(f.number("select count(*) from attempts").await, 3);

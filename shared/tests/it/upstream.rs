@@ -1,5 +1,5 @@
 use shared::store::low_water::LowWater;
-use shared::store::sign_finish::Ending;
+use shared::store::sign_finish::SignEnding;
 use shared::store::upstream::{Agreement, Heartbeat, SEEN_EVERY, WorkerId};
 
 use crate::fixture::{Fixture, LEASE};
@@ -126,7 +126,7 @@ async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
         f.post(&format!("m{n}")).await;
     }
     let used = f.claim(2).await;
-    f.finish(used.into_iter().next().unwrap(), Ending::Retry(LEASE)).await;
+    f.finish(used.into_iter().next().unwrap(), SignEnding::Retry(LEASE)).await;
     // The clock of the server that has taken over is two minutes ahead.
     f.run(
         "update upstream_slots set free_at = free_at - interval '2 min' where free_at > '-infinity';

@@ -7,7 +7,7 @@ use rand::{Rng, RngExt};
 use shared::backoff::{Backoff, FailedAttempt, Jitter, doubling};
 use shared::call_error::CallError;
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{Ending, Failure, UpstreamNews};
+use shared::store::sign_finish::{Failure, SignEnding, UpstreamNews};
 use tokio::time::Instant;
 
 use super::upstream::{BodyError, Reply};
@@ -110,27 +110,27 @@ impl RetryPolicy {
     }
 
     /// Decides what becomes of a job after `outcome`, which came at `now`, and what this says about the upstream.
-    pub fn decide(&self, job: &SignJob, outcome: Outcome, now: Instant, rng: &mut impl Rng) -> (Ending, UpstreamNews) {
+    pub fn decide(&self, job: &SignJob, outcome: Outcome, now: Instant, rng: &mut impl Rng) -> (SignEnding, UpstreamNews) {
         let up = if job.breaker_failures > 0 { UpstreamNews::Up } else { UpstreamNews::None };
         match outcome {
-            Outcome::Signed(signature) => (Ending::Signed(signature), up),
-            Outcome::Refused => (Ending::Failed(Failure::Refused), up),
+            Outcome::Signed(signature) => (SignEnding::Signed(signature), up),
+            Outcome::Refused => (SignEnding::Failed(Failure::Refused), up),
             Outcome::TryAgain => (self.retry(job, rng), up),
             Outcome::Unavailable => {
                 let failures = job.breaker_failures + 1;
                 let probe_in = Jitter::FIFTH.apply(doubling(FIRST_PROBE_AFTER, PROBE_EVERY, failures), rng).min(PROBE_EVERY);
-                (Ending::Unavailable, UpstreamNews::Down { probe_in, failures })
+                (SignEnding::Unavailable, UpstreamNews::Down { probe_in, failures })
             }
             Outcome::Throttled(wait) => {
                 let pause = wait.unwrap_or(job.interval).clamp(job.interval, LONGEST_PAUSE.max(job.interval));
-                (Ending::Unavailable, UpstreamNews::Pause { until: now + pause, probed: job.breaker_failures > 0 })
+                (SignEnding::Unavailable, UpstreamNews::Pause { until: now + pause, probed: job.breaker_failures > 0 })
             }
         }
     }
 
-    fn retry(&self, job: &SignJob, rng: &mut impl Rng) -> Ending {
+    fn retry(&self, job: &SignJob, rng: &mut impl Rng) -> SignEnding {
         if job.attempt >= self.max_attempts {
-            return Ending::Failed(Failure::AttemptsExhausted);
+            return SignEnding::Failed(Failure::AttemptsExhausted);
         }
         let delay = if job.attempt == 1 && !self.initial_delay.is_zero() {
             self.initial_delay.mul_f64(rng.random_range(0.0..=1.0))
@@ -139,8 +139,8 @@ impl RetryPolicy {
             self.backoff.delay(failure, rng)
         };
         match before_deadline(delay, self.deadline.saturating_sub(job.age)) {
-            Some(delay) => Ending::Retry(delay),
-            None => Ending::Failed(Failure::DeadlineExceeded),
+            Some(delay) => SignEnding::Retry(delay),
+            None => SignEnding::Failed(Failure::DeadlineExceeded),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use shared::call_error::CallError;
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{Ending, Failure, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{Failure, SignEnding, SignFinish, UpstreamNews};
 use shared::store::{Claimed, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio::time::Instant;
@@ -74,7 +74,7 @@ impl Queue for SignQueue {
         // A used slot is not free before a window has passed, so the end of this job is no reason to claim. But a worker that receives no
         // notifications must claim whenever there may be a reason.
         let next = match finish.ending {
-            Ending::Signed(_) | Ending::Failed(_) if finish.called && self.claims.is_listening() => NextClaim::AsPlanned,
+            SignEnding::Signed(_) | SignEnding::Failed(_) if finish.called && self.claims.is_listening() => NextClaim::AsPlanned,
             _ => NextClaim::AtOnce,
         };
         self.finisher.finish(finish).instrument(span).await;
@@ -100,31 +100,31 @@ impl SignQueue {
             upstream: not_probed,
         };
         if self.policy.is_overdue(&job) {
-            return unsent(job, Ending::Failed(Failure::DeadlineExceeded));
+            return unsent(job, SignEnding::Failed(Failure::DeadlineExceeded));
         }
         let turn = tokio::select! {
             biased;
             turn = self.calls.turn() => turn,
-            () = self.stop.cancelled() => return unsent(job, Ending::Released),
+            () = self.stop.cancelled() => return unsent(job, SignEnding::Released),
         };
         // A job that waited long for its turn, or was claimed by a process that then stood still, could end when its slot already belongs
         // to another job. So a call that can't end within the lease is not begun.
         if job.lease.left() < self.upstream.timeout() {
             tracing::warn!("too late for a call within the lease");
-            return unsent(job, Ending::Released);
+            return unsent(job, SignEnding::Released);
         }
         let called = Instant::now();
         let reply = tokio::select! {
             reply = self.call(&job) => reply,
             () = give_up.cancelled() => {
-                let unsent = unsent(job, Ending::Released);
+                let unsent = unsent(job, SignEnding::Released);
                 // The call may still be on its way, and could arrive when a slot that is freed now is used again.
                 return SignFinish { lease: unsent.lease.leaving_its_slot(), called: true, upstream: UpstreamNews::None, ..unsent };
             }
         };
         turn.ended(called);
         let Ok(reply) = reply else {
-            return SignFinish { error: Some(CallError::TooLong), ..unsent(job, Ending::Failed(Failure::Refused)) };
+            return SignFinish { error: Some(CallError::TooLong), ..unsent(job, SignEnding::Failed(Failure::Refused)) };
         };
         // The age was measured at the claim.
         job.age += began.elapsed();
@@ -152,11 +152,11 @@ impl SignQueue {
 fn report(finish: &SignFinish, attempt: u32) {
     let (status, error) = (finish.status, finish.error.map(CallError::code));
     let outcome = match &finish.ending {
-        Ending::Signed(_) => "signed",
-        Ending::Retry(_) => "try_again",
-        Ending::Unavailable => "unavailable",
-        Ending::Released => "released",
-        Ending::Failed(failure) => failure.code(),
+        SignEnding::Signed(_) => "signed",
+        SignEnding::Retry(_) => "try_again",
+        SignEnding::Unavailable => "unavailable",
+        SignEnding::Released => "released",
+        SignEnding::Failed(failure) => failure.code(),
     };
     metrics::counter!("countersign_attempts_total", "queue" => "sign", "outcome" => outcome).increment(1);
     let span = tracing::Span::current();
@@ -165,9 +165,9 @@ fn report(finish: &SignFinish, attempt: u32) {
         span.record("otel.status_code", "ERROR");
     }
     match &finish.ending {
-        Ending::Signed(_) => tracing::debug!(attempt, "signed"),
-        Ending::Released => tracing::debug!(attempt, "given back"),
-        Ending::Retry(delay) => tracing::info!(attempt, status, error, retry_in = ?delay, "not signed; will try again"),
+        SignEnding::Signed(_) => tracing::debug!(attempt, "signed"),
+        SignEnding::Released => tracing::debug!(attempt, "given back"),
+        SignEnding::Retry(delay) => tracing::info!(attempt, status, error, retry_in = ?delay, "not signed; will try again"),
         _ => tracing::warn!(attempt, status, error, outcome, "not signed"),
     }
 }

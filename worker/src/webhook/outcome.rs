@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::Rng;
 use shared::backoff::{Jitter, doubling};
 use shared::call_error::CallError;
-use shared::store::webhook_finish::{Delivery, ReceiverNews};
+use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFailure};
 
 use super::sender::Answer;
 use crate::settings::Schedule;
@@ -15,15 +15,15 @@ use crate::settings::Schedule;
 const LONGEST_WAIT: Duration = Duration::from_hours(24);
 
 /// Decides what becomes of a delivery after `answer`. `attempt` is counted from 1.
-pub fn decide(answer: &Answer, attempt: u32, schedule: &Schedule, rng: &mut impl Rng) -> Delivery {
+pub fn decide(answer: &Answer, attempt: u32, schedule: &Schedule, rng: &mut impl Rng) -> WebhookEnding {
     match answer.status {
-        Some(200..=299) => return Delivery::Delivered,
-        Some(410) => return Delivery::Exhausted("gone"),
+        Some(200..=299) => return WebhookEnding::Delivered,
+        Some(410) => return WebhookEnding::Exhausted(WebhookFailure::Gone),
         _ => {}
     }
-    let Some(delay) = schedule.after(attempt) else { return Delivery::Exhausted("exhausted") };
+    let Some(delay) = schedule.after(attempt) else { return WebhookEnding::Exhausted(WebhookFailure::AttemptsExhausted) };
     let delay = Jitter::FIFTH.apply(delay, rng);
-    Delivery::Retry(delay.max(asked(answer).min(LONGEST_WAIT)))
+    WebhookEnding::Retry(delay.max(asked(answer).min(LONGEST_WAIT)))
 }
 
 /// How long the receiver asks us to wait, for the statuses for which the specification defines it.
@@ -80,48 +80,48 @@ mod tests {
         "5s,5m".parse().unwrap()
     }
 
-    fn after(status: u16, attempt: u32, retry_after: Option<u64>) -> Delivery {
+    fn after(status: u16, attempt: u32, retry_after: Option<u64>) -> WebhookEnding {
         let answer = Answer { status: Some(status), retry_after: retry_after.map(Duration::from_secs), ..Answer::default() };
         decide(&answer, attempt, &"5s,5m".parse().unwrap(), &mut rand::rng())
     }
 
     #[test]
     fn only_2xx_is_success_and_410_ends_the_delivery() {
-        assert_eq!(after(204, 1, None), Delivery::Delivered);
-        assert_eq!(after(410, 1, None), Delivery::Exhausted("gone"));
+        assert_eq!(after(204, 1, None), WebhookEnding::Delivered);
+        assert_eq!(after(410, 1, None), WebhookEnding::Exhausted(WebhookFailure::Gone));
         for status in [199, 301, 302, 400, 404, 500] {
-            assert!(matches!(after(status, 1, None), Delivery::Retry(_)), "{status}");
+            assert!(matches!(after(status, 1, None), WebhookEnding::Retry(_)), "{status}");
         }
     }
 
     #[test]
     fn the_schedule_is_kept_within_a_fifth_and_then_the_delivery_is_exhausted() {
         for (attempt, nominal) in [(1, 5.0), (2, 300.0)] {
-            let Delivery::Retry(delay) = after(500, attempt, None) else { panic!("not retried") };
+            let WebhookEnding::Retry(delay) = after(500, attempt, None) else { panic!("not retried") };
             assert!((delay.as_secs_f64() / nominal - 1.0).abs() <= 0.2 + 1e-9, "{delay:?}");
         }
-        assert_eq!(after(500, 3, None), Delivery::Exhausted("exhausted"));
+        assert_eq!(after(500, 3, None), WebhookEnding::Exhausted(WebhookFailure::AttemptsExhausted));
     }
 
     #[test]
     fn retry_after_is_honoured_within_bounds_where_the_specification_has_it() {
-        assert_eq!(after(429, 1, Some(60)), Delivery::Retry(Duration::from_mins(1)));
-        assert_eq!(after(503, 1, Some(99_999_999)), Delivery::Retry(LONGEST_WAIT));
-        assert!(matches!(after(500, 1, Some(60)), Delivery::Retry(delay) if delay < Duration::from_secs(7)));
+        assert_eq!(after(429, 1, Some(60)), WebhookEnding::Retry(Duration::from_mins(1)));
+        assert_eq!(after(503, 1, Some(99_999_999)), WebhookEnding::Retry(LONGEST_WAIT));
+        assert!(matches!(after(500, 1, Some(60)), WebhookEnding::Retry(delay) if delay < Duration::from_secs(7)));
     }
 
     #[test]
     fn timeouts_and_refused_connections_are_tried_again() {
         for error in [CallError::Timeout, CallError::Connection, CallError::Reset, CallError::Address, CallError::Unreadable] {
             let answer = Answer { error: Some(error), ..Answer::default() };
-            assert!(matches!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), Delivery::Retry(_)), "{error:?}");
+            assert!(matches!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), WebhookEnding::Retry(_)), "{error:?}");
         }
     }
 
     #[test]
     fn a_status_of_success_counts_even_if_the_rest_of_the_answer_does_not_come() {
         let answer = Answer { status: Some(200), error: Some(CallError::Body), ..Answer::default() };
-        assert_eq!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), Delivery::Delivered);
+        assert_eq!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), WebhookEnding::Delivered);
         assert!(matches!(news(&answer, 0, &usual()), ReceiverNews::Fails { .. }), "but the receiver is slow");
     }
 

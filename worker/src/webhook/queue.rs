@@ -6,7 +6,7 @@ use std::time::Duration;
 use shared::call_error::CallError;
 use shared::store::receivers::Wanted;
 use shared::store::webhook_claim::WebhookJob;
-use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
+use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
 use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio_util::sync::CancellationToken;
@@ -118,7 +118,7 @@ impl WebhookQueue {
             let (took, receiver) = (Duration::ZERO, ReceiverNews::None { before });
             return WebhookFinish {
                 lease: job.lease,
-                ending: Delivery::Released,
+                ending: WebhookEnding::Released,
                 status: None,
                 error: None,
                 took,
@@ -132,7 +132,7 @@ impl WebhookQueue {
         metrics::histogram!("countersign_webhook_seconds").record(answer.took);
         let ending = decide(&answer, job.attempt, &self.schedule, &mut rand::rng());
         let error = match ending {
-            Delivery::Delivered => answer.error,
+            WebhookEnding::Delivered => answer.error,
             _ => answer.error.or(Some(CallError::Status)),
         };
         let receiver = news(&answer, before, &self.schedule);
@@ -144,21 +144,21 @@ impl WebhookQueue {
 fn report(finish: &WebhookFinish, attempt: u32) {
     let (status, error) = (finish.status, finish.error.map(CallError::code));
     let outcome = match finish.ending {
-        Delivery::Delivered => "delivered",
-        Delivery::Retry(_) => "try_again",
-        Delivery::Exhausted(code) => code,
-        Delivery::Released => "released",
+        WebhookEnding::Delivered => "delivered",
+        WebhookEnding::Retry(_) => "try_again",
+        WebhookEnding::Exhausted(failure) => failure.code(),
+        WebhookEnding::Released => "released",
     };
     metrics::counter!("countersign_attempts_total", "queue" => "webhook", "outcome" => outcome).increment(1);
     let span = tracing::Span::current();
     span.record("http.response.status_code", status);
-    if error.is_some() && finish.ending != Delivery::Delivered {
+    if error.is_some() && finish.ending != WebhookEnding::Delivered {
         span.record("otel.status_code", "ERROR");
     }
     match finish.ending {
-        Delivery::Delivered => tracing::debug!(attempt, "delivered"),
-        Delivery::Retry(delay) => tracing::info!(attempt, status, error, retry_in = ?delay, "webhook not delivered; will try again"),
-        Delivery::Exhausted(code) => tracing::warn!(attempt, status, error, code, "webhook not delivered; kept"),
-        Delivery::Released => tracing::debug!(attempt, "given back"),
+        WebhookEnding::Delivered => tracing::debug!(attempt, "delivered"),
+        WebhookEnding::Retry(delay) => tracing::info!(attempt, status, error, retry_in = ?delay, "webhook not delivered; will try again"),
+        WebhookEnding::Exhausted(failure) => tracing::warn!(attempt, status, error, code = failure.code(), "webhook not delivered; kept"),
+        WebhookEnding::Released => tracing::debug!(attempt, "given back"),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use devkit::upstream::SimulatorOptions;
 use shared::store::low_water::Marks;
-use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
 use shared::store::upstream::WorkerId;
 use shared::units::Rate;
 use worker::sign::claims::Claims;
@@ -51,7 +51,7 @@ async fn is_claimed_again(world: &World, marks: Marks) {
     let finish = SignFinish {
         digest: job.message.digest(),
         lease: job.lease,
-        ending: Ending::Released,
+        ending: SignEnding::Released,
         called: false,
         status: None,
         error: None,

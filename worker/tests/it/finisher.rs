@@ -5,7 +5,7 @@ use std::time::Duration;
 use devkit::upstream::SimulatorOptions;
 use shared::contract::Status;
 use shared::store::low_water::LowWater;
-use shared::store::sign_finish::{Ending, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
 use shared::store::upstream::WorkerId;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use worker::finisher::Finisher;
@@ -29,7 +29,7 @@ async fn an_outcome_whose_row_somebody_holds_holds_up_no_other() {
         finisher.finish(SignFinish {
             digest: job.message.digest(),
             lease: job.lease,
-            ending: Ending::Signed("s".to_owned()),
+            ending: SignEnding::Signed("s".to_owned()),
             called: true,
             status: Some(200),
             error: None,

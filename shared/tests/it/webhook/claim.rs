@@ -76,7 +76,7 @@ async fn a_receiver_that_nobody_knows_gets_one_delivery_and_then_as_many_as_ther
     let first = claim(&f).await;
     assert_eq!((first.len(), first[0].failures), (1, 1));
     assert!(claim(&f).await.is_empty(), "one at a time");
-    finish(&f, first.into_iter().next().unwrap(), Delivery::Delivered, 200).await;
+    finish(&f, first.into_iter().next().unwrap(), WebhookEnding::Delivered, 200).await;
     let rest = claimed(&f, &Wanted { per_receiver: 3, ..Wanted::up_to(10) }).await.claimed.jobs;
     assert_eq!((rest.len(), rest[0].failures), (3, 0));
 }

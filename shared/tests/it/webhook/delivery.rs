@@ -8,13 +8,13 @@ async fn a_delivery_is_retried_and_then_delivered_and_the_last_answer_is_kept() 
     let id = told(&f).await;
     let job = claim(&f).await.remove(0);
     assert!(claim(&f).await.is_empty(), "it is leased");
-    finish(&f, job, Delivery::Retry(Duration::ZERO), 500).await;
+    finish(&f, job, WebhookEnding::Retry(Duration::ZERO), 500).await;
     let waiting = state(&f, id).await;
     assert_eq!((waiting.status, waiting.attempts, waiting.last_status), (WebhookStatus::Pending, 1, Some(500)));
     assert!(waiting.next_attempt_at.is_some() && waiting.last_attempt_at.is_some());
     let job = claim(&f).await.remove(0);
     assert_eq!(job.attempt, 2);
-    finish(&f, job, Delivery::Delivered, 204).await;
+    finish(&f, job, WebhookEnding::Delivered, 204).await;
     let done = state(&f, id).await;
     assert_eq!((done.status, done.attempts, done.last_status, done.next_attempt_at), (WebhookStatus::Delivered, 2, Some(204), None));
 }
@@ -24,7 +24,7 @@ async fn an_exhausted_delivery_is_kept() {
     let f = Fixture::new().await;
     let id = told(&f).await;
     let job = claim(&f).await.remove(0);
-    finish(&f, job, Delivery::Exhausted("gone"), 410).await;
+    finish(&f, job, WebhookEnding::Exhausted(WebhookFailure::Gone), 410).await;
     assert_eq!(state(&f, id).await.status, WebhookStatus::Exhausted);
     assert!(claim(&f).await.is_empty());
 }
@@ -41,8 +41,8 @@ async fn a_worker_killed_between_sending_and_finishing_leads_to_a_second_deliver
     .await;
     let second = claim(&f).await.remove(0);
     assert_eq!(second.request.id, killed.request.id, "the webhook-id follows from the request: it is the same");
-    assert_eq!(finish(&f, killed, Delivery::Exhausted("exhausted"), 500).await, Finished::LeaseLost);
-    assert_eq!(finish(&f, second, Delivery::Delivered, 200).await, Finished::Written);
+    assert_eq!(finish(&f, killed, WebhookEnding::Exhausted(WebhookFailure::AttemptsExhausted), 500).await, Finished::LeaseLost);
+    assert_eq!(finish(&f, second, WebhookEnding::Delivered, 200).await, Finished::Written);
     let log = f.store.deliveries(request, None).await.unwrap().unwrap().deliveries;
     let outcomes: Vec<_> = log.iter().map(|attempt| attempt.outcome).collect();
     assert_eq!(outcomes, [DeliveryOutcome::Unknown, DeliveryOutcome::Delivered]);
@@ -62,7 +62,7 @@ async fn workers_that_die_again_and_again_use_up_no_try_of_the_schedule() {
         .await;
     }
     let job = claim(&f).await.remove(0);
-    finish(&f, job, Delivery::Retry(Duration::ZERO), 500).await;
+    finish(&f, job, WebhookEnding::Retry(Duration::ZERO), 500).await;
     assert_eq!(state(&f, id).await.attempts, 1);
     assert_eq!(claim(&f).await[0].attempt, 2);
     assert_eq!(f.store.deliveries(id, None).await.unwrap().unwrap().deliveries.len(), 22, "the log has each of them");

@@ -13,7 +13,7 @@ use shared::store::Finished;
 use shared::store::deliveries::Replay;
 use shared::store::receivers::{Held, ReceiverId, Room, Wanted};
 use shared::store::webhook_claim::{ClaimedWebhooks, WebhookJob};
-use shared::store::webhook_finish::{Delivery, ReceiverNews, WebhookFinish};
+use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFailure, WebhookFinish};
 use uuid::Uuid;
 
 use crate::fixture::{Fixture, LEASE, webhook_to};
@@ -65,25 +65,25 @@ async fn claim(f: &Fixture) -> Vec<WebhookJob> {
     claimed(f, &Wanted::up_to(10)).await.claimed.jobs
 }
 
-fn finish_of(job: WebhookJob, ending: Delivery, status: u16, receiver: ReceiverNews) -> WebhookFinish {
+fn finish_of(job: WebhookJob, ending: WebhookEnding, status: u16, receiver: ReceiverNews) -> WebhookFinish {
     let took = Duration::from_millis(7);
     WebhookFinish { lease: job.lease, ending, status: Some(status), error: None, took, response: Some(b"answer".to_vec()), receiver }
 }
 
-async fn finish(f: &Fixture, job: WebhookJob, ending: Delivery, status: u16) -> Finished {
+async fn finish(f: &Fixture, job: WebhookJob, ending: WebhookEnding, status: u16) -> Finished {
     f.store.finish_webhook_jobs(&[finish_of(job, ending, status, ReceiverNews::Works { slow: false })]).await.unwrap()[0]
 }
 
 /// Records that the receiver failed; the next probe may follow after `pause`.
 async fn fail(f: &Fixture, job: WebhookJob, pause: Duration) {
     let news = ReceiverNews::Fails { before: job.failures, pause };
-    f.store.finish_webhook_jobs(&[finish_of(job, Delivery::Retry(Duration::ZERO), 500, news)]).await.unwrap();
+    f.store.finish_webhook_jobs(&[finish_of(job, WebhookEnding::Retry(Duration::ZERO), 500, news)]).await.unwrap();
 }
 
 /// Claims a webhook and delivers it.
 pub(crate) async fn deliver(f: &Fixture) {
     let job = claim(f).await.remove(0);
-    assert_eq!(finish(f, job, Delivery::Delivered, 200).await, Finished::Written);
+    assert_eq!(finish(f, job, WebhookEnding::Delivered, 200).await, Finished::Written);
 }
 
 /// Makes the receiver of `url` known to work.

@@ -29,12 +29,14 @@ async fn a_receiver_is_an_address_in_which_what_looks_like_an_identifier_stands_
         ("http://a.example/100/200/300", "http://a.example/400/500/600"),
         ("http://a.example/hook?a=1&order=ord_81f2a7&b=2", "http://a.example/hook?a=1&order=ord_22c9d1&b=2"),
         ("http://a.example/hook/V1StGXRZqkHiqmyTLbCd", "http://a.example/hook/fIYtNbMcRxa8oPqLzWvE"),
+        ("http://a.example/ok-77aa1234", "http://a.example/ok-3f2a9c1d"),
         ("http://a.example/hook/0193f2a1-7c1e-7aaa-8000-2b1c3d4e5f60", "http://a.example/hook/0193f2a1-ffff-7aaa-8000-2b1c3d4e5f60"),
     ] {
         assert!(same(one, other).await, "{one} and {other}");
     }
     for (one, other) in [
         ("http://a.example/ok", "http://a.example/hangs"),
+        ("http://a.example/ok-77aa1234", "http://a.example/hangs-3f2a9c1d"),
         ("http://a.example/v1/ok", "http://a.example/v2/ok"),
         ("http://a.example/", "http://b.example/"),
         ("http://a.example/", "http://a.example:8080/"),
@@ -57,7 +59,7 @@ async fn a_receiver_is_an_address_in_which_what_looks_like_an_identifier_stands_
 #[tokio::test]
 async fn ten_thousand_receivers_with_the_worst_addresses_are_told_apart_in_time() {
     let f = Fixture::new().await;
-    for part in ["a1b2c3de/", "a1b2", "%C3", "a/", "1"] {
+    for part in ["a1b2c3de/", "ab-a1b2c3de/", "ab-", "a1b2", "%C3", "a/", "1"] {
         let addresses = format!("'http://a.example/' || repeat('{part}', 2000 / {}) || n", part.len());
         let count = format!("select count(receiver_of(gen_random_uuid(), {addresses})) from generate_series(1, 10000) n");
         let began = std::time::Instant::now();
@@ -76,15 +78,16 @@ async fn deliveries_that_fail_together_count_once_and_one_that_works_makes_up_fo
     }
     let jobs = claim(&f).await;
     assert_eq!(jobs.len(), 4);
-    let fails =
-        |job: WebhookJob| finish_of(job, Delivery::Retry(Duration::ZERO), 500, ReceiverNews::Fails { before: 0, pause: Duration::ZERO });
+    let fails = |job: WebhookJob| {
+        finish_of(job, WebhookEnding::Retry(Duration::ZERO), 500, ReceiverNews::Fails { before: 0, pause: Duration::ZERO })
+    };
     let mut finishes: Vec<_> = jobs.into_iter().map(fails).collect();
     let last = finishes.pop().unwrap();
     let second = finishes.pop().unwrap();
     f.store.finish_webhook_jobs(&finishes).await.unwrap();
     f.store.finish_webhook_jobs(&[second]).await.unwrap();
     assert_eq!(f.number("select failures::bigint from receivers").await, 1);
-    let works = WebhookFinish { receiver: ReceiverNews::Works { slow: false }, ending: Delivery::Delivered, ..last };
+    let works = WebhookFinish { receiver: ReceiverNews::Works { slow: false }, ending: WebhookEnding::Delivered, ..last };
     f.store.finish_webhook_jobs(&[works]).await.unwrap();
     assert_eq!(f.number("select failures::bigint from receivers where failing_since is null").await, 0);
 }
@@ -95,7 +98,7 @@ async fn a_probe_that_is_given_back_lets_the_next_one_follow_at_once() {
     told(&f).await;
     let job = claim(&f).await.remove(0);
     let news = ReceiverNews::None { before: job.failures };
-    f.store.finish_webhook_jobs(&[finish_of(job, Delivery::Released, 0, news)]).await.unwrap();
+    f.store.finish_webhook_jobs(&[finish_of(job, WebhookEnding::Released, 0, news)]).await.unwrap();
     assert_eq!(claim(&f).await.len(), 1);
 }
 
@@ -143,27 +146,27 @@ async fn webhooks_of_a_receiver_that_is_lost_are_exhausted_in_the_end_and_others
 }
 
 #[tokio::test]
-async fn receivers_that_nobody_needs_are_forgotten() {
+async fn receivers_that_nobody_needs_are_deleted() {
     let f = Fixture::new().await;
     proven(&f, "http://old.example/").await;
     told_at(&f, "http://busy.example/").await;
     let job = claim(&f).await.remove(0);
     fail(&f, job, Duration::ZERO).await;
     f.run("update receivers set changed_at = now() - interval '2 days'").await;
-    f.store.forget_receivers_and_secrets(Duration::from_hours(24), 10).await.unwrap();
+    f.store.delete_idle_receivers(Duration::from_hours(24), 10).await.unwrap();
     assert_eq!(f.number("select count(*) from receivers").await, 1);
 }
 
 #[tokio::test]
-async fn more_receivers_to_forget_than_fit_into_one_statement_are_forgotten_by_the_next() {
+async fn more_idle_receivers_than_fit_into_one_statement_are_deleted_by_the_next() {
     let f = Fixture::new().await;
     f.run("insert into receivers (receiver, changed_at) select gen_random_uuid(), now() - interval '2 days' from generate_series(1, 25)")
         .await;
-    let mut forgotten = Vec::new();
+    let mut deleted = Vec::new();
     for _ in 0..4 {
-        forgotten.push(f.store.forget_receivers_and_secrets(Duration::from_hours(24), 10).await.unwrap());
+        deleted.push(f.store.delete_idle_receivers(Duration::from_hours(24), 10).await.unwrap());
     }
-    assert_eq!(forgotten, [10, 10, 5, 0]);
+    assert_eq!(deleted, [10, 10, 5, 0]);
 }
 
 #[tokio::test]
@@ -179,7 +182,7 @@ async fn among_two_hundred_that_fail_a_new_receiver_is_told_at_once_and_each_has
         assert_eq!(jobs.len(), 21, "round {round}");
         for job in jobs {
             if job.request.id == new {
-                finish(&f, job, Delivery::Delivered, 200).await;
+                finish(&f, job, WebhookEnding::Delivered, 200).await;
             } else {
                 assert!(served.insert(job.receiver), "round {round}: before each has had its turn");
                 fail(&f, job, Duration::ZERO).await;
@@ -235,7 +238,7 @@ async fn a_slow_receiver_has_one_delivery_at_a_time_in_a_process_until_it_is_qui
         let held = Wanted { held: vec![held(jobs[0].receiver, 1)], ..Wanted::up_to(10) };
         assert!(claimed(&f, &held).await.claimed.jobs.is_empty());
         let news = ReceiverNews::Works { slow };
-        f.store.finish_webhook_jobs(&[finish_of(jobs.remove(0), Delivery::Delivered, 200, news)]).await.unwrap();
+        f.store.finish_webhook_jobs(&[finish_of(jobs.remove(0), WebhookEnding::Delivered, 200, news)]).await.unwrap();
     }
     let none_left = Wanted { troubled: room(0), newcomers: room(0), ..Wanted::up_to(10) };
     assert_eq!(claimed(&f, &none_left).await.claimed.jobs.len(), 3);

@@ -11,13 +11,13 @@ async fn asked_twice_at_once_a_webhook_is_sent_again_once_with_its_whole_schedul
     let f = Fixture::new().await;
     let id = told(&f).await;
     let job = claim(&f).await.remove(0);
-    finish(&f, job, Delivery::Exhausted("gone"), 410).await;
+    finish(&f, job, WebhookEnding::Exhausted(WebhookFailure::Gone), 410).await;
     let asked = join_all((0..8).map(|_| f.store.replay(id, Some(f.key)))).await;
     assert!(asked.into_iter().all(|answer| answer.unwrap() == Replay::Sending));
     let jobs = claim(&f).await;
     assert_eq!((jobs.len(), jobs[0].attempt), (1, 1));
     assert_eq!(f.store.replay(id, None).await.unwrap(), Replay::Sending, "while it is in flight, nothing changes");
-    finish(&f, jobs.into_iter().next().unwrap(), Delivery::Delivered, 200).await;
+    finish(&f, jobs.into_iter().next().unwrap(), WebhookEnding::Delivered, 200).await;
     assert!(claim(&f).await.is_empty());
     let log = f.store.deliveries(id, Some(f.key)).await.unwrap().unwrap();
     assert_eq!(log.deliveries.iter().map(|entry| entry.number).collect::<Vec<_>>(), [1, 2]);
@@ -32,7 +32,7 @@ async fn a_webhook_that_waits_for_its_next_try_is_sent_now_when_asked_for() {
     let f = Fixture::new().await;
     let id = told(&f).await;
     let job = claim(&f).await.remove(0);
-    finish(&f, job, Delivery::Retry(Duration::from_hours(2)), 500).await;
+    finish(&f, job, WebhookEnding::Retry(Duration::from_hours(2)), 500).await;
     assert!(claim(&f).await.is_empty());
     assert_eq!(f.store.replay(id, None).await.unwrap(), Replay::Sending);
     assert_eq!(claim(&f).await[0].attempt, 2, "it goes on in its schedule");
@@ -67,7 +67,7 @@ async fn a_replay_that_races_with_retention_is_sent_or_there_is_nothing_left_to_
         let id = told(&f).await;
         deliver(&f).await;
         f.run(OLD).await;
-        let (replayed, forgotten) = tokio::join!(f.store.replay(id, None), f.store.forget(Duration::from_hours(24), 100));
+        let (replayed, forgotten) = tokio::join!(f.store.replay(id, None), f.store.delete_ended_requests(Duration::from_hours(24), 100));
         forgotten.unwrap();
         let left = f.number(&format!("select count(*) from jobs where request_id = '{id}' and state = 'pending'")).await;
         match replayed.unwrap() {
@@ -92,7 +92,7 @@ async fn a_replay_that_retention_did_not_see_coming_stays() {
     let mut connection = f.connection().await;
     let mut holder = connection.begin().await.unwrap();
     sqlx::query("select from jobs where kind = 'webhook' for update").execute(&mut *holder).await.unwrap();
-    let forgetting = f.store.forget(Duration::from_hours(24), 100);
+    let forgetting = f.store.delete_ended_requests(Duration::from_hours(24), 100);
     let replaying = async {
         sqlx::query("update jobs set state = 'pending', finished_at = null where kind = 'webhook'").execute(&mut *holder).await.unwrap();
         f.until_somebody_waits_for_a_lock().await;
