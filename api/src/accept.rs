@@ -1,4 +1,5 @@
-//! Storing a batch of POSTs: together if possible, and one by one where a single request would fail the others.
+//! Storing batches of POSTs: new messages first, in one statement, and in batches of their own those that may be known: whoever holds a
+//! message that is known holds up no new one.
 
 use std::time::Duration;
 
@@ -29,46 +30,59 @@ impl<E> From<BatchError<E>> for NotStored {
     }
 }
 
-/// Stores `requests` within [`STORE_WITHIN`]: first the new messages in one statement, then the others. If Postgres refuses a batch, or
-/// another transaction holds one of its messages, each request is stored on its own, so that one cannot fail the others.
-///
-/// There is a deadline, so a batch whose callers have all been told 503 does not go on unseen, nor delay the next one.
-pub async fn store_all(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Vec<Result<Stored, NotStored>> {
-    let deadline = Instant::now() + STORE_WITHIN;
-    let new = match before(deadline, store.accept_new(&requests, most_pending)).await {
-        Ok(stored) => stored,
-        Err(error) if error.may_be_of_one_item() => requests.iter().map(|_| None).collect(),
-        Err(error) => return not_stored(&error, requests.len()),
-    };
-    let left: Vec<NewRequest> = requests.into_iter().zip(&new).filter(|(_, stored)| stored.is_none()).map(|(request, _)| request).collect();
-    let mut known = if left.is_empty() { Vec::new() } else { store_known(store, &left, most_pending, deadline).await }.into_iter();
-    new.into_iter().map(|stored| stored.map_or_else(|| known.next().expect("one for each that is left"), Ok)).collect()
+/// What became of a POST in the statement for new messages.
+pub enum FirstTry {
+    /// It is stored.
+    Stored(Stored),
+    /// Its message or its idempotency key is known: [`store_known`] has to decide.
+    Known(NewRequest),
+    /// It is not known whether it is stored.
+    Failed,
 }
 
-/// Stores requests until `deadline`, one by one if the batch fails. Each has its own timeout: the result of a slow request is uncertain,
-/// but those that were stored in time are known to be stored.
-async fn store_known(store: &Store, requests: &[NewRequest], most_pending: u64, deadline: Instant) -> Vec<Result<Stored, NotStored>> {
-    match before(deadline, store.accept(requests, most_pending)).await {
-        Ok(accepted) => accepted.into_iter().map(|accepted| accepted.map_err(NotStored::Rejected)).collect(),
-        Err(error) if error.may_be_of_one_item() => {
-            let alone = requests.iter().map(|request| async move {
-                match before(deadline, store.accept(std::slice::from_ref(request), most_pending)).await {
-                    Ok(mut accepted) => accepted.pop().expect("one for each request").map_err(NotStored::Rejected),
-                    Err(StoreError::Refused(error)) => {
-                        tracing::error!(error = display_chain(&error), "a request was refused");
-                        Err(NotStored::Refused)
-                    }
-                    Err(error) => not_stored(&error, 1).remove(0),
-                }
-            });
-            futures_util::future::join_all(alone).await
+/// Stores those `requests` whose message is new, in one statement, within [`STORE_WITHIN`].
+pub async fn store_new(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Vec<FirstTry> {
+    match before(Instant::now() + STORE_WITHIN, store.accept_new(&requests, most_pending)).await {
+        Ok(stored) => {
+            let stored = requests.into_iter().zip(stored);
+            stored.map(|(request, stored)| stored.map_or_else(|| FirstTry::Known(request), FirstTry::Stored)).collect()
         }
-        Err(error) => not_stored(&error, requests.len()),
+        Err(error) if error.may_be_of_one_item() => requests.into_iter().map(FirstTry::Known).collect(),
+        Err(error) => {
+            warn(&error);
+            requests.iter().map(|_| FirstTry::Failed).collect()
+        }
     }
 }
 
-/// The results of `count` requests of which it is not known whether they are stored. Logs why.
-fn not_stored(error: &StoreError, count: usize) -> Vec<Result<Stored, NotStored>> {
+/// Stores `requests` that may be known already, within [`STORE_WITHIN`]. If Postgres refuses them, or another transaction holds one of
+/// their messages, each is stored on its own, so that one cannot fail the others. Each has its own timeout then: the result of a slow
+/// request is uncertain, but those that were stored in time are known to be stored.
+pub async fn store_known(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Vec<Result<Stored, NotStored>> {
+    let deadline = Instant::now() + STORE_WITHIN;
+    match before(deadline, store.accept(&requests, most_pending)).await {
+        Ok(accepted) => accepted.into_iter().map(|accepted| accepted.map_err(NotStored::Rejected)).collect(),
+        Err(error) if requests.len() > 1 && error.may_be_of_one_item() => {
+            let alone = requests.iter().map(|request| async move {
+                let accepted = before(deadline, store.accept(std::slice::from_ref(request), most_pending)).await;
+                accepted.map_err(|error| not_stored(&error))?.pop().expect("one for each request").map_err(NotStored::Rejected)
+            });
+            futures_util::future::join_all(alone).await
+        }
+        Err(error) => vec![Err(not_stored(&error)); requests.len()],
+    }
+}
+
+/// Why requests are not stored, or may not be.
+fn not_stored(error: &StoreError) -> NotStored {
+    if let StoreError::Refused(error) = error {
+        tracing::error!(error = display_chain(error), "a request was refused");
+        return NotStored::Refused;
+    }
+    warn(error);
+    NotStored::Unavailable
+}
+
+fn warn(error: &StoreError) {
     tracing::warn!(error = display_chain(error), "can't store requests");
-    vec![Err(NotStored::Unavailable); count]
 }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::accept::{NotStored, STORE_WITHIN, store_all};
+use crate::accept::{FirstTry, NotStored, STORE_WITHIN, store_known, store_new};
 use crate::queue::Queue;
 use crate::waiters::{Waiter, Waiters};
 
@@ -95,7 +95,8 @@ struct Wait {
 pub struct Answers {
     store: Store,
     waiters: Waiters,
-    accepts: Batcher<NewRequest, Result<Stored, NotStored>, Infallible>,
+    new: Batcher<NewRequest, FirstTry, Infallible>,
+    known: Batcher<NewRequest, Result<Stored, NotStored>, Infallible>,
     reads: Batcher<Uuid, Option<RequestState>, StoreError>,
     queue: Queue,
     bounds: Bounds,
@@ -109,9 +110,14 @@ impl Answers {
         let posts = Batches { largest: LARGEST_GROUP, waiting: MOST_WAITING, at_once: AT_ONCE, callers: Callers::ComeBack };
         let looks = Batches { waiting: MOST_READS, callers: Callers::Leave, ..posts };
         let accepting = store.clone();
-        let accepts = Batcher::spawn(posts, move |requests: Vec<NewRequest>| {
+        let new = Batcher::spawn(posts, move |requests: Vec<NewRequest>| {
             let store = accepting.clone();
-            async move { Ok(store_all(&store, requests, bounds.pending).await) }
+            async move { Ok(store_new(&store, requests, bounds.pending).await) }
+        });
+        let accepting = store.clone();
+        let known = Batcher::spawn(posts, move |requests: Vec<NewRequest>| {
+            let store = accepting.clone();
+            async move { Ok(store_known(&store, requests, bounds.pending).await) }
         });
         let reading = store.clone();
         let reads = Batcher::spawn(looks, move |ids: Vec<Uuid>| {
@@ -124,7 +130,7 @@ impl Answers {
             }
         });
         let queue = Queue::new(store.clone());
-        Self { store, waiters, accepts, reads, queue, bounds, stop }
+        Self { store, waiters, new, known, reads, queue, bounds, stop }
     }
 
     /// Stores `request`. Its [outcome](Self::outcome) can be waited for until `wait` after `arrived`.
@@ -136,8 +142,8 @@ impl Answers {
         let may_wait = self.may_wait();
         let wait = if may_wait { wait } else { Duration::ZERO };
         let receipt = Receipt::of(&request);
-        let stored = timeout_at(arrived + STORE_WITHIN, self.accepts.submit(request)).await;
-        let Stored { id, created_at, settled, waiting } = stored.map_err(|_| NotStored::Unavailable)???;
+        let stored = timeout_at(arrived + STORE_WITHIN, self.accept(request)).await.map_err(|_| NotStored::Unavailable)?;
+        let Stored { id, created_at, settled, waiting } = stored?;
         let deadline = if settled { arrived } else { arrived + wait };
         // A caller that does not wait, and is the first to ask for this message, learns nothing more from a read.
         if let Some(waiting) = waiting
@@ -149,6 +155,14 @@ impl Answers {
         let latest = arrived + ANSWER_WITHIN.max(wait + READ_AFTERWARDS);
         let wait = Wait { id, waiter, deadline, latest, fresh: !settled };
         Ok(Unanswered { known: receipt.pending(id, created_at, None), wait: Some(wait), may_wait })
+    }
+
+    async fn accept(&self, request: NewRequest) -> Result<Stored, NotStored> {
+        match self.new.submit(request).await? {
+            FirstTry::Stored(stored) => Ok(stored),
+            FirstTry::Known(request) => self.known.submit(request).await?,
+            FirstTry::Failed => Err(NotStored::Unavailable),
+        }
     }
 
     /// The state of a request once it is final, or when its time is up. `None` if the request is gone: it repeated an old one that was

@@ -85,7 +85,7 @@ impl Maintenance {
     async fn round(&mut self) -> Left {
         let mut largest = 0;
         if let Some(deadline) = self.ages.deadline {
-            largest = self.end_overdue(deadline).await;
+            largest = step("overdue", self.end_overdue(deadline)).await;
         }
         let store = &self.store;
         if let Some(age) = self.ages.webhooks {
@@ -99,15 +99,28 @@ impl Maintenance {
     }
 
     /// Ends jobs that are past their deadline, and returns how many. Looks at every waiting job if it is time for that.
-    async fn end_overdue(&mut self, deadline: Duration) -> u32 {
+    async fn end_overdue(&mut self, deadline: Duration) -> Result<u32, StoreError> {
         let began = Instant::now();
         let look = if self.next_full_look <= began { Look::AtAll } else { Look::AtThoseDueFirst };
-        let ended = step("overdue", end_overdue(&self.store, deadline, look, &self.finisher)).await;
+        let found = self.store.claim_overdue_sign_jobs(deadline, look, AT_ONCE, LEASE).await;
         if look == Look::AtAll {
-            self.next_full_look = Instant::now() + began.elapsed() * ONE_IN;
+            self.next_full_look = Instant::now() + pause_after_full_look(began.elapsed(), found.is_ok());
         }
-        ended
+        let overdue = found?;
+        let count = u32::try_from(overdue.len()).unwrap_or(AT_ONCE);
+        let ends = overdue.into_iter().map(|(lease, digest)| self.finisher.finish(SignFinish::past_deadline(lease, digest)));
+        futures_util::future::join_all(ends).await;
+        if count > 0 {
+            tracing::warn!(count, "requests were not signed before their deadline");
+        }
+        Ok(count)
     }
+}
+
+/// The pause after a look at every waiting job. One that failed may have waited for a Postgres that stood still, which does not say how
+/// long it takes: it is repeated soon.
+fn pause_after_full_look(took: Duration, worked: bool) -> Duration {
+    if worked { took * ONE_IN } else { took }
 }
 
 /// The number of items a step handled: 0 if it failed or took too long. The next step runs in any case.
@@ -116,17 +129,6 @@ async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -
         tracing::debug!(step = name, error = display_chain(&error), "no maintenance this time");
         0
     })
-}
-
-async fn end_overdue(store: &Store, deadline: Duration, look: Look, finisher: &Finisher<SignFinish>) -> Result<u32, StoreError> {
-    let overdue = store.claim_overdue_sign_jobs(deadline, look, AT_ONCE, LEASE).await?;
-    let count = u32::try_from(overdue.len()).unwrap_or(AT_ONCE);
-    let ends = overdue.into_iter().map(|(lease, digest)| finisher.finish(SignFinish::past_deadline(lease, digest)));
-    futures_util::future::join_all(ends).await;
-    if count > 0 {
-        tracing::warn!(count, "requests were not signed before their deadline");
-    }
-    Ok(count)
 }
 
 #[cfg(test)]
@@ -139,6 +141,13 @@ mod tests {
             let (deadline, retention) = (Some(Duration::from_secs(deadline)), Duration::from_secs(retention));
             assert_eq!(Ages { deadline, webhooks: None, retention }.next_round().as_secs(), pause);
         }
+    }
+
+    #[test]
+    fn a_full_look_takes_a_thirtieth_of_the_time_and_one_that_failed_is_repeated_soon() {
+        let took = Duration::from_secs(10);
+        assert_eq!(pause_after_full_look(took, true).as_secs(), 300);
+        assert_eq!(pause_after_full_look(took, false), took);
     }
 
     #[tokio::test(start_paused = true)]

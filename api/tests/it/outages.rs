@@ -277,6 +277,17 @@ async fn a_message_that_somebody_holds_in_a_transaction_delays_no_other() {
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 9);
     answers[5].is_problem(503, "unavailable");
+    // However often it is posted.
+    let held = (0..30).map(|n| (n * 50, "held".to_owned()));
+    let posts = held.chain((0..75).map(|n| (n * 20, format!("also free {n}")))).map(|(after, message)| {
+        let world = &world;
+        async move {
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            (message == "held", world.sign(&message).await.status)
+        }
+    });
+    let answers = futures_util::future::join_all(posts).await;
+    assert!(answers.iter().all(|&(held, status)| if held { status == 503 } else { status.is_success() }), "{answers:?}");
     holder.rollback().await.unwrap();
     until("the message is free again", async || world.sign("held").await.status == 200).await;
 }

@@ -104,7 +104,8 @@ impl Store {
     async fn listen_once(&self, channels: &[&str], tell: &impl Fn(Hint)) -> Result<Listening, sqlx::Error> {
         let Some(mut listener) = self.database.listener().await? else { return Ok(Listening::Unsupported) };
         listener.eager_reconnect(false);
-        listener.listen_all(channels.iter().copied()).await?;
+        let subscribed = tokio::time::timeout(ALIVE_WITHIN, listener.listen_all(channels.iter().copied()));
+        subscribed.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
         self.listening.store(true, Ordering::Release);
         tell(Hint::Everything);
         loop {

@@ -9,8 +9,8 @@ use crate::message::MessageDigest;
 /// Which waiting jobs are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// Those at the beginning of the queue. A job that was never tried is usually due since it was posted, so the old ones are there. Jobs
-    /// that met an upstream that was down are due since then, and are not found.
+    /// Those at the beginning of the queue. A job that was never tried is usually due since it was posted, so the old ones are there.
+    /// Retries, and jobs that met an upstream that was down, are due since later, and are not found.
     AtThoseDueFirst,
     /// Every waiting job. The statement reads all of them.
     AtAll,
@@ -42,7 +42,8 @@ impl Store {
                         limit $2)
                     union all
                     (select id from jobs
-                        where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at < 'infinity'
+                        where kind = 'sign' and state = 'pending' and lane = 1
+                            and next_run_at < case when $4 then 'infinity' else now() - make_interval(secs => $1) end
                             and created_at < now() - make_interval(secs => $1) and (lease_token is null or leased_until <= now())
                         limit $2)
                     limit $2

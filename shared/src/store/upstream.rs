@@ -114,10 +114,11 @@ impl Store {
         if others && !old.same {
             return Ok(Agreement::Differs(read_rate(old.calls, old.window)?));
         }
+        // First: it looks which slots are in use, and a change of the window ends that.
+        slots::trust_no_other_clock(&mut transaction).await?;
         if !old.same {
             slots::change_window(&mut transaction, rate, old.longer_by).await?;
         }
-        slots::trust_no_other_clock(&mut transaction).await?;
         slots::change_number(&mut transaction, rate, old.longer_by).await?;
         sqlx::query!(
             "-- upstream.set_rate

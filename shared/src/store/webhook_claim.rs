@@ -36,6 +36,7 @@ use super::lease::ClaimSentAt;
 use super::receivers::{ReceiverId, Standing, WATCHED_WITHIN, Wanted};
 use super::requests::RequestState;
 use super::server_time::ServerTime;
+use super::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
 use crate::encryption::{AtRest, EncryptionError, Place};
@@ -262,7 +263,15 @@ impl Store {
         if ids.is_empty() {
             return Ok(ClaimedWebhooks { claimed: Claimed { jobs: Vec::new(), next_in }, stopped_at });
         }
-        let mut states = self.requests(&ids).await?;
+        let mut states = match self.requests(&ids).await {
+            Ok(states) => states,
+            Err(error) => {
+                // They are leased already, and nobody will work on them.
+                let given_back: Vec<WebhookFinish> = rows.iter().filter_map(|row| row.given_back(sent_at, lease)).collect();
+                let _ = self.finish_webhook_jobs(&given_back).await;
+                return Err(error);
+            }
+        };
         let jobs = rows.into_iter().filter_map(|row| row.into_job(self, &mut states, sent_at, lease)).collect::<Result<Vec<_>>>()?;
         Ok(ClaimedWebhooks { claimed: Claimed { jobs, next_in }, stopped_at })
     }
@@ -316,6 +325,19 @@ struct Row {
 }
 
 impl Row {
+    /// The end of its lease without an attempt, if there is a job.
+    fn given_back(&self, sent_at: ClaimSentAt, lease: Duration) -> Option<WebhookFinish> {
+        Some(WebhookFinish {
+            lease: Lease::new(JobId(self.id?), self.lease_token?, sent_at, lease),
+            ending: WebhookEnding::Released,
+            status: None,
+            error: None,
+            took: Duration::ZERO,
+            response: None,
+            receiver: ReceiverNews::None { before: count(self.failures?) },
+        })
+    }
+
     /// The job, if there is one. Its request must be in `states`.
     fn into_job(
         self,

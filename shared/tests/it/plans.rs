@@ -7,6 +7,7 @@ use shared::store::deliveries::Replay;
 use shared::store::low_water::LowWater;
 use shared::store::receivers::Wanted;
 use shared::store::sign_finish::{SignEnding, SignFinish};
+use shared::store::sign_overdue::Look;
 use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
 
 use sqlx::Connection;
@@ -199,6 +200,23 @@ async fn a_claim_from_the_low_water_mark_on_steps_over_what_was_done_though_no_v
     }
     assert!(read[0] < 500 && read[1] > 1000, "read from the mark on, and from the beginning: {read:?}");
     holder.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn to_look_for_overdue_jobs_at_the_beginning_of_the_queue_reads_no_waiting_retry() {
+    let f = Fixture::new().await;
+    f.run(
+        "with texts as (
+            insert into messages (digest, body) select message_digest(n::text::bytea), n::text::bytea from generate_series(1, 10000) n returning id
+        )
+        insert into jobs (kind, message_id, lane) select 'sign', id, 1 from texts",
+    )
+    .await;
+    f.count_anew().await;
+    assert!(f.store.claim_overdue_sign_jobs(RETENTION, Look::AtThoseDueFirst, 10, LEASE).await.unwrap().is_empty());
+    let f = f.with_new_sessions().await;
+    let read = f.counted("select (select sum(idx_tup_read) from pg_stat_user_indexes)::bigint + (select sum(seq_tup_read) from pg_stat_user_tables where relname = 'jobs')::bigint").await;
+    assert!(read < 100, "{read} rows were read");
 }
 
 #[tokio::test]

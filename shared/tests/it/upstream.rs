@@ -154,6 +154,24 @@ async fn after_a_failover_no_slot_is_free_by_the_clock_of_the_server_before() {
 }
 
 #[tokio::test]
+async fn after_a_failover_a_slot_in_use_waits_until_its_lease_is_over_even_if_the_rate_changes_in_the_same_moment() {
+    let f = Fixture::new().await;
+    f.post("m").await;
+    assert_eq!(f.claim(1).await.len(), 1);
+    f.run(
+        "update upstream_slots set free_at = free_at - interval '2 min' where free_at > '-infinity';
+        update jobs set leased_at = leased_at - interval '2 min', leased_until = leased_until - interval '2 min',
+            next_run_at = next_run_at - interval '2 min';
+        update upstream set timeline = '00000000'",
+    )
+    .await;
+    all_seem_dead(&f).await;
+    assert_eq!(f.store.join_workers(WorkerId::generate(), "10/1s".parse().unwrap()).await.unwrap(), Agreement::Agreed);
+    let waits = f.number("select extract(epoch from max(free_at) - now())::bigint from upstream_slots").await;
+    assert!(waits >= i64::try_from(LEASE.as_secs()).unwrap(), "{waits} s");
+}
+
+#[tokio::test]
 async fn a_failover_with_thousands_of_slots_and_jobs_is_seen_through_in_a_moment() {
     let f = Fixture::without_rate().await;
     f.agree("3000/60s").await;

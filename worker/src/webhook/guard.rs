@@ -3,12 +3,13 @@
 //! [`shared::address_guard`]). Redirects would bypass both checks, and are not followed.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use shared::address_guard::{Forbidden, Guard};
+use tokio::sync::Semaphore;
 
 /// Resolves names to addresses.
 pub trait LookUp: Send + Sync + 'static {
@@ -16,14 +17,37 @@ pub trait LookUp: Send + Sync + 'static {
     fn look_up(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
 }
 
+/// Maximum number of look-ups at a time: half of the threads that the runtime has for what blocks. A look-up can't be cancelled. One that
+/// nobody waits for any more still has its thread until the name server's silence is long enough for the operating system. Without a limit,
+/// names of one tenant could take all threads, and the upstream's name would wait for one.
+const LOOK_UPS: usize = 256;
+
 /// The operating system's resolver.
-#[derive(Clone, Copy, Debug)]
-pub struct System;
+#[derive(Clone, Debug)]
+pub struct System {
+    free: Arc<Semaphore>,
+    ask: fn(&str) -> io::Result<Vec<IpAddr>>,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        let ask = |name: &str| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect());
+        Self { free: Arc::new(Semaphore::new(LOOK_UPS)), ask }
+    }
+}
 
 impl LookUp for System {
     fn look_up(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        let name = name.to_owned();
-        Box::pin(async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect()) })
+        let (name, ask, free) = (name.to_owned(), self.ask, Arc::clone(&self.free));
+        Box::pin(async move {
+            let permit = free.acquire_owned().await.map_err(io::Error::other)?;
+            let looking_up = tokio::task::spawn_blocking(move || {
+                let found = ask(&name);
+                drop(permit);
+                found
+            });
+            looking_up.await.map_err(io::Error::other)?
+        })
     }
 }
 
@@ -66,6 +90,7 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
+    use futures_util::FutureExt;
     use proptest::prelude::*;
     use shared::address_guard::AddressSettings;
     use tokio::net::TcpListener;
@@ -88,13 +113,32 @@ mod tests {
     #[tokio::test]
     async fn a_name_that_does_not_exist_and_one_that_leads_to_a_forbidden_address_fail_alike() {
         let resolve = async |name: &str| {
-            let resolved = GuardedResolver::new(guard(""), System).resolve(name.parse().unwrap()).await;
+            let resolved = GuardedResolver::new(guard(""), System::default()).resolve(name.parse().unwrap()).await;
             *resolved.err().unwrap().downcast::<Forbidden>().unwrap()
         };
         assert_eq!(resolve("localhost").await, Forbidden::Address);
         assert_eq!(resolve("does-not-exist.invalid").await, Forbidden::Address);
-        let allowed = GuardedResolver::new(guard("127.0.0.0/8,::1/128"), System).resolve("localhost".parse().unwrap()).await;
+        let allowed = GuardedResolver::new(guard("127.0.0.0/8,::1/128"), System::default()).resolve("localhost".parse().unwrap()).await;
         assert!(allowed.unwrap().all(|address| address.ip().is_loopback()));
+    }
+
+    #[tokio::test]
+    async fn a_look_up_that_nobody_waits_for_still_counts_until_it_ends() {
+        static ANSWERS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        let silent = ANSWERS.lock().unwrap();
+        let ask = |_: &str| {
+            drop(ANSWERS.lock());
+            Ok(Vec::new())
+        };
+        let system = System { free: Arc::new(Semaphore::new(2)), ask };
+        for name in ["one", "two"] {
+            // Polled once, and given up.
+            assert!(system.look_up(name).now_or_never().is_none());
+        }
+        assert_eq!(system.free.available_permits(), 0);
+        assert!(system.look_up("three").now_or_never().is_none());
+        drop(silent);
+        assert!(system.look_up("four").await.unwrap().is_empty());
     }
 
     /// Makes real connections: a listener on every loopback address sees which ones the client connects to.

@@ -68,7 +68,7 @@ impl Sender {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
-            .dns_resolver(GuardedResolver::new(guard.clone(), System))
+            .dns_resolver(GuardedResolver::new(guard.clone(), System::default()))
             .connect_timeout(settings.webhook_connect_timeout.min(settings.webhook_timeout))
             .pool_idle_timeout(IDLE)
             // More than this are never in use at once.

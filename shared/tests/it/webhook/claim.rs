@@ -140,3 +140,17 @@ async fn the_claim_walks_its_index_and_reads_no_table_whole() {
     assert!(plan.contains("jobs_by_receiver"), "{plan}");
     assert!(!plan.contains("Seq Scan on jobs"), "{plan}");
 }
+
+#[tokio::test]
+async fn what_was_claimed_and_could_not_be_read_is_given_back() {
+    use sqlx::Connection;
+    let f = Fixture::new().await;
+    let id = told(&f).await;
+    let mut other = f.connection().await;
+    let mut other = other.begin().await.unwrap();
+    sqlx::raw_sql("lock table messages in access exclusive mode").execute(&mut *other).await.unwrap();
+    f.store.claim_webhook_jobs(&Wanted::up_to(10), LEASE).await.expect_err("messages can't be read");
+    other.rollback().await.unwrap();
+    let job = claim(&f).await.remove(0);
+    assert_eq!((job.attempt, state(&f, id).await.attempts), (1, 1), "it was not sent");
+}
