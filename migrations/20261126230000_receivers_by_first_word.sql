@@ -21,3 +21,5 @@ language sql stable strict as $$
 $$;
 
 comment on function receiver_of is 'The receiver of an address: 64 bits of SHA-256 over the API key, scheme, host and port, which are the server, and 64 over the first 512 characters of path and query. A part of these, or what follows its first word, stands for any such if it is a number of three digits, has eight characters with three digits among them, or sixteen without - _ . and with a digit. A short key of fixed size, because jobs are ordered by it.';
+
+comment on function set_receiver is 'Sets the receiver of a webhook job that was inserted without one: by a process of an earlier version.';

@@ -52,6 +52,7 @@ fn recorder() -> PrometheusHandle {
                 .expect("the list of bounds is not empty")
                 .install_recorder()
                 .expect("no other recorder is installed in this process");
+            describe();
             // Samples accumulate until they are sorted into their buckets, and `/metrics` may never be requested.
             let upkeep = recorder.clone();
             tokio::spawn(async move {
@@ -63,6 +64,16 @@ fn recorder() -> PrometheusHandle {
             recorder
         })
         .clone()
+}
+
+/// What each metric says, as `docs/metrics.md` has it: a test compares the names.
+fn describe() {
+    metrics::describe_counter!("countersign_http_requests_total", "Answers to callers.");
+    metrics::describe_histogram!("countersign_http_request_seconds", "How long answers to callers took.");
+    metrics::describe_counter!("countersign_jobs_claimed_total", "Jobs that were claimed.");
+    metrics::describe_counter!("countersign_claim_errors_total", "Claims that failed.");
+    metrics::describe_counter!("countersign_attempts_total", "Attempts that ended, by outcome.");
+    metrics::describe_counter!("countersign_leases_lost_total", "Outcomes that were not written, because the lease had run out.");
 }
 
 /// `GET /health/live`, `GET /health/ready` and `GET /metrics`.

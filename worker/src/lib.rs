@@ -2,20 +2,22 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`settings`] | the settings |
-//! | [`run`] | builds everything and runs it until it is told to stop |
-//! | [`driver`] | the loop for any kind of job: claim, work, finish |
-//! | [`finisher`] | writes outcomes in batches, and keeps trying while Postgres is unavailable |
-//! | [`maintenance`] | ends what has waited for too long, deletes what is old |
-//! | [`retry_after`] | a header that both sides send |
-//! | [`sign`] | sign jobs: the upstream's client, the table of outcomes, the decision about what happens next |
-//! | [`webhook`] | webhook jobs: the address guard, the delivery, the schedule |
+//! | `settings` | the settings |
+//! | `run` | builds everything and runs it until it is told to stop |
+//! | `driver` | the loop for any kind of job: claim, work, finish |
+//! | `finisher` | writes outcomes in batches, and keeps trying while Postgres is unavailable |
+//! | `maintenance` | ends what has waited for too long, deletes what is old |
+//! | `retry_after` | a header that both sides send |
+//! | `sign` | sign jobs: the upstream's client, the table of outcomes, the decision about what happens next |
+//! | `webhook` | webhook jobs: the address guard, the delivery, the schedule |
+//!
+//! What is public is used by the program, its tests and its benchmark.
 
 pub mod driver;
 pub mod finisher;
-pub mod maintenance;
-pub mod retry_after;
+mod maintenance;
+mod retry_after;
 pub mod run;
 pub mod settings;
 pub mod sign;
-pub mod webhook;
+mod webhook;

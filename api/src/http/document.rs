@@ -1,4 +1,4 @@
-//! The OpenAPI document: the output of `poem-openapi`, made exact where it cannot express what we accept.
+//! The OpenAPI document: the output of `poem-openapi`, completed where it cannot express what we accept.
 //!
 //! It writes version 3.0.0, which has no webhooks; everything else that it writes for us means the same in 3.1. A request that is valid by
 //! the document is accepted, unless its message is too long (413), it has two different idempotency keys (400), or its key was used for
@@ -27,10 +27,10 @@ const RECEIVER: [&str; 3] = [
 const PORT: &str =
     "80|443|102[4-9]|10[3-9][0-9]|1[1-9][0-9]{2}|[2-9][0-9]{3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]";
 
-/// Makes the document that `poem-openapi` wrote exact. It has no maximum length for the message: that is measured in bytes, and a longer
+/// Completes the document that `poem-openapi` wrote. It has no maximum length for the message: that is measured in bytes, and a longer
 /// message is answered with 413, not 400.
 #[must_use]
-pub fn exact(written: &str) -> String {
+pub fn completed(written: &str) -> String {
     let mut document: Value = serde_json::from_str(written).expect("poem-openapi writes JSON");
     document["openapi"] = json!(VERSION);
     let request = &mut document["components"]["schemas"]["SignRequest"];

@@ -88,7 +88,7 @@ fn service() -> OpenApiService<(Api, DeliveriesApi), &'static dyn Outgoing> {
 /// The OpenAPI document.
 #[must_use]
 pub fn spec() -> String {
-    document::exact(&service().spec())
+    document::completed(&service().spec())
 }
 
 /// All routes, including `health`, which are those of [`shared::operations`].
@@ -131,4 +131,21 @@ fn problem_of(error: poem::Error, path: &str) -> Response {
         ApiError::Internal
     };
     problem.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_of_the_document_is_a_route_that_is_traced_and_counted_with_its_methods() {
+        let document: serde_json::Value = serde_json::from_str(&spec()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        assert_eq!(paths.len(), 3);
+        for (path, operations) in paths {
+            let mut methods: Vec<String> = operations.as_object().unwrap().keys().map(|method| method.to_uppercase()).collect();
+            methods.sort_unstable();
+            assert_eq!(matched(&path.replace("{id}", "x")), Some((path.as_str(), methods.join(", ").as_str())));
+        }
+    }
 }

@@ -63,6 +63,25 @@ fn every_guarantee_names_tests_that_exist() {
     }
 }
 
+#[test]
+fn the_table_of_metrics_has_every_metric_and_no_other_and_each_is_described() {
+    let mut code = String::new();
+    for folder in ["api/src", "shared/src", "worker/src"] {
+        sources(&root().join(folder), &mut code);
+    }
+    let named = |calls: &[&str]| -> BTreeSet<String> {
+        let names = calls.iter().flat_map(|call| code.split(call).skip(1)).filter_map(|rest| rest.split('"').nth(1));
+        names.map(ToOwned::to_owned).collect()
+    };
+    let used = named(&["metrics::counter!", "metrics::gauge!", "metrics::histogram!"]);
+    let table = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let documented: BTreeSet<String> =
+        table.lines().filter(|line| line.starts_with("| `")).filter_map(|line| quoted(line).next()).map(ToOwned::to_owned).collect();
+    assert!(used.len() > 10);
+    assert_eq!(used, documented);
+    assert_eq!(used, named(&["metrics::describe_"]));
+}
+
 #[tokio::test]
 async fn the_table_of_settings_has_every_setting_and_no_other() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();

@@ -53,7 +53,8 @@ pub enum SignEnding {
     Signed(String),
     /// It is retried after this delay.
     Retry(Duration),
-    /// The upstream works for nobody at present. The job is retried when it does, and this attempt does not count.
+    /// The upstream works for nobody at present, or asks everybody to wait. The job is retried when it works again, and this attempt does not
+    /// count.
     Unavailable,
     /// The worker gives the job back, and this attempt does not count.
     Released,

@@ -1,61 +1,24 @@
-//! `devkit prepare`: generates `.sqlx`, the data that queries are checked against when there is no database.
+//! `.sqlx`, the data that queries are checked against when there is no database.
 //!
-//! sqlx's own tool would have to be installed and given a server. This command starts a server, applies the migrations, and lets the macros
-//! describe every query again; `SQLX_OFFLINE_DIR` tells them where to write. The macros run only when their crate is compiled. So the crate
-//! is checked in a variant that no build has made yet, next to the ordinary builds; its dependencies are reused as they are.
+//! The macros describe every query again, and `SQLX_OFFLINE_DIR` tells them where to write. They run only when their crate is compiled. So
+//! the crate is checked in a variant that no build has made yet, next to the ordinary builds; its dependencies are reused as they are.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Error, Result, anyhow};
-use clap::Args;
 
-use crate::postgres::{Cluster, ClusterOptions};
 use crate::workspace::{self, Profile};
 
 /// The only crate with queries.
 const PACKAGE: &str = "shared";
-const DATABASE: &str = "prepare";
-
-/// The settings of `devkit prepare`.
-#[derive(Args, Clone, Copy, Debug)]
-pub(crate) struct PrepareArgs {
-    /// Change nothing; fail when the committed data is not that of the queries.
-    #[arg(long)]
-    check: bool,
-}
 
 /// The query files, by name.
-type Queries = BTreeMap<String, Vec<u8>>;
-
-/// Generates the data, and writes it or compares it with the committed data.
-pub(crate) async fn run(args: PrepareArgs) -> Result<()> {
-    let root = workspace::root()?;
-    let cluster = Cluster::start(ClusterOptions::default()).await?;
-    cluster.create_database(DATABASE).await?;
-    cluster.migrate(DATABASE, &root.join("migrations")).await?;
-    let url = cluster.url(DATABASE);
-    let made = tokio::task::block_in_place(|| describe(&root, &url))?;
-    let folder = root.join(".sqlx");
-    let committed = read(&folder)?;
-    let differences = differences(&committed, &made);
-    match (args.check, differences.first()) {
-        (_, None) => say!("{} queries, all as in .sqlx", made.len()),
-        (true, Some(first)) => {
-            let more = differences.len() - 1;
-            return Err(anyhow!("{first} (and {more} more differences); run `make prepare` and commit .sqlx"));
-        }
-        (false, Some(_)) => {
-            write(&folder, &committed, &made)?;
-            say!("{} queries, {} changes in .sqlx", made.len(), differences.len());
-        }
-    }
-    Ok(())
-}
+pub(super) type Queries = BTreeMap<String, Vec<u8>>;
 
 /// Compiles the queries against the database, and returns the files that sqlx wrote.
-fn describe(root: &Path, url: &str) -> Result<Queries> {
+pub(super) fn describe(root: &Path, url: &str) -> Result<Queries> {
     let output = tempfile::tempdir().context("making a temporary folder")?;
     let profile = Profile::of_this_process()?;
     // `cargo check` generates no code, so the number of codegen units changes only the name under which Cargo caches the result.
@@ -101,7 +64,7 @@ fn first_error(text: &str) -> String {
 }
 
 /// All query files of a folder; empty if the folder does not exist.
-fn read(folder: &Path) -> Result<Queries> {
+pub(super) fn read(folder: &Path) -> Result<Queries> {
     if !folder.is_dir() {
         return Ok(Queries::new());
     }
@@ -116,7 +79,7 @@ fn read(folder: &Path) -> Result<Queries> {
 }
 
 /// One sentence for each file that is missing, stale or different.
-fn differences(committed: &Queries, made: &Queries) -> Vec<String> {
+pub(super) fn differences(committed: &Queries, made: &Queries) -> Vec<String> {
     let name = |bytes: &[u8]| {
         let query: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
         query["query"].as_str().and_then(|sql| sql.lines().next()).unwrap_or("a query").trim().to_owned()
@@ -130,7 +93,8 @@ fn differences(committed: &Queries, made: &Queries) -> Vec<String> {
     new.chain(stale.map(|(_, bytes)| format!(".sqlx holds `{}`, which is not in the code", name(bytes)))).collect()
 }
 
-fn write(folder: &Path, committed: &Queries, made: &Queries) -> Result<()> {
+/// Makes the files of `folder` those that were made.
+pub(super) fn write(folder: &Path, committed: &Queries, made: &Queries) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     for (file, bytes) in made {
         std::fs::write(folder.join(file), bytes).with_context(|| format!("writing {file}"))?;
