@@ -42,7 +42,9 @@ impl Snapshot {
     fn is_good(&self, since: OffsetDateTime) -> bool {
         let (age, is_long) = (self.at.elapsed(), self.forecast.length() >= LONG);
         let one_in = if is_long { ONE_IN } else { ONE_IN_OF_SHORT };
-        self.was_slow() && age < (self.took * one_in).min(TOO_OLD / 2) || age < GOOD_FOR && (self.forecast.at >= since || is_long)
+        let too_dear_to_read_again = self.was_slow() && age < (self.took * one_in).min(TOO_OLD / 2);
+        let holds_the_request = self.forecast.at >= since || is_long;
+        too_dear_to_read_again || age < GOOD_FOR && holds_the_request
     }
 
     fn was_slow(&self) -> bool {

@@ -17,7 +17,7 @@ pub enum CallError {
     Address,
     /// The webhook's secrets or headers can't be decrypted.
     Unreadable,
-    /// The message is too long for the address of the call.
+    /// The message is too long for the address of the call, which was not made.
     TooLong,
 }
 

@@ -74,6 +74,14 @@ fn describe() {
     metrics::describe_counter!("countersign_claim_errors_total", "Claims that failed.");
     metrics::describe_counter!("countersign_attempts_total", "Attempts that ended, by outcome.");
     metrics::describe_counter!("countersign_leases_lost_total", "Outcomes that were not written, because the lease had run out.");
+    metrics::describe_histogram!("countersign_upstream_seconds", "How long calls to the upstream took.");
+    metrics::describe_histogram!("countersign_webhook_seconds", "How long deliveries took.");
+    metrics::describe_counter!("countersign_requests_deleted_total", "Requests that were deleted after RETENTION.");
+    metrics::describe_gauge!("countersign_postgres_up", "1 if Postgres answered.");
+    metrics::describe_gauge!("countersign_requests_pending", "Unfinished requests.");
+    metrics::describe_gauge!("countersign_upstream_paused_seconds", "How long the upstream asked to wait: the time that is left.");
+    metrics::describe_gauge!("countersign_upstream_breaker_open", "1 while the circuit breaker is open.");
+    metrics::describe_gauge!("countersign_upstream_breaker_failures", "Failures in a row that keep it open.");
 }
 
 /// `GET /health/live`, `GET /health/ready` and `GET /metrics`.

@@ -1,8 +1,9 @@
 //! The engine without the calls: runs the worker's own loop, claim and finisher with a job that does nothing.
 //!
 //! Used by the benchmarks: the queues it is compared with run jobs that do nothing, so this row compares like with like. It prints `ready`,
-//! starts when a line arrives on standard input, and ends when standard input does. Except for the HTTP call, it does all that `worker`
-//! does, with the same settings: the same statements, the same batches, and the slots of the budget taken and given back.
+//! starts when a line arrives on standard input, and ends when standard input does. Except for the HTTP call, sign jobs take the same
+//! way as in `worker`, with the same settings: the same statements, the same batches, and the slots of the budget taken and given back.
+//! Webhook jobs are claimed and finished by the same statements, without seats, and without the walk over receivers.
 
 use std::io::BufRead;
 use std::sync::Arc;

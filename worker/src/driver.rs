@@ -37,7 +37,7 @@ pub trait Queue: Send + Sync + 'static {
 /// What the end of a job means for the next claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextClaim {
-    /// Nothing: it is made when the last one said, unless that one knew of other jobs that wait.
+    /// Nothing new: it is made when the last one said, or at once if that one reported jobs that wait for room.
     AsPlanned,
     /// There is something to claim that no claim knew of: the job is tried again, or its place is free.
     AtOnce,

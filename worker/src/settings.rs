@@ -91,7 +91,7 @@ pub struct SignSettings {
     /// Most tries that count.
     #[arg(long, env, default_value_t = 1000, value_parser = whole_number(1..=u32::MAX))]
     pub sign_max_attempts: u32,
-    /// How long a request may wait for its signature before it fails.
+    /// How long after the first request for it a message fails.
     #[arg(long, env, default_value = "24h", value_parser = positive_duration)]
     pub sign_deadline: Duration,
 }

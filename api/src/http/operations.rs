@@ -83,7 +83,7 @@ impl Documented for OnPost {
             "The idempotency key was used with another payload (`idempotency-mismatch`), or the message will not be signed \
              (`upstream-refused`, `attempts-exhausted`, `deadline-exceeded`).",
         ),
-        (429, "Too many requests."),
+        (429, "Too many requests: from a proxy in front that limits callers; the service itself answers 503."),
         (503, "The request could not be stored."),
     ];
 }

@@ -64,8 +64,17 @@ async fn a_request_that_is_not_valid_gets_its_problem_and_leaves_no_row() {
     }
     answer(world.post(&Value::Null).body(vec![b'"', 0xff, b'"']).send().await.unwrap()).await.is_problem(400, "invalid-request");
     let oversize = json!({ "message": "x".repeat(4097) });
-    answer(world.post(&oversize).send().await.unwrap()).await.is_problem(413, "too-large");
-    answer(world.post(&json!({ "message": "x".repeat(1 << 20) })).send().await.unwrap()).await.is_problem(413, "too-large");
+    let too_long = answer(world.post(&oversize).send().await.unwrap()).await;
+    too_long.is_problem(413, "too-large");
+    assert_eq!(too_long.body["errors"][0]["pointer"], "#/message");
+    // The client sees the answer although it is still sending, also if it did not say how long the body is.
+    for megabytes in [1, 10, 32] {
+        let body = json!({ "message": "x".repeat(megabytes << 20) }).to_string();
+        let chunked = futures_util::stream::iter([Ok::<_, std::io::Error>(body.clone())]);
+        for body in [reqwest::Body::from(body), reqwest::Body::wrap_stream(chunked)] {
+            answer(world.post(&Value::Null).body(body).send().await.unwrap()).await.is_problem(413, "too-large");
+        }
+    }
     let typed = |content_type: &'static str| {
         let post = world.client.post(format!("{}/crypto/sign", world.url)).header("X-API-Key", KEY);
         post.header("Content-Type", content_type).body("{\"message\":\"m\"}")

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 const BESIDE_THE_CALL: Duration = Duration::from_millis(100);
 
 /// Maximum number of jobs leased per concurrent call, the one that calls included. If calls take no time, this many make claims and writes
-/// large enough: see docs/performance.md.
+/// large enough: see docs/performance-log.md.
 const MOST_FOR_A_CALL: usize = 16;
 
 /// The mean duration of calls is taken over about this many calls.

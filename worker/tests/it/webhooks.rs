@@ -143,8 +143,17 @@ async fn a_receiver_that_refuses_each_first_try_gets_each_second_one_when_the_sc
 
 #[tokio::test]
 async fn an_address_that_hangs_delays_no_other_one_of_its_server() {
+    hangs_alone("64").await;
+}
+
+#[tokio::test]
+async fn an_address_that_hangs_delays_no_other_one_even_if_few_calls_may_be_made() {
+    hangs_alone("2").await;
+}
+
+async fn hangs_alone(concurrency: &str) {
     let world = reliable().await;
-    let _worker = world.worker(&[("WEBHOOK_TIMEOUT", "10s")]);
+    let _worker = world.worker(&[("WEBHOOK_TIMEOUT", "10s"), ("WEBHOOK_CONCURRENCY", concurrency)]);
     world.signed("known").await;
     let receiver = receiver().await;
     receiver.set_behaviour_of("/hangs", Behaviour::always(Misbehaviour::Hang));
