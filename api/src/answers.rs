@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::accept::{FirstTry, NotStored, STORE_WITHIN, store_known, store_new};
-use crate::queue::Queue;
+use crate::queue::Forecasts;
 use crate::waiters::{Waiter, Waiters};
 
 /// Maximum number of POSTs that one transaction stores, and of requests that one statement reads.
@@ -48,14 +48,11 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(1800);
 /// The longest that a read may take while there is time.
 const READ_WITHIN: Duration = Duration::from_millis(1500);
 
-/// The pause after a failed read, while there is time for another one.
-const READ_AGAIN_AFTER: Duration = Duration::from_millis(100);
-
 /// How often a waiter reads on its own while notifications arrive.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How often it reads while notifications cannot arrive (Postgres restarts, or is behind a proxy that keeps no sessions): the first and the
-/// longest pause.
+/// How often it reads while reads fail, or notifications cannot arrive (Postgres restarts, or is behind a proxy that keeps no sessions): the
+/// first and the longest pause.
 const POLL_WITHOUT_NOTIFY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Why a request could not be read: Postgres is unavailable or too slow.
@@ -98,7 +95,7 @@ pub struct Answers {
     new: Batcher<NewRequest, FirstTry, Infallible>,
     known: Batcher<NewRequest, Result<Stored, NotStored>, Infallible>,
     reads: Batcher<Uuid, Option<RequestState>, StoreError>,
-    queue: Queue,
+    forecasts: Forecasts,
     bounds: Bounds,
     stop: CancellationToken,
 }
@@ -124,13 +121,13 @@ impl Answers {
             let store = reading.clone();
             async move {
                 let states = store::within(READ_WITHIN, store.requests(&ids)).await.inspect_err(|error| {
-                    tracing::warn!(error = display_chain(error), "can't read the state of requests");
+                    tracing::debug!(error = display_chain(error), "can't read the state of requests");
                 })?;
                 Ok(ids.iter().map(|id| states.get(id).cloned()).collect())
             }
         });
-        let queue = Queue::new(store.clone());
-        Self { store, waiters, new, known, reads, queue, bounds, stop }
+        let forecasts = Forecasts::new(store.clone());
+        Self { store, waiters, new, known, reads, forecasts, bounds, stop }
     }
 
     /// Stores `request`. Its [outcome](Self::outcome) can be waited for until `wait` after `arrived`.
@@ -149,7 +146,7 @@ impl Answers {
         if let Some(waiting) = waiting
             && deadline <= Instant::now()
         {
-            let place = self.queue.place(waiting, created_at).await;
+            let place = self.forecasts.place(waiting, created_at).await;
             return Ok(Unanswered { known: receipt.pending(id, created_at, place), wait: None, may_wait });
         }
         let latest = arrived + ANSWER_WITHIN.max(wait + READ_AFTERWARDS);
@@ -175,7 +172,7 @@ impl Answers {
 
     /// The time from now until `then`, a time of Postgres's clock. Zero if it is over, or if this process has made no estimate yet.
     pub fn time_until(&self, then: OffsetDateTime) -> Duration {
-        self.queue.now().and_then(|now| (then - now).try_into().ok()).unwrap_or_default()
+        self.forecasts.now().and_then(|now| (then - now).try_into().ok()).unwrap_or_default()
     }
 
     /// Finds a request that `owner` may see (`None`: any request); its [state](Self::state) can be waited for. `None` if there is no such
@@ -217,25 +214,27 @@ impl Answers {
     /// Reads until the state is final or the deadline has passed.
     async fn wait(&self, Wait { id, mut waiter, deadline, latest, fresh }: Wait) -> Result<Option<RequestState>, ReadError> {
         let left = || latest.saturating_duration_since(Instant::now());
-        let mut deaf = POLL_WITHOUT_NOTIFY.0;
+        let mut poll = Poll::default();
         if fresh {
-            self.hint(&mut waiter, deadline, &mut deaf).await;
+            self.hint(&mut waiter, deadline, &mut poll).await;
         }
         while Instant::now() < deadline && !self.stop.is_cancelled() {
             match self.read(id, READ_WITHIN.min(left())).await {
-                Ok(Some(state)) if state.request.status == Status::Pending => self.hint(&mut waiter, deadline, &mut deaf).await,
+                Ok(Some(state)) if state.request.status == Status::Pending => self.hint(&mut waiter, deadline, &mut poll).await,
                 Ok(ended) => return Ok(ended),
-                Err(_) => tokio::time::sleep_until(deadline.min(Instant::now() + READ_AGAIN_AFTER)).await,
+                // The wake-up that caused this read does not come again.
+                Err(_) => {
+                    let again = deadline.min(Instant::now() + poll.next());
+                    self.stop.run_until_cancelled(tokio::time::sleep_until(again)).await;
+                }
             }
         }
         self.read(id, READ_AFTERWARDS.min(left())).await
     }
 
-    /// Waits for a reason to read again: a wake-up, the stop of the process, or the time for it. `deaf` is the next pause without
-    /// notifications.
-    async fn hint(&self, waiter: &mut Waiter, deadline: Instant, deaf: &mut Duration) {
-        let pause = if self.store.is_listening() { LOOK_EVERY } else { *deaf };
-        *deaf = deaf.mul_f64(1.5).min(POLL_WITHOUT_NOTIFY.1);
+    /// Waits for a reason to read again: a wake-up, the stop of the process, or the time for it.
+    async fn hint(&self, waiter: &mut Waiter, deadline: Instant, poll: &mut Poll) {
+        let pause = if self.store.is_listening() { LOOK_EVERY } else { poll.next() };
         tokio::select! {
             () = waiter.woken() => {}
             () = self.stop.cancelled() => {}
@@ -249,7 +248,7 @@ impl Answers {
             let Some(mut state) = self.reads.submit(id).await? else { return Ok(None) };
             if let Some(waiting) = state.waiting {
                 let next = state.request.next_attempt_at.unwrap_or(state.request.created_at);
-                let place = self.queue.place(waiting, state.request.created_at).await.unwrap_or(unknown(next));
+                let place = self.forecasts.place(waiting, state.request.created_at).await.unwrap_or(unknown(next));
                 state.request.queue_position = Some(place.position);
                 // The place is reckoned from a snapshot, which is a little older than the state.
                 state.request.estimated_completion_at = Some(place.expected_at.max(next));
@@ -258,6 +257,23 @@ impl Answers {
             Ok(Some(state))
         };
         tokio::time::timeout(within, read).await.unwrap_or(Err(ReadError::Failed(Arc::new(StoreError::TimedOut))))
+    }
+}
+
+/// The pauses of one waiter between reads that are not caused by a notification: each is longer than the last.
+struct Poll(Duration);
+
+impl Default for Poll {
+    fn default() -> Self {
+        Self(POLL_WITHOUT_NOTIFY.0)
+    }
+}
+
+impl Poll {
+    fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = pause.mul_f64(1.5).min(POLL_WITHOUT_NOTIFY.1);
+        pause
     }
 }
 

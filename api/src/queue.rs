@@ -54,14 +54,14 @@ impl Snapshot {
 
 /// Reads the queue, but rarely. Clones share the last snapshot.
 #[derive(Clone)]
-pub struct Queue {
+pub struct Forecasts {
     store: Store,
     marks: Marks,
     last: Arc<Mutex<Option<Snapshot>>>,
     reading: Arc<tokio::sync::Mutex<()>>,
 }
 
-impl Queue {
+impl Forecasts {
     /// Creates a queue that has not been read yet.
     #[must_use]
     pub fn new(store: Store) -> Self {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answers::{Answers, Bounds};
 use crate::http::auth::Keys;
-use crate::http::{self, Limits, Parts, Receivers};
+use crate::http::{self, Limits, Receivers, Services};
 use crate::server::serve;
 use crate::settings::Settings;
 use crate::waiters::Waiters;
@@ -53,9 +53,14 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
         Limits { sync_wait: settings.sync_wait, max_wait: settings.max_wait, message_max_bytes: settings.message_max_bytes as usize };
     let health = operations::health(store.clone(), prepared.clone());
     let metrics = metrics_listener.is_none().then(|| operations::metrics_endpoint(store.clone()));
-    let parts =
-        Parts { answers, store: store.clone(), keys: keys.clone(), limits, receivers: Receivers::new(&settings.addresses, store.clone()) };
-    let routes = http::routes(parts, health, metrics);
+    let services = Services {
+        answers,
+        store: store.clone(),
+        keys: keys.clone(),
+        limits,
+        receivers: Receivers::new(&settings.addresses, store.clone()),
+    };
+    let routes = http::routes(services, health, metrics);
     tasks.spawn(serve(listener, routes, stop.clone()));
     if let Some(listener) = metrics_listener {
         tasks.spawn(serve(listener, operations::metrics_endpoint(store.clone()), stop.clone()));

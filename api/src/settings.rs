@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use shared::address_guard::AddressSettings;
+use shared::message;
 use shared::secret::Secret;
 use shared::settings::{DatabaseSettings, TelemetrySettings, listen_address, non_empty, whole_number};
 use shared::standard_webhooks::WebhookSecret;
@@ -110,8 +111,8 @@ pub struct Settings {
     /// Most unfinished requests; more are refused until some are finished.
     #[arg(long, env, default_value_t = 1_000_000, value_parser = whole_number(0..=u64::MAX))]
     pub max_pending: u64,
-    /// The longest message, in bytes of UTF-8.
-    #[arg(long, env, default_value_t = 4096, value_parser = whole_number(1..=1_048_576_u32))]
+    /// The longest message, in bytes of UTF-8. It becomes part of an address.
+    #[arg(long, env, default_value_t = 4096, value_parser = whole_number(1..=message::LONGEST))]
     pub message_max_bytes: u32,
     /// An API key with the scopes `sign` and `admin` that exists from the start; empty: none.
     #[arg(long, env, default_value = "", hide_default_value = true, hide_env_values = true, value_parser = bootstrap_key)]

@@ -17,8 +17,6 @@ pub enum CallError {
     Address,
     /// The webhook's secrets or headers can't be decrypted.
     Unreadable,
-    /// The message is too long for the address of the call, which was not made.
-    TooLong,
 }
 
 impl CallError {
@@ -33,7 +31,6 @@ impl CallError {
             Self::Body => "body",
             Self::Address => "address",
             Self::Unreadable => "unreadable",
-            Self::TooLong => "too-long",
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::secret::Secret;
 
 /// Where an encrypted value is stored. It can be decrypted only for this place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place<'a> {
+pub enum SealedFor<'a> {
     /// The webhook secret of an API key, in use or retired.
     WebhookSecret(Uuid),
     /// The headers of a request's webhook.
@@ -28,7 +28,7 @@ pub enum Place<'a> {
     Proof(&'a str),
 }
 
-impl Place<'_> {
+impl SealedFor<'_> {
     fn name(self) -> String {
         match self {
             Self::WebhookSecret(key) => format!("countersign/v1/webhook secret/{key}"),
@@ -133,7 +133,7 @@ impl Keyring {
     /// # Panics
     /// If the operating system can't provide random bytes.
     #[must_use]
-    pub fn seal(&self, place: Place<'_>, plain: &[u8]) -> AtRest {
+    pub fn seal(&self, place: SealedFor<'_>, plain: &[u8]) -> AtRest {
         let Some(key) = self.0.first() else { return AtRest { key_id: None, bytes: plain.to_vec() } };
         let mut nonce = [0; NONCE_LEN];
         ring::rand::SystemRandom::new().fill(&mut nonce).expect("the operating system gives random bytes");
@@ -147,7 +147,7 @@ impl Keyring {
     ///
     /// # Errors
     /// If the key is missing, or the value is not what was stored there.
-    pub fn open(&self, place: Place<'_>, stored: AtRest) -> Result<Secret<Vec<u8>>, EncryptionError> {
+    pub fn open(&self, place: SealedFor<'_>, stored: AtRest) -> Result<Secret<Vec<u8>>, EncryptionError> {
         let Some(id) = stored.key_id else { return Ok(Secret::new(stored.bytes)) };
         let Some(key) = self.0.iter().find(|key| key.id == id) else { return Err(EncryptionError::MissingKey(id)) };
         let opened = stored.bytes.split_at_checked(NONCE_LEN).and_then(|(nonce, ciphertext)| {
@@ -188,7 +188,7 @@ mod tests {
         items.join(",").parse().unwrap()
     }
 
-    const PLACE: Place<'static> = Place::WebhookSecret(Uuid::from_u128(1));
+    const PLACE: SealedFor<'static> = SealedFor::WebhookSecret(Uuid::from_u128(1));
 
     #[test]
     fn the_first_key_encrypts_and_all_decrypt() {
@@ -211,7 +211,7 @@ mod tests {
     fn a_ciphertext_opens_only_in_its_place_with_its_key_and_unchanged() {
         let ring_a = ring(&[key("a", 1)]);
         let sealed = ring_a.seal(PLACE, b"secret");
-        for place in [Place::WebhookSecret(Uuid::from_u128(2)), Place::WebhookHeaders(Uuid::from_u128(1)), Place::Proof("a")] {
+        for place in [SealedFor::WebhookSecret(Uuid::from_u128(2)), SealedFor::WebhookHeaders(Uuid::from_u128(1)), SealedFor::Proof("a")] {
             assert_eq!(ring_a.open(place, sealed.clone()).unwrap_err(), EncryptionError::Forged("a".to_owned()));
         }
         assert!(ring(&[key("a", 9)]).open(PLACE, sealed.clone()).is_err());

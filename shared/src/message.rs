@@ -7,6 +7,10 @@ use uuid::Uuid;
 
 use crate::secret::Secret;
 
+/// The largest number of bytes that a message can be allowed to have. It becomes part of the address of a call, where each byte takes up to
+/// three; HTTP clients and servers accept less than 64 KB (`http::Uri`: 65,534 bytes).
+pub const LONGEST: u32 = 16_384;
+
 /// A message, kept byte for byte. `Debug` does not print it: its content is the caller's business.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {

@@ -24,7 +24,7 @@ use crate::sign::upstream::Upstream;
 use crate::webhook::queue::WebhookQueue;
 use crate::webhook::seats::{Limits, Seats};
 use crate::webhook::sender::Sender;
-use crate::webhook::walk::Place;
+use crate::webhook::walk::Cursor;
 
 /// Maximum number of concurrent calls to the upstream. A need for more would say more about the settings than about the upstream.
 const MOST_SIGN_CALLS: u16 = 256;
@@ -129,7 +129,7 @@ fn start_queues(settings: &Settings, store: &Store, clients: Clients, tasks: &Ta
             stop: stop.clone(),
             sender,
             seats: Seats::new(limits),
-            place: Place::default(),
+            cursor: Cursor::default(),
             schedule: settings.webhook.webhook_retry_schedule.clone(),
             finisher: Arc::new(Finisher::new(store.clone())),
         };

@@ -13,7 +13,7 @@ use shared::store::{Store, StoreError};
 use shared::telemetry::display_chain;
 use tokio::time::Instant;
 
-use super::Parts;
+use super::Services;
 use super::problem::ApiError;
 
 /// How long a cached key is trusted without asking the store. Every process is notified of a revocation at once; where notifications do not
@@ -123,7 +123,7 @@ impl Authorized {
 
 async fn check(request: &Request, presented: PresentedKey) -> poem::Result<AuthenticatedKey> {
     let started = Instant::now();
-    let parts = request.data::<Arc<Parts>>().ok_or(ApiError::Internal)?;
-    let caller = parts.keys.find(&ApiKey::presented(&presented.key)).await?;
+    let services = request.data::<Arc<Services>>().ok_or(ApiError::Internal)?;
+    let caller = services.keys.find(&ApiKey::presented(&presented.key)).await?;
     Ok(AuthenticatedKey { caller, took: started.elapsed() })
 }

@@ -20,7 +20,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use url::Url;
 
-use super::Parts;
+use super::Services;
 use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
 use super::problem::{ApiError, Flaw};
 
@@ -98,7 +98,7 @@ impl<'a> ApiExtractor<'a> for Posted {
         if !request.content_type().is_some_and(Json::<SignRequest>::check_content_type) {
             return Err(ApiError::NotJson.into());
         }
-        let Parts { limits, receivers, .. } = &**request.data::<Arc<Parts>>().ok_or(ApiError::Internal)?;
+        let Services { limits, receivers, .. } = &**request.data::<Arc<Services>>().ok_or(ApiError::Internal)?;
         let most = limits.message_max_bytes;
         let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, most * JSON_ESCAPE + BESIDES)).await {
             Ok(Ok(Some(bytes))) => bytes,

@@ -14,7 +14,7 @@ use shared::store::{Store, StoreError, within};
 use shared::telemetry::display_chain;
 use uuid::Uuid;
 
-use super::Parts;
+use super::Services;
 use super::auth::Authorized;
 use super::problem::{ApiError, Documented, Fails};
 
@@ -78,9 +78,9 @@ impl DeliveriesApi {
         key: Authorized,
         /// The id of a request.
         id: Path<Uuid>,
-        Data(parts): Data<&Arc<Parts>>,
+        Data(services): Data<&Arc<Services>>,
     ) -> Result<Log, Fails<OnList>> {
-        Ok(Log::Log(Json(read(&parts.store, id.0, key.owner()?).await?)))
+        Ok(Log::Log(Json(read(&services.store, id.0, key.owner()?).await?)))
     }
 
     /// Send a webhook again
@@ -93,11 +93,11 @@ impl DeliveriesApi {
         key: Authorized,
         /// The id of a request.
         id: Path<Uuid>,
-        Data(parts): Data<&Arc<Parts>>,
+        Data(services): Data<&Arc<Services>>,
     ) -> Result<Again, Fails<OnReplay>> {
         let owner = key.owner()?;
-        match in_time(parts.store.replay(id.0, owner)).await? {
-            Replay::Sending => Ok(Again::Sending(Json(read(&parts.store, id.0, owner).await?))),
+        match in_time(services.store.replay(id.0, owner)).await? {
+            Replay::Sending => Ok(Again::Sending(Json(read(&services.store, id.0, owner).await?))),
             Replay::NotFinal => Err(ApiError::NotFinal.into()),
             Replay::NoWebhook => Err(ApiError::NoWebhook.into()),
             Replay::Unknown => Err(ApiError::UnknownRequest.into()),

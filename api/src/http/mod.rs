@@ -54,7 +54,7 @@ pub struct Limits {
 }
 
 /// What the operations need.
-pub struct Parts {
+pub struct Services {
     /// Stores requests and waits for their outcome.
     pub answers: Answers,
     /// Delivery logs.
@@ -92,7 +92,7 @@ pub fn spec() -> String {
 }
 
 /// All routes, including `health`, which are those of [`shared::operations`].
-pub fn routes(parts: Parts, health: Route, metrics: Option<Route>) -> impl Endpoint {
+pub fn routes(services: Services, health: Route, metrics: Option<Route>) -> impl Endpoint {
     let service = service();
     let spec = spec();
     let page = service.swagger_ui_html().replace(&service.spec(), &spec);
@@ -105,7 +105,7 @@ pub fn routes(parts: Parts, health: Route, metrics: Option<Route>) -> impl Endpo
     if let Some(metrics) = metrics {
         routes = routes.nest_no_strip("/metrics", metrics);
     }
-    routes.nest("/", service).data(Arc::new(parts)).with(observe::Observe)
+    routes.nest("/", service).data(Arc::new(services)).with(observe::Observe)
 }
 
 /// The problem document of an error on `path`. An error that already is a response is returned as it is.

@@ -47,7 +47,7 @@ impl<E: Endpoint> Endpoint for Observed<E> {
         continue_trace(&span, request.headers().get("traceparent").and_then(|value| value.to_str().ok()));
         let started = Instant::now();
         let mut response = answer(call(request).instrument(span.clone()).await);
-        let rest = Rest::of(&mut response);
+        let rest = Rest::take_from(&mut response);
         let answered = Answered { route, span, started };
         Ok(match rest {
             Some(rest) => Rest::response(rest.instrument(answered.span.clone()).map(|response| answered.with(response))),

@@ -15,7 +15,7 @@ use shared::store::sign_finish::Failure;
 use shared::telemetry::{self, display_chain};
 use uuid::Uuid;
 
-use super::Parts;
+use super::Services;
 use super::auth::Authorized;
 use super::body::Posted;
 use super::headers::{Preferences, idempotency_key};
@@ -119,7 +119,7 @@ impl Api {
         _idempotency_key: Header<Option<String>>,
         headers: &HeaderMap,
         posted: Posted,
-        Data(parts): Data<&Arc<Parts>>,
+        Data(services): Data<&Arc<Services>>,
     ) -> Result<Later<PostAnswer>, Fails<OnPost>> {
         let caller = key.with(Scope::Sign)?;
         let arrived = posted.received_at - key.took();
@@ -132,17 +132,17 @@ impl Api {
             webhook: posted.webhook,
             traceparent: trace_of(headers),
         };
-        let limits = &parts.limits;
-        let stored = parts.answers.post(request, arrived, preferences.wait_or(limits.sync_wait, limits.max_wait)).await?;
+        let limits = &services.limits;
+        let stored = services.answers.post(request, arrived, preferences.wait_or(limits.sync_wait, limits.max_wait)).await?;
         let applied = preferences.applied(limits.max_wait, stored.may_wait);
-        let parts = Arc::clone(parts);
+        let services = Arc::clone(services);
         Ok(Later::new(async move {
-            let answered = parts.answers.outcome(stored).await.ok_or(ApiError::NotStored)?;
+            let answered = services.answers.outcome(stored).await.ok_or(ApiError::NotStored)?;
             match answered.status {
                 Status::Signed => Ok(PostAnswer::Signed(Json(SigningRequest { last_error: None, webhook: None, ..answered }), applied)),
                 Status::Pending => {
                     let expected = answered.estimated_completion_at.unwrap_or(answered.created_at);
-                    let (location, retry_after) = (status_url(answered.id), retry_after(parts.answers.time_until(expected)));
+                    let (location, retry_after) = (status_url(answered.id), retry_after(services.answers.time_until(expected)));
                     let receipt = SigningRequest { last_error: None, webhook: None, ..answered };
                     Ok(PostAnswer::Pending(Json(receipt), location, retry_after, applied))
                 }
@@ -167,16 +167,16 @@ impl Api {
         #[oai(name = "Prefer")]
         _prefer: Header<Option<String>>,
         headers: &HeaderMap,
-        Data(parts): Data<&Arc<Parts>>,
+        Data(services): Data<&Arc<Services>>,
     ) -> Result<Later<GetAnswer>, Fails<OnGet>> {
         let owner = key.owner()?;
         let preferences = Preferences { respond_async: false, ..Preferences::of(headers) };
-        let wait = preferences.wait_or(Duration::ZERO, parts.limits.max_wait);
-        let found = parts.answers.get(id.0, owner, wait).await.map_err(unreadable)?.ok_or(ApiError::UnknownRequest)?;
-        let applied = preferences.applied(parts.limits.max_wait, found.may_wait);
-        let parts = Arc::clone(parts);
+        let wait = preferences.wait_or(Duration::ZERO, services.limits.max_wait);
+        let found = services.answers.get(id.0, owner, wait).await.map_err(unreadable)?.ok_or(ApiError::UnknownRequest)?;
+        let applied = preferences.applied(services.limits.max_wait, found.may_wait);
+        let services = Arc::clone(services);
         Ok(Later::new(async move {
-            let request = parts.answers.state(found).await.map_err(unreadable)?.ok_or(ApiError::UnknownRequest)?;
+            let request = services.answers.state(found).await.map_err(unreadable)?.ok_or(ApiError::UnknownRequest)?;
             Ok(GetAnswer::State(Json(request), applied))
         }))
     }

@@ -133,7 +133,7 @@ impl<E: Endpoint + 'static> Connection<E> {
         }
         let (head, chunked) = (Head::of(&request), request.headers().contains_key(TRANSFER_ENCODING));
         let mut response = self.endpoint.get_response(self.request(request)).await;
-        let Some(mut rest) = Rest::of(&mut response) else { return Ok(response.into()) };
+        let Some(mut rest) = Rest::take_from(&mut response) else { return Ok(response.into()) };
         if let Poll::Ready(response) = futures_util::poll!(&mut rest) {
             return Ok(response.into());
         }

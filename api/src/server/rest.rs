@@ -20,7 +20,7 @@ impl Rest {
     }
 
     /// Takes the response that `response` is a placeholder for. `None` if it is a normal response.
-    pub(crate) fn of(response: &mut Response) -> Option<BoxFuture<'static, Response>> {
+    pub(crate) fn take_from(response: &mut Response) -> Option<BoxFuture<'static, Response>> {
         let Self(cell) = response.extensions_mut().remove::<Self>()?;
         cell.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

@@ -15,7 +15,7 @@ async fn a_wrong_setting_stops_the_program_with_one_line() {
     let cases = [
         (Binary::Api, &api, "SYNC_WAIT", "soon", "duration"),
         (Binary::Api, &api, "API_LISTEN", "8000", "ADDRESS"),
-        (Binary::Api, &api, "MESSAGE_MAX_BYTES", "0", "a whole number from 1 to 1048576"),
+        (Binary::Api, &api, "MESSAGE_MAX_BYTES", "0", "a whole number from 1 to 16384"),
         (Binary::Api, &api, "MAX_PENDING", "lots", "a whole number from 0"),
         (Binary::Api, &api, "DATABASE_MAX_CONNECTIONS", "1", "from 2 to 1000"),
         (Binary::Api, &api, "OTEL_TRACES_SAMPLER_ARG", "NaN", "from 0 to 1"),

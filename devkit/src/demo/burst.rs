@@ -10,11 +10,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::progress::Progress;
+use crate::hex::hex;
 use crate::http;
+use crate::upstream::sha256;
 
 /// What the caller of one message saw.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcome {
+    /// SHA-256 of the message, in hexadecimal.
+    pub(super) message_digest: String,
+    /// When it was posted, counted from the first one.
+    pub(super) posted: Duration,
     /// The status of the answer to the POST; `None` if there was no answer.
     pub(super) answer: Option<u16>,
     /// How long the POST took.
@@ -60,7 +66,8 @@ impl Burst {
             tasks.spawn(async move {
                 tokio::time::sleep_until(due).await;
                 // Each run has its own messages: otherwise, a second run would be answered from the first.
-                burst.follow(format!("demo {run} #{number} of {total}"), deadline).await
+                let posted = began.elapsed();
+                Outcome { posted, ..burst.follow(format!("demo {run} #{number} of {total}"), deadline).await }
             });
         }
         let mut outcomes = Vec::with_capacity(total);
@@ -83,7 +90,7 @@ impl Burst {
 
     async fn follow(&self, message: String, deadline: Instant) -> Outcome {
         let began = Instant::now();
-        let mut outcome = Outcome::default();
+        let mut outcome = Outcome { message_digest: hex(&sha256(message.as_bytes())), ..Outcome::default() };
         let post = self.client.post(format!("{}/crypto/sign", self.api)).header("Content-Type", "application/json");
         let body = json!({ "message": message, "webhookUrl": self.webhook_url }).to_string();
         let Ok((status, mut answer)) = http::json(post.header("X-API-Key", &self.key).body(body)).await else {

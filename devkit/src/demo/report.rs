@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::burst::Outcome;
 use crate::receiver::Delivery;
 use crate::report::{new_table, percentile, right};
+use crate::simulate::oracle::earliest_end;
+use crate::simulate::world::{Message, World};
+use crate::units::Rate;
 use crate::upstream::Audit;
 
 /// The figures of one run.
@@ -19,6 +22,10 @@ pub(super) struct Report {
     signed: usize,
     /// Median, 95th percentile and largest time to a signature.
     to_signature: [Duration; 3],
+    /// The time from the first POST to the last signature.
+    drained: Duration,
+    /// The same for a scheduler that knows every outage in advance, or less.
+    earliest: Duration,
     delivered: usize,
     unverified: usize,
     calls: u64,
@@ -51,6 +58,8 @@ impl Report {
             slowest_answer: outcomes.iter().map(|outcome| outcome.answered_in).max().unwrap_or_default(),
             signed: times.len(),
             to_signature: [50.0, 95.0, 100.0].map(|per_cent| percentile(&times, per_cent)),
+            drained: outcomes.iter().filter_map(|outcome| Some(outcome.posted + outcome.signature.as_ref()?.1)).max().unwrap_or_default(),
+            earliest: earliest(outcomes, audit),
             delivered: delivered.values().filter(|right| **right).count(),
             unverified: delivered.values().filter(|right| !**right).count(),
             calls: audit.calls,
@@ -59,6 +68,11 @@ impl Report {
             limit: audit.limit,
             window: Duration::from_millis(audit.window_ms),
         }
+    }
+
+    fn drained_in(&self) -> String {
+        let [drained, earliest] = [self.drained, self.earliest].map(|time| time.as_secs_f64());
+        if earliest > 0.0 { format!("{drained:.1} s / {earliest:.1} s = {:.2}", drained / earliest) } else { format!("{drained:.1} s") }
     }
 
     /// The failures; empty if all is well.
@@ -80,6 +94,20 @@ impl Report {
     }
 }
 
+/// The earliest end of this burst that any scheduler can reach. Zero if the upstream does not say how long messages failed.
+fn earliest(outcomes: &[Outcome], audit: &Audit) -> Duration {
+    let message = |outcome: &Outcome| {
+        let outage = audit.outages_ms.get(&outcome.message_digest).copied().map_or(Duration::ZERO, Duration::from_millis);
+        Message { arrives: outcome.posted, outage }
+    };
+    let mut messages: Vec<Message> = outcomes.iter().map(message).collect();
+    messages.sort_by_key(|message| message.arrives);
+    let (Ok(calls), window) = (u16::try_from(audit.limit), Duration::from_millis(audit.window_ms)) else { return Duration::ZERO };
+    Rate::new(calls, window).map_or(Duration::ZERO, |rate| {
+        earliest_end(&World { messages, rate, latency: Duration::ZERO..=Duration::ZERO, horizon: Duration::MAX })
+    })
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
@@ -90,6 +118,7 @@ impl fmt::Display for Report {
             ("slowest answer to a POST", seconds(self.slowest_answer)),
             ("signed", self.signed.to_string()),
             ("time to the signature: p50 / p95 / max", format!("{median} / {p95} / {longest}")),
+            ("last signature / earliest possible, if every outage were known", self.drained_in()),
             ("webhooks delivered and verified", self.delivered.to_string()),
             ("upstream calls made", self.calls.to_string()),
             ("most calls in any window / allowed", format!("{} / {} in {:?}", self.max_in_window, self.limit, self.window)),
@@ -114,6 +143,19 @@ mod tests {
 
     fn good() -> Report {
         Report { posted: 60, signed: 60, delivered: 60, max_in_window: 10, limit: 10, ..Report::default() }
+    }
+
+    #[test]
+    fn the_end_is_compared_with_the_earliest_possible_one() {
+        let outcome = |digest: &str, seconds| Outcome {
+            message_digest: digest.to_owned(),
+            signature: Some(("s".to_owned(), Duration::from_secs(seconds))),
+            ..Outcome::default()
+        };
+        let outages_ms = [("fails".to_owned(), 30_000)].into();
+        let audit = Audit { limit: 1, window_ms: 10_000, outages_ms, ..Audit::default() };
+        let report = Report::new(&[outcome("works", 10), outcome("fails", 36)], &[], &audit, 1);
+        assert_eq!(report.drained_in(), "36.0 s / 30.0 s = 1.20");
     }
 
     #[test]

@@ -13,12 +13,12 @@
 mod discipline;
 mod engine;
 mod figures;
-mod oracle;
+pub(crate) mod oracle;
 mod report;
 mod scenarios;
 #[cfg(test)]
 mod tests;
-mod world;
+pub(crate) mod world;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

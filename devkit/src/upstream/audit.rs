@@ -40,6 +40,9 @@ pub struct Audit {
     pub now_ms: u64,
     /// Calls that are no longer kept; if above 0, the figures leave them out.
     pub forgotten: u64,
+    /// How long each message failed, or will have failed, in milliseconds, by its SHA-256 in hexadecimal. Messages that never failed, or
+    /// were first called earlier, are missing.
+    pub outages_ms: BTreeMap<String, u64>,
     /// The calls, in the order of arrival.
     pub recent: Vec<CallSummary>,
 }
@@ -166,6 +169,7 @@ impl Log {
             signed_twice: count(|call| call.already_signed),
             now_ms: millis(now),
             forgotten: self.first.saturating_sub(self.reset),
+            outages_ms: BTreeMap::new(),
             recent: calls().map(CallSummary::from).collect(),
         }
     }
@@ -182,7 +186,7 @@ impl From<&Call> for CallSummary {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -35,7 +35,7 @@ use crate::signals;
 /// SHA-256 of a message.
 pub type Digest = [u8; 32];
 
-fn sha256(message: &[u8]) -> Digest {
+pub(crate) fn sha256(message: &[u8]) -> Digest {
     ring::digest::digest(&ring::digest::SHA256, message).as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 

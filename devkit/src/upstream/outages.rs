@@ -1,12 +1,14 @@
 //! Which messages the upstream fails, and until when. Pure: time and randomness are arguments.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
 use super::Digest;
+use super::audit::millis;
+use crate::hex::hex;
 
 /// When a message's outage begins and ends, relative to the start of the simulator. Empty for a message that never failed.
 pub type Outage = std::ops::Range<Duration>;
@@ -31,6 +33,12 @@ impl Outages {
             now..now + length
         });
         fate.contains(&now)
+    }
+
+    /// The length of each outage that began at `since` or later, in milliseconds, by the message's digest in hexadecimal.
+    pub(super) fn lengths_ms(&self, since: Duration) -> BTreeMap<String, u64> {
+        let began = self.fates.iter().filter(|(_, outage)| outage.start >= since && !outage.is_empty());
+        began.map(|(message, outage)| (hex(message), millis(outage.end.saturating_sub(outage.start)))).collect()
     }
 
     pub(super) fn fates(&self) -> &HashMap<Digest, Outage> {

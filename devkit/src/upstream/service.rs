@@ -30,7 +30,9 @@ impl Service {
     }
 
     pub(super) fn audit(&self, since: Duration) -> super::Audit {
-        self.model().log.audit(self.rate.calls(), self.rate.window(), self.started.elapsed(), since)
+        let model = self.model();
+        let outages_ms = model.outages().lengths_ms(since);
+        super::Audit { outages_ms, ..model.log.audit(self.rate.calls(), self.rate.window(), self.started.elapsed(), since) }
     }
 
     fn key_matches(&self, request: &Request<Incoming>) -> bool {

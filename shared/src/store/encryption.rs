@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{Result, Store};
-use crate::encryption::{AtRest, EncryptionError, Place};
+use crate::encryption::{AtRest, EncryptionError, SealedFor};
 
 /// The plaintext that is encrypted with a key, to tell later whether a key of the same name is the right one.
 const PROOF: &[u8] = b"countersign";
@@ -28,7 +28,7 @@ impl Store {
                 "-- encryption.register
                 insert into encryption_keys (id, proof) values ($1, $2) on conflict do nothing",
                 first,
-                self.keyring.seal(Place::Proof(first), PROOF).bytes,
+                self.keyring.seal(SealedFor::Proof(first), PROOF).bytes,
             )
             .execute(&self.database)
             .await?;
@@ -38,7 +38,7 @@ impl Store {
             .fetch_all(&self.database);
         for row in registered.await? {
             let proof = AtRest { key_id: Some(row.id.clone()), bytes: row.proof };
-            self.keyring.open(Place::Proof(&row.id), proof).map_err(|error| match error {
+            self.keyring.open(SealedFor::Proof(&row.id), proof).map_err(|error| match error {
                 EncryptionError::Forged(id) => EncryptionError::OtherKey(id),
                 other => other,
             })?;
@@ -71,7 +71,7 @@ impl Store {
         .fetch_all(&mut transaction)
         .await?;
         let reseal = |api_key: Uuid, key_id, bytes| {
-            let place = Place::WebhookSecret(api_key);
+            let place = SealedFor::WebhookSecret(api_key);
             self.keyring.open(place, AtRest { key_id, bytes }).map(|plain| self.keyring.seal(place, plain.expose()))
         };
         let secrets = keys.len() + retired.len();

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Result, Store, StoreError, duration, listen};
-use crate::encryption::Place;
+use crate::encryption::SealedFor;
 use crate::message::sha256;
 use crate::secret::Secret;
 use crate::standard_webhooks::WebhookSecret;
@@ -197,7 +197,7 @@ impl Store {
     ) -> Result<Created> {
         let scopes: Vec<String> = scopes.iter().map(|scope| scope.name().to_owned()).collect();
         let id = Uuid::now_v7();
-        let stored = self.keyring.seal(Place::WebhookSecret(id), secret.expose_bytes());
+        let stored = self.keyring.seal(SealedFor::WebhookSecret(id), secret.expose_bytes());
         sqlx::query!(
             "-- keys.revoke_expired
             update api_keys set revoked_at = expires_at where name = $1 and revoked_at is null and expires_at <= now()",
@@ -232,7 +232,7 @@ impl Store {
     pub async fn bootstrap_key(&self, key: &ApiKey, secret: Option<&WebhookSecret>) -> Result<Bootstrapped> {
         let fallback = WebhookSecret::generate();
         let id = Uuid::now_v7();
-        let first = self.keyring.seal(Place::WebhookSecret(id), secret.unwrap_or(&fallback).expose_bytes());
+        let first = self.keyring.seal(SealedFor::WebhookSecret(id), secret.unwrap_or(&fallback).expose_bytes());
         let mut transaction = self.database.begin().await?;
         // One at a time: the second one finds the row of the first.
         sqlx::query!("-- keys.alone\nselect from pg_advisory_xact_lock(hashtext('countersign.bootstrap'))")
@@ -255,7 +255,7 @@ impl Store {
         .await?;
         // The secret is encrypted for its row, so it can only be replaced once the row is known.
         if let (Some(row), Some(secret)) = (made.filter(|row| *row != id), secret) {
-            let stored = self.keyring.seal(Place::WebhookSecret(row), secret.expose_bytes());
+            let stored = self.keyring.seal(SealedFor::WebhookSecret(row), secret.expose_bytes());
             sqlx::query!(
                 "-- keys.bootstrap_secret\nupdate api_keys set webhook_secret = $2, webhook_secret_key_id = $3 where id = $1",
                 row,
@@ -294,7 +294,7 @@ impl Store {
             .execute(&mut transaction)
             .await?;
         }
-        let stored = self.keyring.seal(Place::WebhookSecret(id), secret.expose_bytes());
+        let stored = self.keyring.seal(SealedFor::WebhookSecret(id), secret.expose_bytes());
         sqlx::query!(
             "-- keys.rotate\nupdate api_keys set webhook_secret = $2, webhook_secret_key_id = $3 where id = $1",
             id,

@@ -9,7 +9,7 @@
 //!    never read. A walk has at most `STEPS` steps; the caller continues from where it ended.
 //! 2. `ready`: the receivers with a due job and room for it. A receiver that works has room up to a limit per process. One that fails, or
 //!    that is not known yet, has room for one job, and only when its probe is due (see
-//!    [`ReceiverNews`](super::webhook_finish::ReceiverNews)). A slow one has room for one job per process.
+//!    [`ReceiverNews`]). A slow one has room for one job per process.
 //! 3. `chosen`: as many receivers as jobs are wanted, and no more [new and troubled](Standing) ones than the caller has room for, in all
 //!    and of one server. Of these, the servers take turns, and within a server the ones that have been due the longest are chosen.
 //! 4. `due`: the same number of jobs from each, first due first, locked. `skip locked` passes over jobs that another worker is claiming.
@@ -39,7 +39,7 @@ use super::server_time::ServerTime;
 use super::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
-use crate::encryption::{AtRest, EncryptionError, Place};
+use crate::encryption::{AtRest, EncryptionError, SealedFor};
 use crate::secret::Secret;
 use crate::standard_webhooks::WebhookSecret;
 
@@ -286,13 +286,13 @@ impl Store {
         headers: Headers,
     ) -> Result<Confidential, EncryptionError> {
         let secrets = secrets.map(|stored| {
-            let opened = self.keyring.open(Place::WebhookSecret(api_key), stored)?;
+            let opened = self.keyring.open(SealedFor::WebhookSecret(api_key), stored)?;
             WebhookSecret::from_bytes(opened.expose().clone()).map_err(|_| EncryptionError::Malformed)
         });
         let headers = match headers {
             Headers::Plain(headers) => headers,
             Headers::Sealed(stored) => {
-                let opened = self.keyring.open(Place::WebhookHeaders(request), stored)?;
+                let opened = self.keyring.open(SealedFor::WebhookHeaders(request), stored)?;
                 serde_json::from_slice(opened.expose()).map_err(|_| EncryptionError::Malformed)?
             }
         };

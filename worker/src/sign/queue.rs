@@ -15,7 +15,7 @@ use tracing::{Instrument, field};
 use super::calls::Calls;
 use super::claims::Claims;
 use super::outcome::{RetryPolicy, judge};
-use super::upstream::{Reply, Unsendable, Upstream};
+use super::upstream::{Reply, Upstream};
 use crate::driver::{NextClaim, Queue};
 use crate::finisher::Finisher;
 use crate::settings::Statuses;
@@ -123,9 +123,6 @@ impl SignQueue {
             }
         };
         turn.ended(called);
-        let Ok(reply) = reply else {
-            return SignFinish { error: Some(CallError::TooLong), ..unsent(job, SignEnding::Failed(Failure::Refused)) };
-        };
         // The age was measured at the claim.
         job.age += began.elapsed();
         let verdict = judge(reply, &self.retryable);
@@ -133,13 +130,13 @@ impl SignQueue {
         SignFinish { lease: job.lease, digest, ending, called: verdict.called, status: verdict.status, error: verdict.error, upstream }
     }
 
-    async fn call(&self, job: &SignJob) -> Result<Reply, Unsendable> {
+    async fn call(&self, job: &SignJob) -> Reply {
         let span = tracing::info_span!("upstream.sign", otel.kind = "client", http.response.status_code = field::Empty);
         async {
             let started = Instant::now();
             let reply = self.upstream.sign(&job.message, traceparent().or_else(|| job.traceparent.clone()).as_deref()).await;
             metrics::histogram!("countersign_upstream_seconds").record(started.elapsed());
-            if let Ok(Reply::Answered { status, .. }) = &reply {
+            if let Reply::Answered { status, .. } = &reply {
                 tracing::Span::current().record("http.response.status_code", status);
             }
             reply

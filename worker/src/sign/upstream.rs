@@ -40,10 +40,6 @@ pub enum Reply {
     Broken,
 }
 
-/// The message is too long for a URL. Such a message can be posted if `MESSAGE_MAX_BYTES` is above some 20,000. Nothing was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unsendable;
-
 /// Connections are reused if the mean time between calls is shorter than this.
 const KEPT_BELOW: Duration = Duration::from_millis(10);
 
@@ -118,10 +114,7 @@ impl Upstream {
     }
 
     /// Requests the signature of `message` once, and passes on `traceparent`.
-    ///
-    /// # Errors
-    /// If the message does not fit into a request.
-    pub async fn sign(&self, message: &Message, traceparent: Option<&str>) -> Result<Reply, Unsendable> {
+    pub async fn sign(&self, message: &Message, traceparent: Option<&str>) -> Reply {
         let mut url = self.sign.clone();
         url.set_query(Some(&format!("message={}", utf8_percent_encode(message.text(), QUERY_VALUE))));
         let mut request = self.client.get(url).timeout(self.timeout).header(AUTHORIZATION, self.key.expose().clone());
@@ -130,14 +123,13 @@ impl Upstream {
         }
         let mut response = match request.send().await {
             Ok(response) => response,
-            Err(error) if error.is_builder() => return Err(Unsendable),
-            Err(error) if error.is_connect() => return Ok(Reply::NotConnected),
-            Err(error) if error.is_timeout() => return Ok(Reply::TimedOut),
-            Err(_) => return Ok(Reply::Broken),
+            Err(error) if error.is_connect() => return Reply::NotConnected,
+            Err(error) if error.is_timeout() => return Reply::TimedOut,
+            Err(_) => return Reply::Broken,
         };
         let retry_after = retry_after(response.headers(), SystemTime::now());
         let status = response.status().as_u16();
-        Ok(Reply::Answered { status, body: read(&mut response).await, retry_after })
+        Reply::Answered { status, body: read(&mut response).await, retry_after }
     }
 }
 

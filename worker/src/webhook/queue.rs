@@ -15,7 +15,7 @@ use tracing::{Instrument, field};
 use super::outcome::{decide, news};
 use super::seats::{Seat, Seats};
 use super::sender::Sender;
-use super::walk::{Circle, Place};
+use super::walk::{Circle, Cursor};
 use crate::driver::{NextClaim, Queue};
 use crate::finisher::Finisher;
 use crate::settings::Schedule;
@@ -32,7 +32,7 @@ pub struct WebhookQueue {
     /// Decides which job may send now.
     pub seats: Seats,
     /// Where the last claim stopped.
-    pub place: Place,
+    pub cursor: Cursor,
     /// Cancelled to stop: deliveries that have not begun are given back.
     pub stop: CancellationToken,
     /// When a delivery is tried again.
@@ -58,12 +58,12 @@ impl Queue for WebhookQueue {
     async fn claim(&self, most: usize) -> Result<Claimed<Seated>, StoreError> {
         // Twice the timeout: before its own delivery begins, a job may wait for as long as another one's delivery takes.
         let lease = self.sender.timeout() * 2 + MARGIN;
-        let mut circle = Circle::from(self.place.get());
+        let mut circle = Circle::from(self.cursor.get());
         let mut soonest: Option<Duration> = None;
         loop {
-            let wanted = Wanted { after: self.place.get(), ..self.seats.wanted(most) };
+            let wanted = Wanted { after: self.cursor.get(), ..self.seats.wanted(most) };
             let found = self.store.claim_webhook_jobs(&wanted, lease).await?;
-            self.place.set(found.stopped_at);
+            self.cursor.set(found.stopped_at);
             let (jobs, next_in) = (found.claimed.jobs, found.claimed.next_in);
             soonest = soonest.into_iter().chain(next_in).min();
             // These receivers have no job to claim: go on to the next ones, until the circle is complete.

@@ -6,9 +6,9 @@ use shared::store::receivers::ReceiverId;
 
 /// Where the last claim stopped: at this receiver, or at the end.
 #[derive(Debug, Default)]
-pub struct Place(Mutex<Option<ReceiverId>>);
+pub struct Cursor(Mutex<Option<ReceiverId>>);
 
-impl Place {
+impl Cursor {
     /// Where the next claim begins: after this receiver.
     #[must_use]
     pub fn get(&self) -> Option<ReceiverId> {

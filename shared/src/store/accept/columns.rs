@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::NewRequest;
-use crate::encryption::{Keyring, Place};
+use crate::encryption::{Keyring, SealedFor};
 
 /// One element per request, in order.
 #[derive(Default)]
@@ -65,7 +65,7 @@ fn stored_headers(request: &NewRequest, keyring: &Keyring) -> StoredHeaders {
     if keyring.first().is_none() || headers.as_object().is_none_or(serde_json::Map::is_empty) {
         return StoredHeaders { plain: Some(headers), ..StoredHeaders::default() };
     }
-    let stored = keyring.seal(Place::WebhookHeaders(request.id), headers.to_string().as_bytes());
+    let stored = keyring.seal(SealedFor::WebhookHeaders(request.id), headers.to_string().as_bytes());
     StoredHeaders { plain: None, sealed: Some(stored.bytes), sealed_with: stored.key_id }
 }
 
