@@ -9,7 +9,7 @@
 //!    never read. A walk has at most `STEPS` steps; the caller continues from where it ended.
 //! 2. `ready`: the receivers with a due job and room for it. A receiver that works has room up to a limit per process. One that fails, or
 //!    that is not known yet, has room for one job, and only when its probe is due (see
-//!    [`ReceiverNews`]). A slow one has room for one job per process.
+//!    [`ReceiverNews`](super::webhook_finish::ReceiverNews)). A slow one has room for one job per process.
 //! 3. `chosen`: as many receivers as jobs are wanted, and no more [new and troubled](Standing) ones than the caller has room for, in all
 //!    and of one server. Of these, the servers take turns, and within a server the ones that have been due the longest are chosen.
 //! 4. `due`: the same number of jobs from each, first due first, locked. `skip locked` passes over jobs that another worker is claiming.
@@ -36,7 +36,7 @@ use super::lease::ClaimSentAt;
 use super::receivers::{ReceiverId, Standing, WATCHED_WITHIN, Wanted};
 use super::requests::RequestState;
 use super::server_time::ServerTime;
-use super::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
+use super::webhook_finish::WebhookFinish;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::contract::SigningRequest;
 use crate::encryption::{AtRest, EncryptionError, SealedFor};
@@ -327,15 +327,7 @@ struct Row {
 impl Row {
     /// The end of its lease without an attempt, if there is a job.
     fn given_back(&self, sent_at: ClaimSentAt, lease: Duration) -> Option<WebhookFinish> {
-        Some(WebhookFinish {
-            lease: Lease::new(JobId(self.id?), self.lease_token?, sent_at, lease),
-            ending: WebhookEnding::Released,
-            status: None,
-            error: None,
-            took: Duration::ZERO,
-            response: None,
-            receiver: ReceiverNews::None { before: count(self.failures?) },
-        })
+        Some(WebhookFinish::released(Lease::new(JobId(self.id?), self.lease_token?, sent_at, lease), count(self.failures?)))
     }
 
     /// The job, if there is one. Its request must be in `states`.

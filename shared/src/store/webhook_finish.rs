@@ -27,6 +27,15 @@ pub struct WebhookFinish {
     pub receiver: ReceiverNews,
 }
 
+impl WebhookFinish {
+    /// Gives a job back that was not sent, of a receiver that had failed `before` times in a row when it was claimed.
+    #[must_use]
+    pub fn released(lease: Lease, before: u32) -> Self {
+        let receiver = ReceiverNews::None { before };
+        Self { lease, ending: WebhookEnding::Released, status: None, error: None, took: Duration::ZERO, response: None, receiver }
+    }
+}
+
 /// The maximum number of bytes of an answer that are kept.
 pub const LARGEST_RESPONSE: usize = 2048;
 

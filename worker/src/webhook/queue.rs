@@ -6,7 +6,7 @@ use std::time::Duration;
 use shared::call_error::CallError;
 use shared::store::receivers::Wanted;
 use shared::store::webhook_claim::WebhookJob;
-use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
+use shared::store::webhook_finish::{WebhookEnding, WebhookFinish};
 use shared::store::{Claimed, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio_util::sync::CancellationToken;
@@ -114,18 +114,7 @@ impl WebhookQueue {
             () = give_up.cancelled() => None,
         };
         let before = job.failures;
-        let Some(answer) = answer else {
-            let (took, receiver) = (Duration::ZERO, ReceiverNews::None { before });
-            return WebhookFinish {
-                lease: job.lease,
-                ending: WebhookEnding::Released,
-                status: None,
-                error: None,
-                took,
-                response: None,
-                receiver,
-            };
-        };
+        let Some(answer) = answer else { return WebhookFinish::released(job.lease, before) };
         if let Err(error) = &job.confidential {
             tracing::error!(%error, "ENCRYPTION_KEY: a webhook can't be signed");
         }
