@@ -43,7 +43,8 @@ fn one_line(error: &clap::Error) -> String {
         ErrorKind::InvalidValue => {
             format!("{variable}={value}: accepted: {}", context(ContextKind::ValidValue).unwrap_or_default())
         }
-        ErrorKind::MissingRequiredArgument => format!("{variable}: not set; set the variable or give {flag}"),
+        // Only arguments of commands: settings have defaults, or are checked together.
+        ErrorKind::MissingRequiredArgument => format!("{flag}: missing; see --help"),
         _ => {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();

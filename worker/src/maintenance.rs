@@ -26,6 +26,9 @@ const NEXT_ROUND: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::
 /// To look at every waiting job takes at most one in this many parts of the time.
 const ONE_IN: u32 = 30;
 
+/// The longest pause after such a look that failed: `ONE_IN` times as long as a statement may take.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+
 /// How long ending a group of overdue jobs may take.
 const LEASE: Duration = Duration::from_mins(1);
 
@@ -98,15 +101,22 @@ impl Maintenance {
         if largest.max(deleted) >= AT_ONCE { Left::More } else { Left::Nothing }
     }
 
-    /// Ends jobs that are past their deadline, and returns how many. Looks at every waiting job if it is time for that.
+    /// Ends jobs that are past their deadline, and returns how many. Looks at every waiting job too if it is time for that.
     async fn end_overdue(&mut self, deadline: Duration) -> Result<u32, StoreError> {
+        let ended = self.end_found(deadline, Look::AtThoseDueFirst).await?;
         let began = Instant::now();
-        let look = if self.next_full_look <= began { Look::AtAll } else { Look::AtThoseDueFirst };
-        let found = self.store.claim_overdue_sign_jobs(deadline, look, AT_ONCE, LEASE).await;
-        if look == Look::AtAll {
-            self.next_full_look = Instant::now() + pause_after_full_look(began.elapsed(), found.is_ok());
+        if began < self.next_full_look {
+            return Ok(ended);
         }
-        let overdue = found?;
+        // In case it takes longer than a step may.
+        self.next_full_look = began + LONGEST_PAUSE;
+        let found = self.end_found(deadline, Look::AtAll).await;
+        self.next_full_look = Instant::now() + pause_after_full_look(began.elapsed(), found.is_ok());
+        Ok(ended.max(found?))
+    }
+
+    async fn end_found(&self, deadline: Duration, look: Look) -> Result<u32, StoreError> {
+        let overdue = self.store.claim_overdue_sign_jobs(deadline, look, AT_ONCE, LEASE).await?;
         let count = u32::try_from(overdue.len()).unwrap_or(AT_ONCE);
         let ends = overdue.into_iter().map(|(lease, digest)| self.finisher.finish(SignFinish::past_deadline(lease, digest)));
         futures_util::future::join_all(ends).await;
@@ -118,9 +128,10 @@ impl Maintenance {
 }
 
 /// The pause after a look at every waiting job. One that failed may have waited for a Postgres that stood still, which does not say how
-/// long it takes: it is repeated soon.
+/// long it takes.
 fn pause_after_full_look(took: Duration, worked: bool) -> Duration {
-    if worked { took * ONE_IN } else { took }
+    let pause = took * ONE_IN;
+    if worked { pause } else { pause.min(LONGEST_PAUSE) }
 }
 
 /// The number of items a step handled: 0 if it failed or took too long. The next step runs in any case.
@@ -144,10 +155,10 @@ mod tests {
     }
 
     #[test]
-    fn a_full_look_takes_a_thirtieth_of_the_time_and_one_that_failed_is_repeated_soon() {
-        let took = Duration::from_secs(10);
-        assert_eq!(pause_after_full_look(took, true).as_secs(), 300);
-        assert_eq!(pause_after_full_look(took, false), took);
+    fn a_full_look_takes_a_thirtieth_of_the_time_and_one_that_stood_still_is_not_put_off_for_longer() {
+        let pause = |took, worked| pause_after_full_look(Duration::from_secs(took), worked).as_secs();
+        assert_eq!((pause(2, true), pause(2, false)), (60, 60));
+        assert_eq!((pause(30, true), pause(30, false)), (900, 300));
     }
 
     #[tokio::test(start_paused = true)]

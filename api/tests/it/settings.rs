@@ -72,6 +72,16 @@ async fn a_setting_that_is_missing_or_holds_a_secret_is_named_without_its_value(
 }
 
 #[tokio::test]
+async fn a_command_without_what_it_needs_says_so_in_one_line() {
+    let database = env(&[("DATABASE_URL", "postgres://localhost/x")]);
+    for (arguments, missing) in [(&["keys", "create"][..], "--name <NAME>"), (&["keys", "revoke"], "--name <NAME>")] {
+        let (code, log) = run(Binary::Api, arguments, &database).await;
+        assert!(code == 2 && log.contains(missing) && log.trim_end().ends_with(": missing; see --help"), "{log}");
+        assert_eq!(log.trim_end().lines().count(), 1, "{log}");
+    }
+}
+
+#[tokio::test]
 async fn help_shows_every_setting_with_its_default_and_the_document_needs_no_database() {
     let (code, help) = run(Binary::Worker, &["--help"], &Env::new()).await;
     assert_eq!(code, 0);

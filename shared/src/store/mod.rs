@@ -113,7 +113,7 @@ pub enum StoreError {
     #[error("the schema of the database is out of date; run `api migrate`, or start with MIGRATE_ON_START=true")]
     SchemaBehind,
     /// The schema is not the one this program was built for.
-    #[error("the schema of the database does not fit this program: {0}")]
+    #[error("the schema of the database does not fit this program")]
     Schema(#[source] sqlx::migrate::MigrateError),
 }
 

@@ -265,12 +265,14 @@ impl Store {
         }
         let mut states = match self.requests(&ids).await {
             Ok(states) => states,
-            Err(error) => {
-                // They are leased already, and nobody will work on them.
+            // They are leased already, and nobody will work on them. If one of them can't be read, they stay leased: otherwise, each claim
+            // would end at them again.
+            Err(error) if error.is_transient() => {
                 let given_back: Vec<WebhookFinish> = rows.iter().filter_map(|row| row.given_back(sent_at, lease)).collect();
                 let _ = self.finish_webhook_jobs(&given_back).await;
                 return Err(error);
             }
+            Err(error) => return Err(error),
         };
         let jobs = rows.into_iter().filter_map(|row| row.into_job(self, &mut states, sent_at, lease)).collect::<Result<Vec<_>>>()?;
         Ok(ClaimedWebhooks { claimed: Claimed { jobs, next_in }, stopped_at })

@@ -74,7 +74,8 @@ impl Seats {
     /// What to claim if there is room for up to `most` jobs: no more jobs of a receiver than it has seats. Receivers that fail or are slow
     /// share two eighths of the calls, unknown receivers three; the receivers of one server have at most half of either. So however many
     /// there are, the others keep their share, and receivers that work have the other three eighths. Of few calls, unknown receivers have
-    /// two, and so has one server of them: one that hangs does not keep another one waiting. Begins with the first receiver.
+    /// two, and so has one server of them: one that hangs does not keep another one waiting. With fewer than four calls, that may be all of
+    /// them. Begins with the first receiver.
     #[must_use]
     pub fn wanted(&self, most: usize) -> Wanted {
         let held: Vec<Held> = self.table().receivers.values().map(|receiver| receiver.held).collect();
