@@ -7,7 +7,7 @@
 //! | [`keys`] | `api keys …`: the commands that manage API keys |
 //! | [`http`] | routes, bodies, headers, problems |
 //! | `server` | accepts connections, and keeps little memory for those whose caller waits |
-//! | `accept` | stores a batch of requests |
+//! | `accept` | stores batches of requests: new ones, and those that may be known |
 //! | `answers` | stores a request and waits for its outcome |
 //! | `waiters` | registers which callers wait for which message |
 //! | `queue` | a cached snapshot of the queue, for positions and estimates |

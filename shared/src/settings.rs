@@ -17,15 +17,15 @@ use crate::units::{duration, fraction};
 pub fn parse<T: Parser>() -> T {
     T::try_parse().unwrap_or_else(|error| {
         if error.use_stderr() {
-            eprintln!("{}", one_line(&error));
+            eprintln!("{}", one_line(&error, &T::command()));
             std::process::exit(2);
         }
         error.exit()
     })
 }
 
-/// What is wrong with the settings, in one line.
-fn one_line(error: &clap::Error) -> String {
+/// What is wrong with the settings of `command`, in one line.
+fn one_line(error: &clap::Error, command: &clap::Command) -> String {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
@@ -43,7 +43,9 @@ fn one_line(error: &clap::Error) -> String {
         ErrorKind::InvalidValue => {
             format!("{variable}={value}: accepted: {}", context(ContextKind::ValidValue).unwrap_or_default())
         }
-        // Only arguments of commands: settings have defaults, or are checked together.
+        ErrorKind::MissingRequiredArgument if is_setting(command, &variable) => {
+            format!("{variable}: not set; set the variable or give {flag}")
+        }
         ErrorKind::MissingRequiredArgument => format!("{flag}: missing; see --help"),
         _ => {
             let text = error.to_string();
@@ -70,6 +72,13 @@ fn presentable(variable: &str, value: String) -> String {
         (.., "") => "[secret]".to_owned(),
         (.., scheme) => format!("{scheme}://[secret]"),
     }
+}
+
+/// Whether `command` reads this variable. If not, it is only the name of an argument.
+fn is_setting(command: &clap::Command, variable: &str) -> bool {
+    command
+        .get_arguments()
+        .any(|argument| argument.get_env().is_some() && argument.get_long().is_some_and(|long| variable_of(long) == variable))
 }
 
 /// The variable behind a flag as clap prints it: `--upstream-rate <UPSTREAM_RATE>` is `UPSTREAM_RATE`.
@@ -245,6 +254,8 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[derive(Parser, Debug)]
@@ -253,12 +264,12 @@ mod tests {
         upstream_rate: crate::units::Rate,
         #[arg(long, value_enum, default_value = "pretty")]
         log_format: LogFormat,
-        #[arg(long, value_parser = http_url)]
+        #[arg(long, env = "SETTINGS_TEST_UPSTREAM_URL", value_parser = http_url)]
         upstream_url: url::Url,
     }
 
     fn line(args: &[&str]) -> String {
-        one_line(&Example::try_parse_from([&["x"], args].concat()).unwrap_err())
+        one_line(&Example::try_parse_from([&["x"], args].concat()).unwrap_err(), &Example::command())
     }
 
     #[test]

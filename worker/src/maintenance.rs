@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::backoff::Jitter;
+use shared::message::MessageDigest;
 use shared::store::sign_finish::SignFinish;
 use shared::store::sign_overdue::Look;
-use shared::store::{Store, StoreError, within};
+use shared::store::{Lease, Store, StoreError, within};
 use shared::telemetry::display_chain;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -103,27 +104,30 @@ impl Maintenance {
 
     /// Ends jobs that are past their deadline, and returns how many. Looks at every waiting job too if it is time for that.
     async fn end_overdue(&mut self, deadline: Duration) -> Result<u32, StoreError> {
-        let ended = self.end_found(deadline, Look::AtThoseDueFirst).await?;
+        let ended = self.end(self.find(deadline, Look::AtThoseDueFirst).await?).await;
         let began = Instant::now();
         if began < self.next_full_look {
             return Ok(ended);
         }
         // In case it takes longer than a step may.
         self.next_full_look = began + LONGEST_PAUSE;
-        let found = self.end_found(deadline, Look::AtAll).await;
+        let found = self.find(deadline, Look::AtAll).await;
         self.next_full_look = Instant::now() + pause_after_full_look(began.elapsed(), found.is_ok());
-        Ok(ended.max(found?))
+        Ok(ended.max(self.end(found?).await))
     }
 
-    async fn end_found(&self, deadline: Duration, look: Look) -> Result<u32, StoreError> {
-        let overdue = self.store.claim_overdue_sign_jobs(deadline, look, AT_ONCE, LEASE).await?;
+    async fn find(&self, deadline: Duration, look: Look) -> Result<Vec<(Lease, MessageDigest)>, StoreError> {
+        self.store.claim_overdue_sign_jobs(deadline, look, AT_ONCE, LEASE).await
+    }
+
+    async fn end(&self, overdue: Vec<(Lease, MessageDigest)>) -> u32 {
         let count = u32::try_from(overdue.len()).unwrap_or(AT_ONCE);
         let ends = overdue.into_iter().map(|(lease, digest)| self.finisher.finish(SignFinish::past_deadline(lease, digest)));
         futures_util::future::join_all(ends).await;
         if count > 0 {
             tracing::warn!(count, "requests were not signed before their deadline");
         }
-        Ok(count)
+        count
     }
 }
 
