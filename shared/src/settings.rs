@@ -17,15 +17,20 @@ use crate::units::{duration, fraction};
 pub fn parse<T: Parser>() -> T {
     T::try_parse().unwrap_or_else(|error| {
         if error.use_stderr() {
-            eprintln!("{}", one_line(&error, &T::command()));
+            eprintln!("{}", in_one_line(&problem(&error, &T::command())));
             std::process::exit(2);
         }
         error.exit()
     })
 }
 
-/// What is wrong with the settings of `command`, in one line.
-fn one_line(error: &clap::Error, command: &clap::Command) -> String {
+/// The text with its control characters escaped: a value may have line breaks.
+fn in_one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// What is wrong with the settings of `command`.
+fn problem(error: &clap::Error, command: &clap::Command) -> String {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
@@ -269,7 +274,7 @@ mod tests {
     }
 
     fn line(args: &[&str]) -> String {
-        one_line(&Example::try_parse_from([&["x"], args].concat()).unwrap_err(), &Example::command())
+        in_one_line(&problem(&Example::try_parse_from([&["x"], args].concat()).unwrap_err(), &Example::command()))
     }
 
     #[test]
@@ -279,6 +284,8 @@ mod tests {
         assert_eq!(line(&["--log-format", "xml", "--upstream-url", "http://a"]), "LOG_FORMAT=xml: accepted: pretty, json");
         let wrong = line(&["--upstream-url", "ftp://a"]);
         assert!(wrong.starts_with("UPSTREAM_URL=ftp://a: accepted: an http or https address"), "{wrong}");
+        let broken = line(&["--log-format", "a\nb\u{1b}[2J", "--upstream-url", "http://a"]);
+        assert_eq!(broken, "LOG_FORMAT=a\\nb\\u{1b}[2J: accepted: pretty, json");
         assert!([wrong.as_str(), &line(&[]), &line(&["--nonsense"])].iter().all(|text| text.lines().count() == 1));
     }
 

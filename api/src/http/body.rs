@@ -1,6 +1,7 @@
 //! The body of a POST: read up to a limit, parsed once, every flaw reported with its place.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use shared::address_guard::{Forbidden, canonical};
 use shared::message::Message;
@@ -150,12 +152,11 @@ impl Parsed {
     /// # Errors
     /// `Invalid` if it is not a JSON object.
     fn of(bytes: &[u8]) -> Result<Self, ApiError> {
-        let value: Value = serde_json::from_slice(bytes)
-            .map_err(|error| ApiError::Invalid(vec![flaw("#", format!("not JSON: line {}, column {}", error.line(), error.column()))]))?;
-        let Value::Object(mut fields) = value else {
-            return Err(ApiError::Invalid(vec![flaw("#", "accepted: an object")]));
-        };
-        let mut flaws = Vec::new();
+        let Fields { values: mut fields, repeated } = serde_json::from_slice(bytes).map_err(|error| {
+            let not_json = || format!("not JSON: line {}, column {}", error.line(), error.column());
+            ApiError::Invalid(vec![flaw("#", if error.is_data() { "accepted: an object".to_owned() } else { not_json() })])
+        })?;
+        let mut flaws: Vec<Flaw> = repeated.iter().map(|name| flaw(&format!("#/{}", escaped(name)), "there more than once")).collect();
         if !fields.contains_key("message") {
             flaws.push(flaw("#/message", "missing"));
         }
@@ -190,6 +191,39 @@ impl Parsed {
         let headers = Secret::new(self.webhook_headers);
         let webhook = self.webhook.map(|(posted, url)| WebhookTarget::new(posted, &url, headers));
         Ok(Posted { message: Message::new(message), webhook, client_request_id: self.client_request_id, received_at })
+    }
+}
+
+/// The fields of a JSON object. Of a name that is there more than once, whoever checks the body before this service may use another value.
+struct Fields {
+    values: Map<String, Value>,
+    /// Names that are there more than once.
+    repeated: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Fields, A::Error> {
+                let mut fields = Fields { values: Map::new(), repeated: Vec::new() };
+                while let Some((name, value)) = object.next_entry::<String, Value>()? {
+                    if fields.values.contains_key(&name) {
+                        fields.repeated.push(name);
+                    } else {
+                        fields.values.insert(name, value);
+                    }
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Object)
     }
 }
 
@@ -323,6 +357,17 @@ mod tests {
         assert_eq!(pointers(&json!({ "message": "" })), ["#/message"]);
         assert_eq!(pointers(&json!({ "message": "m", "webhookUrl": null })), ["#/webhookUrl"]);
         assert_eq!(pointers(&json!(["message"])), ["#"]);
+    }
+
+    #[test]
+    fn a_field_that_is_there_twice_is_a_flaw() {
+        let parsed = Parsed::of(br#"{ "message": "a", "message": "a", "clientRequestId": "b" }"#).unwrap();
+        assert_eq!(parsed.flaws.iter().map(|flaw| flaw.pointer.as_str()).collect::<Vec<_>>(), ["#/message"]);
+        for (body, detail) in [("[1", "accepted: an object"), ("{} {}", "not JSON: line 1, column 4"), ("{", "not JSON: line 1, column 1")]
+        {
+            let Err(ApiError::Invalid(flaws)) = Parsed::of(body.as_bytes()) else { panic!("it is invalid") };
+            assert_eq!(flaws[0].detail, detail);
+        }
     }
 
     #[test]

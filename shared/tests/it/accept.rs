@@ -99,6 +99,32 @@ async fn where_there_is_not_room_for_all_the_short_way_stores_nothing() {
 }
 
 #[tokio::test]
+async fn a_group_with_a_message_that_someone_else_is_storing_waits_for_them_and_goes_the_long_way_if_they_commit() {
+    let f = Fixture::new().await;
+    for (theirs, they_commit) in [("a", false), ("b", true)] {
+        let group = [f.request(theirs), f.request(&format!("beside {theirs}"))];
+        let mut session = f.connection().await;
+        let mut others = session.begin().await.unwrap();
+        let insert = "insert into messages (digest, body) values (message_digest($1), $1)";
+        sqlx::query(insert).bind(theirs.as_bytes()).execute(&mut *others).await.unwrap();
+        let (store, ours) = (f.store.clone(), group.clone());
+        let short = tokio::spawn(async move { store.accept_new(&ours, u64::MAX).await });
+        f.until_somebody_waits_for_a_lock().await;
+        if they_commit {
+            others.commit().await.unwrap();
+            assert!(matches!(short.await.unwrap(), Err(StoreError::Refused(_))));
+            assert_eq!(f.number("select count(*) from messages where body = 'beside b'").await, 0, "nothing of the group");
+            assert!(f.store.accept(&group, u64::MAX).await.unwrap().iter().all(Result::is_ok));
+        } else {
+            others.rollback().await.unwrap();
+            assert!(short.await.unwrap().unwrap().iter().all(Option::is_some));
+        }
+    }
+    assert_eq!(f.number("select count(*) from jobs").await, 4);
+    assert_eq!(f.strays().await, 0);
+}
+
+#[tokio::test]
 async fn groups_that_race_the_short_and_the_long_way_make_one_job_per_message() {
     let f = Fixture::new().await;
     let posts = (0..40).map(|n| {

@@ -20,6 +20,7 @@ use shared::store::upstream::{Agreement, WorkerId};
 use shared::store::{Claimed, Store, StoreError};
 use shared::units::Rate;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub(crate) const LEASE: Duration = Duration::from_mins(1);
@@ -80,7 +81,8 @@ impl Fixture {
 
     pub(crate) async fn in_database(url: String) -> Self {
         let store = connect(&url);
-        store.migrate().await.unwrap();
+        // As the programs do: the first connection to a busy server may take longer than a connection may.
+        store.when_available(&CancellationToken::new(), async || store.migrate().await).await.unwrap();
         let key = new_key(&store, "test").await;
         Self { store, url, key, rate: Mutex::new("10/60s".parse().unwrap()) }
     }

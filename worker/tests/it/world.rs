@@ -16,6 +16,7 @@ use shared::settings::DatabaseSettings;
 use shared::store::Store;
 use shared::store::accept::{NewRequest, WebhookTarget};
 use shared::store::keys::{ApiKey, KeyId, Scope};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub(crate) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
@@ -43,7 +44,8 @@ impl World {
         cluster.create_database(&name).await.unwrap();
         let database = cluster.url(&name);
         let store = Store::connect_lazily(&Settings::parse_from(["test", "--database-url", &database]).database).unwrap();
-        store.migrate().await.unwrap();
+        // As the programs do: the first connection to a busy server may take longer than a connection may.
+        store.when_available(&CancellationToken::new(), async || store.migrate().await).await.unwrap();
         let key = ApiKey::generate();
         store.create_key("test", &key, &[Scope::Sign], &SECRET.parse().unwrap(), None).await.unwrap();
         let key = store.caller(key.digest()).await.unwrap().unwrap().key;
