@@ -1,7 +1,6 @@
 //! The body of a POST: read up to a limit, parsed once, every flaw reported with its place.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,6 @@ use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object};
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use shared::address_guard::{Forbidden, canonical};
 use shared::message::Message;
@@ -23,6 +21,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::Services;
+use super::fields::Fields;
 use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
 use super::problem::{ApiError, Flaw};
 
@@ -191,39 +190,6 @@ impl Parsed {
         let headers = Secret::new(self.webhook_headers);
         let webhook = self.webhook.map(|(posted, url)| WebhookTarget::new(posted, &url, headers));
         Ok(Posted { message: Message::new(message), webhook, client_request_id: self.client_request_id, received_at })
-    }
-}
-
-/// The fields of a JSON object. Of a name that is there more than once, whoever checks the body before this service may use another value.
-struct Fields {
-    values: Map<String, Value>,
-    /// Names that are there more than once.
-    repeated: Vec<String>,
-}
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Fields, A::Error> {
-                let mut fields = Fields { values: Map::new(), repeated: Vec::new() };
-                while let Some((name, value)) = object.next_entry::<String, Value>()? {
-                    if fields.values.contains_key(&name) {
-                        fields.repeated.push(name);
-                    } else {
-                        fields.values.insert(name, value);
-                    }
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(Object)
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `operations` | the operations, the webhook, and what they answer |
 //! | `deliveries` | the operations on the delivery log of a request |
 //! | `body` | the body of a POST, parsed |
+//! | `fields` | a JSON object whose repeated names are reported |
 //! | `receivers` | where webhooks may go |
 //! | `document` | the OpenAPI document |
 //! | `headers` | `Prefer` and `Idempotency-Key`, parsed |
@@ -17,6 +18,7 @@ pub mod auth;
 mod body;
 mod deliveries;
 mod document;
+mod fields;
 mod headers;
 mod later;
 mod observe;
