@@ -24,7 +24,7 @@ pub(crate) async fn up(args: StackArgs) -> Result<()> {
     let _lock = lock(&folder.join("lock"))?;
     if let Some(state) = State::load()? {
         if state.runs() && ready(&state).await? {
-            say!("the stack runs already");
+            say!("the stack runs already, with the programs and settings it was started with; to change them, `make down` first");
             announce(&state);
             return Ok(());
         }
