@@ -1,8 +1,10 @@
 //! Storing batches of POSTs: new messages first, in one statement, and in batches of their own those that may be known: whoever holds a
 //! message that is known holds up no new one.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
 use shared::batch::BatchError;
 use shared::store::accept::{NewRequest, Rejection, Stored};
 use shared::store::{Store, StoreError, before};
@@ -56,20 +58,65 @@ pub async fn store_new(store: &Store, requests: Vec<NewRequest>, most_pending: u
 }
 
 /// Stores `requests` that may be known already, within [`STORE_WITHIN`]. If Postgres refuses them, or another transaction holds one of
-/// their messages, each is stored on its own, so that one cannot fail the others. Each has its own timeout then: the result of a slow
-/// request is uncertain, but those that were stored in time are known to be stored.
+/// their messages, those of each message are stored on their own, so that one cannot fail the others. Each has its own timeout then: the
+/// result of a slow request is uncertain, but those that were stored in time are known to be stored.
 pub async fn store_known(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Vec<Result<Stored, NotStored>> {
-    let deadline = Instant::now() + STORE_WITHIN;
-    match before(deadline, store.accept(&requests, most_pending)).await {
-        Ok(accepted) => accepted.into_iter().map(|accepted| accepted.map_err(NotStored::Rejected)).collect(),
-        Err(error) if requests.len() > 1 && error.may_be_of_one_item() => {
-            let alone = requests.iter().map(|request| async move {
-                let accepted = before(deadline, store.accept(std::slice::from_ref(request), most_pending)).await;
-                accepted.map_err(|error| not_stored(&error))?.pop().expect("one for each request").map_err(NotStored::Rejected)
-            });
-            futures_util::future::join_all(alone).await
-        }
+    let target = Target { store, most_pending, deadline: Instant::now() + STORE_WITHIN };
+    match target.store(&requests).await {
+        Ok(stored) => stored,
+        Err(error) if requests.len() > 1 && error.may_be_of_one_item() => target.store_by_message(requests).await,
         Err(error) => vec![Err(not_stored(&error)); requests.len()],
+    }
+}
+
+/// How many of the messages of a batch are stored at the same time, if they can't be stored together. A message that is held has a
+/// connection for half a second, and new messages need some, too.
+const MESSAGES_AT_ONCE: usize = 2;
+
+/// Where requests are stored, and until when.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    store: &'a Store,
+    most_pending: u64,
+    deadline: Instant,
+}
+
+impl Target<'_> {
+    async fn store(self, requests: &[NewRequest]) -> Result<Vec<Result<Stored, NotStored>>, StoreError> {
+        let accepted = before(self.deadline, self.store.accept(requests, self.most_pending)).await?;
+        Ok(accepted.into_iter().map(|accepted| accepted.map_err(NotStored::Rejected)).collect())
+    }
+
+    async fn store_by_message(self, requests: Vec<NewRequest>) -> Vec<Result<Stored, NotStored>> {
+        let mut groups: HashMap<_, (Vec<usize>, Vec<NewRequest>)> = HashMap::new();
+        for (place, request) in requests.into_iter().enumerate() {
+            let (places, group) = groups.entry(request.message.digest()).or_default();
+            places.push(place);
+            group.push(request);
+        }
+        let mut stored: Vec<_> = stream::iter(groups.into_values())
+            .map(|(places, group)| async move { places.into_iter().zip(self.store_group(&group).await).collect::<Vec<_>>() })
+            .buffer_unordered(MESSAGES_AT_ONCE)
+            .concat()
+            .await;
+        stored.sort_unstable_by_key(|(place, _)| *place);
+        stored.into_iter().map(|(_, stored)| stored).collect()
+    }
+
+    /// Stores the requests for one message. Who waited in vain for others to release it does not wait again for each request.
+    async fn store_group(self, group: &[NewRequest]) -> Vec<Result<Stored, NotStored>> {
+        match self.store(group).await {
+            Ok(stored) => stored,
+            Err(error) if group.len() > 1 && error.may_be_of_one_item() && !matches!(error, StoreError::Contended(_)) => {
+                let mut stored = Vec::with_capacity(group.len());
+                for request in group {
+                    let alone = self.store(std::slice::from_ref(request)).await;
+                    stored.push(alone.unwrap_or_else(|error| vec![Err(not_stored(&error))]).pop().expect("one for each request"));
+                }
+                stored
+            }
+            Err(error) => vec![Err(not_stored(&error)); group.len()],
+        }
     }
 }
 

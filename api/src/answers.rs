@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::accept::{FirstTry, NotStored, STORE_WITHIN, store_known, store_new};
-use crate::queue::Forecasts;
+use crate::forecasts::Forecasts;
 use crate::waiters::{Waiter, Waiters};
 
 /// Maximum number of POSTs that one transaction stores, and of requests that one statement reads.
@@ -55,7 +55,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// first and the longest pause.
 const POLL_WITHOUT_NOTIFY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// Why a request could not be read: Postgres is unavailable or too slow.
+/// Why a request could not be read: Postgres is unavailable or too slow, or too many callers read.
 pub type ReadError = BatchError<StoreError>;
 
 /// The limits on what is accepted.

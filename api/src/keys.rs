@@ -13,7 +13,9 @@ use crate::settings::{KeysCommand, Settings};
 /// One line: what went wrong, and how to fix it.
 pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), ProcessError> {
     let store = Store::connect_lazily(&settings.database)?;
-    store.prepare(settings.database.migrate_on_start).await?;
+    // Who only looks must not change the schema under processes that run with the older one.
+    let may_migrate = matches!(command, KeysCommand::Create { .. }) && settings.database.migrate_on_start;
+    store.prepare(may_migrate).await?;
     match command {
         KeysCommand::Create { name, scopes, expires_in } => {
             if !(1..=64).contains(&name.chars().count()) {

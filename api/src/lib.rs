@@ -14,9 +14,9 @@
 
 mod accept;
 mod answers;
+mod forecasts;
 pub mod http;
 pub mod keys;
-mod queue;
 pub mod run;
 mod server;
 pub mod settings;

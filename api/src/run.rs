@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answers::{Answers, Bounds};
 use crate::http::auth::Keys;
-use crate::http::{self, Limits, Receivers, Services};
+use crate::http::{self, Limits, Services, WebhookAddresses};
 use crate::server::serve;
 use crate::settings::Settings;
 use crate::waiters::Waiters;
@@ -58,7 +58,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
         store: store.clone(),
         keys: keys.clone(),
         limits,
-        receivers: Receivers::new(&settings.addresses, store.clone()),
+        webhook_addresses: WebhookAddresses::new(&settings.addresses, store.clone()),
     };
     let routes = http::routes(services, health, metrics);
     tasks.spawn(serve(listener, routes, stop.clone()));

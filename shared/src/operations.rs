@@ -17,8 +17,10 @@ use crate::store::{Store, StoreError};
 /// How long the readiness check waits for Postgres before it fails.
 const READY_WITHIN: Duration = Duration::from_secs(1);
 
-/// The gauges are read from Postgres at most this often.
-const READ_GAUGES_EVERY: Duration = Duration::from_secs(1);
+/// Postgres is asked at most this often for readiness, and as often for the gauges: callers must not be able to put load on it. A process
+/// that is not ready is asked more often, because somebody waits for it.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -91,7 +93,8 @@ pub fn routes(store: Store, prepared: Prepared) -> impl IntoEndpoint {
 
 /// `GET /health/live` and `GET /health/ready`.
 pub fn health(store: Store, prepared: Prepared) -> Route {
-    Route::new().at("/health/live", get(live)).at("/health/ready", get(ready).data(store).data(prepared))
+    let readiness = Arc::new(Readiness { store, prepared, checked: Mutex::default() });
+    Route::new().at("/health/live", get(live)).at("/health/ready", get(ready).data(readiness))
 }
 
 /// `GET /metrics`.
@@ -104,22 +107,43 @@ fn live() -> Json<serde_json::Value> {
     Json(json!({ "status": "alive" }))
 }
 
+/// Whether the process is ready, and when this was checked.
+struct Readiness {
+    store: Store,
+    prepared: Prepared,
+    checked: Mutex<Option<(Instant, StatusCode, serde_json::Value)>>,
+}
+
+impl Readiness {
+    async fn check(&self) -> (StatusCode, serde_json::Value) {
+        let mut checked = self.checked.lock().await;
+        if let Some((at, status, body)) = &*checked
+            && at.elapsed() < if status.is_success() { ASK_EVERY } else { ASK_AGAIN_AFTER }
+        {
+            return (*status, body.clone());
+        }
+        let asked = async {
+            self.store.check_schema().await?;
+            self.store.upstream().await
+        };
+        let (status, body) = match tokio::time::timeout(READY_WITHIN, asked).await {
+            Ok(Ok(upstream)) if self.prepared.is_done() => {
+                (StatusCode::OK, json!({ "status": "ready", "upstream": upstream.as_ref().map(upstream_json) }))
+            }
+            Ok(Ok(_)) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "starting" })),
+            Ok(Err(StoreError::SchemaBehind | StoreError::Schema(_))) => {
+                (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "schema out of date" }))
+            }
+            Ok(Err(_)) | Err(_) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "Postgres unavailable" })),
+        };
+        *checked = Some((Instant::now(), status, body.clone()));
+        (status, body)
+    }
+}
+
 #[handler]
-async fn ready(Data(store): Data<&Store>, Data(prepared): Data<&Prepared>) -> Response {
-    let asked = async {
-        store.check_schema().await?;
-        store.upstream().await
-    };
-    let (status, body) = match tokio::time::timeout(READY_WITHIN, asked).await {
-        Ok(Ok(upstream)) if prepared.is_done() => {
-            (StatusCode::OK, json!({ "status": "ready", "upstream": upstream.as_ref().map(upstream_json) }))
-        }
-        Ok(Ok(_)) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "starting" })),
-        Ok(Err(StoreError::SchemaBehind | StoreError::Schema(_))) => {
-            (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "schema out of date" }))
-        }
-        Ok(Err(_)) | Err(_) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "Postgres unavailable" })),
-    };
+async fn ready(Data(readiness): Data<&Arc<Readiness>>) -> Response {
+    let (status, body) = readiness.check().await;
     Json(body).with_status(status).into_response()
 }
 
@@ -141,8 +165,7 @@ fn upstream_json(upstream: &UpstreamState) -> serde_json::Value {
     })
 }
 
-/// The gauges that are read from Postgres when metrics are requested, and when they were last read: clients of `/metrics` must not be able
-/// to put load on Postgres.
+/// The gauges that are read from Postgres when metrics are requested, and when they were last read.
 struct Gauges {
     store: Store,
     read: Mutex<Option<Instant>>,
@@ -151,7 +174,7 @@ struct Gauges {
 impl Gauges {
     async fn refresh(&self) {
         let mut read = self.read.lock().await;
-        if read.is_some_and(|at| at.elapsed() < READ_GAUGES_EVERY) {
+        if read.is_some_and(|at| at.elapsed() < ASK_EVERY) {
             return;
         }
         let asked = async { Ok::<_, StoreError>((self.store.upstream().await?, self.store.pending_requests().await?)) };

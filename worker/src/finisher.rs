@@ -4,13 +4,14 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use shared::backoff::{Jitter, doubling};
 use shared::batch::{Batcher, Batches, Callers};
 use shared::store::sign_finish::SignFinish;
 use shared::store::webhook_finish::WebhookFinish;
-use shared::store::{Finished, Store, StoreError, within};
+use shared::store::{Finished, JobKind, Store, StoreError, within};
 use shared::telemetry::display_chain;
+use tokio::sync::Semaphore;
 
 /// The outcome of a job, as a finisher writes it.
 pub trait Finish: Send + Sync + Sized + 'static {
@@ -22,7 +23,7 @@ pub trait Finish: Send + Sync + Sized + 'static {
 }
 
 impl Finish for SignFinish {
-    const QUEUE: &'static str = "sign";
+    const QUEUE: &'static str = JobKind::Sign.name();
 
     async fn write(store: &Store, outcomes: &[Self]) -> Result<Vec<Finished>, StoreError> {
         store.finish_sign_jobs(outcomes).await
@@ -30,7 +31,7 @@ impl Finish for SignFinish {
 }
 
 impl Finish for WebhookFinish {
-    const QUEUE: &'static str = "webhook";
+    const QUEUE: &'static str = JobKind::Webhook.name();
 
     async fn write(store: &Store, outcomes: &[Self]) -> Result<Vec<Finished>, StoreError> {
         store.finish_webhook_jobs(outcomes).await
@@ -39,7 +40,19 @@ impl Finish for WebhookFinish {
 
 /// Queues outcomes and writes them in batches.
 pub struct Finisher<O: Finish> {
-    batches: Batcher<O, Option<Finished>, Infallible>,
+    store: Store,
+    batches: Batcher<O, Write<O>, Infallible>,
+    /// A permit to write an outcome that was held up.
+    held_up: Semaphore,
+}
+
+/// What became of an outcome in its batch.
+enum Write<O> {
+    Done(Finished),
+    /// Postgres refuses it: its job is due again when its lease expires.
+    Refused,
+    /// Somebody else holds its job. It is written outside of the batch, which it must not hold up.
+    HeldUp(O),
 }
 
 /// Maximum number of outcomes in one transaction, of concurrent transactions, and of waiting outcomes. Even with the largest settings, no
@@ -50,6 +63,11 @@ pub struct Finisher<O: Finish> {
 const LARGEST: usize = 2048;
 const AT_ONCE: usize = 2;
 const WAITING: usize = 65_536;
+
+/// How many outcomes are written at the same time, of a batch that can't be written as one, and of those that are held up. Each may wait
+/// for a lock, and claims need connections, too.
+const ALONE_AT_ONCE: usize = 3;
+const HELD_UP_AT_ONCE: usize = 2;
 
 /// The longest that a write may take. After that, the connection is taken for dead.
 const WRITE_WITHIN: Duration = Duration::from_secs(15);
@@ -63,17 +81,29 @@ impl<O: Finish> Finisher<O> {
     #[must_use]
     pub fn new(store: Store) -> Self {
         let batches = Batches { largest: LARGEST, waiting: WAITING, at_once: AT_ONCE, callers: Callers::Leave };
+        let for_batches = store.clone();
         let batches = Batcher::spawn(batches, move |outcomes: Vec<O>| {
-            let store = store.clone();
+            let store = for_batches.clone();
             async move { Ok(write_all(&store, outcomes).await) }
         });
-        Self { batches }
+        Self { store, batches, held_up: Semaphore::new(HELD_UP_AT_ONCE) }
     }
 
     /// Writes one outcome as soon as possible.
     pub async fn finish(&self, outcome: O) {
-        match self.batches.submit(outcome).await {
-            Ok(Some(Finished::LeaseLost)) => {
+        let mut written = self.batches.submit(outcome).await;
+        let mut failures = 0;
+        while let Ok(Write::HeldUp(outcome)) = written {
+            failures += 1;
+            if failures == 1 {
+                tracing::warn!(queue = O::QUEUE, "somebody holds the job of an outcome; trying until it works");
+            }
+            pause_after(failures).await;
+            let _permit = self.held_up.acquire().await;
+            written = Ok(write_alone(&self.store, outcome).await);
+        }
+        match written {
+            Ok(Write::Done(Finished::LeaseLost)) => {
                 metrics::counter!("countersign_leases_lost_total", "queue" => O::QUEUE).increment(1);
                 tracing::warn!(queue = O::QUEUE, "the lease had run out: nothing was changed");
             }
@@ -83,43 +113,46 @@ impl<O: Finish> Finisher<O> {
     }
 }
 
-/// Writes `outcomes` together, and retries while Postgres is unavailable. If Postgres refuses them, or somebody holds a lock on one of the
-/// rows, each one is written alone, so that one bad outcome spoils no other.
-async fn write_all<O: Finish>(store: &Store, outcomes: Vec<O>) -> Vec<Option<Finished>> {
+/// Writes `outcomes` together. If Postgres refuses them, or somebody holds a lock on one of the rows, each one is written alone, so that one
+/// bad outcome spoils no other.
+async fn write_all<O: Finish>(store: &Store, outcomes: Vec<O>) -> Vec<Write<O>> {
     if outcomes.len() > 1
-        && let Ok(written) = write_patiently(store, &outcomes).await
+        && let Ok(written) = write(store, &outcomes).await
     {
-        return written.into_iter().map(Some).collect();
+        return written.into_iter().map(Write::Done).collect();
     }
-    // Writes that are held up must not hold up the others.
-    join_all(outcomes.iter().map(|outcome| write_alone(store, outcome))).await
+    stream::iter(outcomes).map(|outcome| write_alone(store, outcome)).buffered(ALONE_AT_ONCE).collect().await
 }
 
-/// Writes one outcome. `None` if Postgres refuses it: then its job is due again when its lease expires.
-async fn write_alone<O: Finish>(store: &Store, outcome: &O) -> Option<Finished> {
-    match write_patiently(store, std::slice::from_ref(outcome)).await {
-        Ok(written) => written.first().copied(),
+async fn write_alone<O: Finish>(store: &Store, outcome: O) -> Write<O> {
+    match write(store, std::slice::from_ref(&outcome)).await {
+        Ok(written) => Write::Done(written[0]),
+        Err(StoreError::Contended(_)) => Write::HeldUp(outcome),
         Err(error) => {
             tracing::error!(queue = O::QUEUE, error = display_chain(&error), "an outcome was refused");
-            None
+            Write::Refused
         }
     }
 }
 
-async fn write_patiently<O: Finish>(store: &Store, outcomes: &[O]) -> Result<Vec<Finished>, StoreError> {
-    let mut failures = 0_u32;
+/// Writes `outcomes` in one transaction, and tries again for as long as Postgres is unavailable.
+async fn write<O: Finish>(store: &Store, outcomes: &[O]) -> Result<Vec<Finished>, StoreError> {
+    let mut failures = 0;
     loop {
         match within(WRITE_WITHIN, O::write(store, outcomes)).await {
-            Err(error @ StoreError::Contended(_)) if outcomes.len() > 1 => return Err(error),
-            Err(error) if error.is_transient() => {
-                failures = failures.saturating_add(1);
+            Err(error) if error.is_transient() && !matches!(error, StoreError::Contended(_)) => {
+                failures += 1;
                 if failures == 1 {
                     tracing::warn!(queue = O::QUEUE, error = display_chain(&error), "can't write outcomes; trying until it works");
                 }
-                let pause = Jitter::FIFTH.apply(doubling(SHORTEST_PAUSE, LONGEST_PAUSE, failures), &mut rand::rng());
-                tokio::time::sleep(pause).await;
+                pause_after(failures).await;
             }
             other => return other,
         }
     }
+}
+
+async fn pause_after(failures: u32) {
+    let pause = Jitter::FIFTH.apply(doubling(SHORTEST_PAUSE, LONGEST_PAUSE, failures), &mut rand::rng());
+    tokio::time::sleep(pause).await;
 }

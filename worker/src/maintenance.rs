@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use shared::backoff::Jitter;
 use shared::message::MessageDigest;
-use shared::store::sign_finish::SignFinish;
+use shared::store::sign_finish::{Failure, SignFinish};
 use shared::store::sign_overdue::Look;
-use shared::store::{Lease, Store, StoreError, within};
+use shared::store::webhook_finish::WebhookFailure;
+use shared::store::{JobKind, Lease, Store, StoreError, within};
 use shared::telemetry::display_chain;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -93,7 +94,9 @@ impl Maintenance {
         }
         let store = &self.store;
         if let Some(age) = self.ages.webhooks {
-            largest = largest.max(step("lost receivers", store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE)).await);
+            let exhausted = step("lost receivers", store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE)).await;
+            report(exhausted, JobKind::Webhook, WebhookFailure::ReceiverDown.code());
+            largest = largest.max(exhausted);
         }
         largest = largest.max(step("idle receivers", store.delete_idle_receivers(self.ages.retention, AT_ONCE)).await);
         largest = largest.max(step("retired secrets", store.delete_retired_secrets(AT_ONCE)).await);
@@ -124,10 +127,16 @@ impl Maintenance {
         let count = u32::try_from(overdue.len()).unwrap_or(AT_ONCE);
         let ends = overdue.into_iter().map(|(lease, digest)| self.finisher.finish(SignFinish::past_deadline(lease, digest)));
         futures_util::future::join_all(ends).await;
-        if count > 0 {
-            tracing::warn!(count, "requests were not signed before their deadline");
-        }
+        report(count, JobKind::Sign, Failure::DeadlineExceeded.code());
         count
+    }
+}
+
+/// Reports jobs that were ended without another attempt.
+fn report(count: u32, kind: JobKind, outcome: &'static str) {
+    if count > 0 {
+        metrics::counter!("countersign_attempts_total", "queue" => kind.name(), "outcome" => outcome).increment(count.into());
+        tracing::warn!(queue = kind.name(), outcome, count, "given up");
     }
 }
 

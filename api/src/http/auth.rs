@@ -7,9 +7,10 @@ use moka::future::Cache;
 use poem::Request;
 use poem_openapi::SecurityScheme;
 use poem_openapi::auth::ApiKey as PresentedKey;
+use shared::batch::{BatchError, Batcher, Batches, Callers};
 use shared::operations::Prepared;
 use shared::store::keys::{ApiKey, Caller, KeyDigest, KeyId, Scope};
-use shared::store::{Store, StoreError};
+use shared::store::{Store, StoreError, within};
 use shared::telemetry::display_chain;
 use tokio::time::Instant;
 
@@ -26,25 +27,33 @@ const MOST_CACHED: u64 = 10_000;
 /// How long the look-up of a key may take: it counts against the two seconds that a caller is promised.
 const KNOWN_WITHIN: Duration = Duration::from_millis(800);
 
+/// How keys that are not in the cache are looked up. Anybody can send keys that do not exist, so they share one connection.
+const LOOK_UPS: Batches = Batches { largest: 256, waiting: 4096, at_once: 1, callers: Callers::Leave };
+
 /// Looks up API keys. Clones share the cache.
 #[derive(Clone)]
 pub struct Keys {
-    store: Store,
     prepared: Prepared,
     cache: Cache<KeyDigest, Arc<Caller>>,
+    look_ups: Batcher<KeyDigest, Option<Caller>, StoreError>,
 }
 
 enum Failed {
     Unknown,
-    Store(StoreError),
+    Store(BatchError<StoreError>),
 }
 
 impl Keys {
-    /// Creates a look-up in this store. Until the process is `prepared`, no key is reported as unknown: the bootstrap key may not exist
+    /// Starts the task that looks up keys in this store. Until the process is `prepared`, no key is reported as unknown: the bootstrap key may not exist
     /// yet.
     #[must_use]
     pub fn new(store: Store, prepared: Prepared) -> Self {
-        Self { store, prepared, cache: Cache::builder().max_capacity(MOST_CACHED).time_to_live(BELIEVED_FOR).build() }
+        let cache = Cache::builder().max_capacity(MOST_CACHED).time_to_live(BELIEVED_FOR).build();
+        let look_ups = Batcher::spawn(LOOK_UPS, move |digests: Vec<KeyDigest>| {
+            let store = store.clone();
+            async move { within(KNOWN_WITHIN, store.callers(&digests)).await }
+        });
+        Self { prepared, cache, look_ups }
     }
 
     /// Clears the cache: a key was revoked, or may have been.
@@ -59,7 +68,7 @@ impl Keys {
         let digest = key.digest();
         // Concurrent look-ups of the same key share one query. Only keys that exist are cached.
         let found = self.cache.try_get_with(digest, async {
-            let found = self.store.caller(digest).await.map_err(Failed::Store)?;
+            let found = self.look_ups.submit(digest).await.map_err(Failed::Store)?;
             found.map(Arc::new).ok_or(Failed::Unknown)
         });
         match tokio::time::timeout(KNOWN_WITHIN, found).await {

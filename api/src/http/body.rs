@@ -99,7 +99,7 @@ impl<'a> ApiExtractor<'a> for Posted {
         if !request.content_type().is_some_and(Json::<SignRequest>::check_content_type) {
             return Err(ApiError::NotJson.into());
         }
-        let Services { limits, receivers, .. } = &**request.data::<Arc<Services>>().ok_or(ApiError::Internal)?;
+        let Services { limits, webhook_addresses, .. } = &**request.data::<Arc<Services>>().ok_or(ApiError::Internal)?;
         let most = limits.message_max_bytes;
         let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, most * JSON_ESCAPE + BESIDES)).await {
             Ok(Ok(Some(bytes))) => bytes,
@@ -110,7 +110,7 @@ impl<'a> ApiExtractor<'a> for Posted {
         let received_at = Instant::now();
         let mut parsed = Parsed::of(&bytes)?;
         if let Some((_, url)) = &parsed.webhook
-            && let Err(forbidden) = receivers.judge(url).await?
+            && let Err(forbidden) = webhook_addresses.judge(url).await?
         {
             parsed.flaws.push(flaw("#/webhookUrl", accepted(forbidden)));
         }

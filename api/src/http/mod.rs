@@ -6,7 +6,7 @@
 //! | `deliveries` | the operations on the delivery log of a request |
 //! | `body` | the body of a POST, parsed |
 //! | `fields` | a JSON object whose repeated names are reported |
-//! | `receivers` | where webhooks may go |
+//! | `webhook_addresses` | where webhooks may go |
 //! | `document` | the OpenAPI document |
 //! | `headers` | `Prefer` and `Idempotency-Key`, parsed |
 //! | `auth` | API keys |
@@ -24,14 +24,14 @@ mod later;
 mod observe;
 mod operations;
 pub mod problem;
-mod receivers;
+mod webhook_addresses;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use poem::error::{MethodNotAllowedError, NotFoundError};
 use poem::http::StatusCode;
-use poem::web::Html;
 use poem::{Endpoint, EndpointExt, IntoResponse, Response, Route};
 use poem_openapi::OpenApiService;
 use poem_openapi::error::{AuthorizationError, ParsePathError};
@@ -41,8 +41,8 @@ use auth::Keys;
 use deliveries::DeliveriesApi;
 use operations::{Api, Outgoing};
 use problem::ApiError;
-pub use receivers::Receivers;
 use shared::store::Store;
+pub use webhook_addresses::WebhookAddresses;
 
 /// Limits from the settings.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +66,7 @@ pub struct Services {
     /// Limits.
     pub limits: Limits,
     /// Where webhooks may go.
-    pub receivers: Receivers,
+    pub webhook_addresses: WebhookAddresses,
 }
 
 /// The pattern and the methods of the route that `path` belongs to. `None` if it is not a route for callers: requests to the routes for
@@ -97,8 +97,10 @@ pub fn spec() -> String {
 pub fn routes(services: Services, health: Route, metrics: Option<Route>) -> impl Endpoint {
     let service = service();
     let spec = spec();
-    let page = service.swagger_ui_html().replace(&service.spec(), &spec);
-    let docs = poem::endpoint::make_sync(move |_| Html(page.clone()));
+    // Shared by all answers: the page has over a megabyte.
+    let page = Bytes::from(service.swagger_ui_html().replace(&service.spec(), &spec));
+    let spec = Bytes::from(spec);
+    let docs = poem::endpoint::make_sync(move |_| Response::builder().content_type("text/html; charset=utf-8").body(page.clone()));
     let openapi = poem::endpoint::make_sync(move |_| Response::builder().content_type("application/json").body(spec.clone()));
     let mut routes = Route::new()
         .nest_no_strip("/health", health)

@@ -137,7 +137,7 @@ impl Api {
         let applied = preferences.applied(limits.max_wait, stored.may_wait);
         let services = Arc::clone(services);
         Ok(Later::new(async move {
-            let answered = services.answers.outcome(stored).await.ok_or(ApiError::NotStored)?;
+            let answered = services.answers.outcome(stored).await.ok_or(ApiError::MaybeStored)?;
             match answered.status {
                 Status::Signed => Ok(PostAnswer::Signed(Json(SigningRequest { last_error: None, webhook: None, ..answered }), applied)),
                 Status::Pending => {

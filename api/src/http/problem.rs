@@ -75,10 +75,10 @@ pub enum ApiError {
     NotFinal,
     /// The request asked for no webhook.
     NoWebhook,
-    /// Postgres did not answer in time. Nothing was stored.
+    /// Postgres did not answer in time, or refused. No request was stored.
     Unavailable,
-    /// Postgres did not say in time whether the request is stored, or refused it.
-    NotStored,
+    /// Postgres did not say in time whether the request is stored.
+    MaybeStored,
     /// Too many requests are unfinished.
     Full,
     /// A bug in this service.
@@ -141,10 +141,10 @@ impl ApiError {
                 (StatusCode::CONFLICT, "no-webhook", "The request has no webhook", detail)
             }
             Self::Unavailable => {
-                let detail = text("the database did not answer in time; try again");
+                let detail = text("the database could not do this in time; try again");
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
             }
-            Self::NotStored => {
+            Self::MaybeStored => {
                 let detail = text("the request may or may not be stored; post it again, with an idempotency key it is not stored twice");
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service is not available", detail)
             }
@@ -164,7 +164,8 @@ impl From<NotStored> for ApiError {
         match reason {
             NotStored::Rejected(Rejection::Mismatch) => Self::Mismatch,
             NotStored::Rejected(Rejection::Full) => Self::Full,
-            NotStored::Rejected(Rejection::Collision) | NotStored::Unavailable | NotStored::Refused => Self::NotStored,
+            NotStored::Rejected(Rejection::Collision) | NotStored::Refused => Self::Unavailable,
+            NotStored::Unavailable => Self::MaybeStored,
         }
     }
 }
@@ -195,7 +196,7 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match &self {
-            Self::Unavailable | Self::NotStored => {
+            Self::Unavailable | Self::MaybeStored => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // Places become free only as fast as the upstream signs.

@@ -2,9 +2,11 @@
 
 use devkit::postgres::{Bouncer, Cluster, ClusterOptions, StopMode};
 use devkit::relay::Relay;
+use devkit::upstream::{FaultKind, When};
+use serde_json::json;
 use sqlx::{Connection, PgConnection, Row};
 
-use crate::world::{Options, World, env, until};
+use crate::world::{Options, World, answer, env, until};
 
 #[tokio::test]
 async fn through_a_proxy_that_pools_transactions_all_works_by_polling_alone() {
@@ -94,4 +96,24 @@ async fn a_host_that_vanishes_without_a_word_is_left_for_the_one_in_its_place() 
     .await;
     // A claim that waits for the host that vanished is given up after 15 seconds.
     assert!(started.elapsed() < std::time::Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_host_that_vanishes_while_the_queue_is_read_ends_no_forecast_for_good() {
+    let postgres = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let relay = Relay::to(postgres.port()).await.unwrap();
+    let address = format!("postgres://postgres@127.0.0.1:{}/{{}}", relay.port);
+    let world = World::over(Some(postgres), Options { address: Some(address), ..Options::default() }).await;
+    world.fault(FaultKind::Hang, When::Always).await;
+    // The statement that reads the queue, when it is prepared.
+    relay.fall_silent_at(b"-- queue.forecast");
+    let mut n = 0;
+    until("a receipt has a place behind others", async || {
+        n += 1;
+        let receipt =
+            answer(world.post(&json!({ "message": n.to_string() })).header("Prefer", "respond-async").send().await.unwrap()).await;
+        receipt.body["queuePosition"].as_u64() > Some(1)
+    })
+    .await;
+    assert!(n > 2, "the first ones had none");
 }

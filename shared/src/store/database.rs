@@ -31,7 +31,7 @@ const ELSEWHERE_AFTER: Duration = Duration::from_millis(250);
 const ALONE_AFTER: Duration = Duration::from_millis(900);
 
 /// How long the hosts may take to report their role.
-const ASK_WITHIN: Duration = Duration::from_secs(3);
+const PROBE_WITHIN: Duration = Duration::from_secs(3);
 
 /// The maximum number of retired pools to one host that still have open connections. With the one in use, a process has at most three times
 /// its setting in connections to a host.
@@ -80,13 +80,14 @@ pub(super) enum Pooling {
 pub(super) struct Database {
     hosts: Arc<[PgConnectOptions]>,
     most: u32,
-    found: Arc<RwLock<Found>>,
-    looking: Arc<Mutex<()>>,
+    primary: Arc<RwLock<Primary>>,
+    /// Held by the only search at a time: when the last one that failed has ended.
+    discovering: Arc<Mutex<Option<Instant>>>,
 }
 
-/// What is known about the hosts.
+/// The host that accepts writes, as far as is known.
 #[derive(Clone, Debug)]
-struct Found {
+struct Primary {
     /// Connections to the host that was found last.
     pool: PgPool,
     /// Earlier pools that still have open connections.
@@ -94,9 +95,9 @@ struct Found {
     /// How long connections keep their session; `None` if no host was asked yet.
     pooling: Option<Pooling>,
     /// How often hosts were asked successfully.
-    looks: u64,
+    generation: u64,
     /// When a connection was last acquired.
-    had: Instant,
+    last_acquired: Instant,
 }
 
 impl Database {
@@ -106,18 +107,24 @@ impl Database {
             .iter()
             .map(|url| Ok(url.parse::<PgConnectOptions>()?.application_name("countersign")))
             .collect::<Result<Arc<[_]>, sqlx::Error>>()?;
-        let found = Found { pool: pool(most, hosts[0].clone()), retired: Vec::new(), pooling: None, looks: 0, had: Instant::now() };
-        Ok(Self { hosts, most, found: Arc::new(RwLock::new(found)), looking: Arc::default() })
+        let primary = Primary {
+            pool: pool(most, hosts[0].clone()),
+            retired: Vec::new(),
+            pooling: None,
+            generation: 0,
+            last_acquired: Instant::now(),
+        };
+        Ok(Self { hosts, most, primary: Arc::new(RwLock::new(primary)), discovering: Arc::default() })
     }
 
     /// Closes every connection after its running statements.
     pub(super) async fn close(&self) {
         // A Postgres that hangs must not keep the process alive.
-        let _ = tokio::time::timeout(CLOSE_WITHIN, self.found().pool.close()).await;
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.primary().pool.close()).await;
     }
 
-    fn found(&self) -> Found {
-        self.found.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn primary(&self) -> Primary {
+        self.primary.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Begins a transaction of several statements.
@@ -135,7 +142,7 @@ impl Database {
     /// A connection that receives notifications. `None` where sessions are shared, because the notifications would reach other clients.
     pub(super) async fn listener(&self) -> Result<Option<PgListener>, sqlx::Error> {
         match self.pooling().await? {
-            Pooling::Session => PgListener::connect_with(&self.found().pool).await.map(Some),
+            Pooling::Session => PgListener::connect_with(&self.primary().pool).await.map(Some),
             Pooling::Transaction => Ok(None),
         }
     }
@@ -147,55 +154,70 @@ impl Database {
     }
 
     async fn try_acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        let found = self.found();
+        let primary = self.primary();
         let patience = if self.hosts.len() == 1 { ALONE_AFTER } else { ELSEWHERE_AFTER };
-        let acquired = match tokio::time::timeout(patience, found.pool.acquire()).await {
-            Ok(acquired) => acquired,
-            // Others get connections: there are just too few.
-            Err(_) if self.found().had.elapsed() < patience => match found.pool.acquire().await {
-                Err(sqlx::Error::PoolTimedOut) => return Err(sqlx::Error::PoolTimedOut),
-                acquired => acquired,
-            },
-            Err(_) => Err(sqlx::Error::PoolTimedOut),
+        let acquired = {
+            let mut acquire = Box::pin(primary.pool.acquire());
+            match tokio::time::timeout(patience, &mut acquire).await {
+                Ok(acquired) => acquired,
+                // Others get connections: there are just too few.
+                Err(_) if self.primary().last_acquired.elapsed() < patience => match acquire.await {
+                    Err(sqlx::Error::PoolTimedOut) => return Err(sqlx::Error::PoolTimedOut),
+                    acquired => acquired,
+                },
+                Err(_) => Err(sqlx::Error::PoolTimedOut),
+            }
         };
         if let Ok(connection) = acquired {
-            self.found.write().unwrap_or_else(PoisonError::into_inner).had = Instant::now();
+            self.primary.write().unwrap_or_else(PoisonError::into_inner).last_acquired = Instant::now();
             return Ok(connection);
         }
         // Only the shutdown of the process closes the pool in use. A statement that still runs then must not open it again.
-        if self.found().pool.is_closed() {
+        if self.primary().pool.is_closed() {
             return Err(sqlx::Error::PoolClosed);
         }
         // The caller may give up at any moment, but the search continues.
         let database = self.clone();
-        let look = tokio::spawn(async move { database.look(found.looks).await });
-        look.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
-        self.found().pool.acquire().await
+        let discovered = tokio::spawn(async move { database.discover(primary.generation).await });
+        discovered.await.map_err(|_| sqlx::Error::WorkerCrashed)??;
+        self.primary().pool.acquire().await
     }
 
     /// How long connections keep their session. The first call finds it out.
     pub(super) async fn pooling(&self) -> Result<Pooling, sqlx::Error> {
-        let known = self.found.read().unwrap_or_else(PoisonError::into_inner).pooling;
+        let known = self.primary.read().unwrap_or_else(PoisonError::into_inner).pooling;
         match known {
             Some(pooling) => Ok(pooling),
-            None => self.look(0).await,
+            None => self.discover(0).await,
         }
     }
 
-    /// Asks all hosts, and switches to the first that reports that it accepts writes. Does nothing if another call has succeeded since the
-    /// count was `looks`.
-    async fn look(&self, looks: u64) -> Result<Pooling, sqlx::Error> {
-        let _one_at_a_time = self.looking.lock().await;
-        let before = self.found();
-        if let (true, Some(pooling)) = (before.looks != looks, before.pooling) {
+    /// Searches the hosts, unless another search has succeeded since this `generation`. Who waits for a search shares its result:
+    /// during an outage, searches must not queue up.
+    async fn discover(&self, generation: u64) -> Result<Pooling, sqlx::Error> {
+        let waits_since = Instant::now();
+        let mut failed_at = self.discovering.lock().await;
+        let before = self.primary();
+        if let (true, Some(pooling)) = (before.generation != generation, before.pooling) {
             return Ok(pooling);
         }
-        let asked = self.hosts.iter().map(|host| Box::pin(ask(host)));
-        let (found, _) = match tokio::time::timeout(ASK_WITHIN, select_ok(asked)).await {
+        if failed_at.is_some_and(|at| at >= waits_since) {
+            return Err(sqlx::Error::PoolTimedOut);
+        }
+        let searched = Box::pin(self.search(before)).await;
+        if searched.is_err() {
+            *failed_at = Some(Instant::now());
+        }
+        searched
+    }
+
+    /// Asks all hosts, and switches to the first that reports that it accepts writes.
+    async fn search(&self, before: Primary) -> Result<Pooling, sqlx::Error> {
+        let probes = self.hosts.iter().map(|host| Box::pin(probe(host)));
+        let ((pooling, options), _) = match tokio::time::timeout(PROBE_WITHIN, select_ok(probes)).await {
             Ok(first) => first?,
             Err(_) => return Err(sqlx::Error::PoolTimedOut),
         };
-        let (pooling, options) = found;
         let mut retired = before.retired;
         retired.retain(|pool| pool.size() > 0);
         let same_host = |pool: &PgPool| {
@@ -207,8 +229,14 @@ impl Database {
             return Err(sqlx::Error::PoolTimedOut);
         }
         retired.push(before.pool.clone());
-        let found = Found { pool: pool(self.most, options), retired, pooling: Some(pooling), looks: looks + 1, had: Instant::now() };
-        *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
+        let primary = Primary {
+            pool: pool(self.most, options),
+            retired,
+            pooling: Some(pooling),
+            generation: before.generation + 1,
+            last_acquired: Instant::now(),
+        };
+        *self.primary.write().unwrap_or_else(PoisonError::into_inner) = primary;
         // Idle connections are closed; hanging ones are left to the operating system.
         tokio::spawn(async move { before.pool.close().await });
         Ok(pooling)
@@ -239,7 +267,7 @@ fn pool(most: u32, options: PgConnectOptions) -> PgPool {
 
 /// Connects to `host` once. Returns how long its connections keep their session and how to make them, or an error if it does not accept
 /// writes.
-async fn ask(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions), sqlx::Error> {
+async fn probe(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions), sqlx::Error> {
     let kept = host.clone().options(SESSION).options([(MARK, "kept")]);
     // Named statements would outlive the transaction, in a session that belongs to another client by then.
     let shared = host.clone().extra_float_digits(None).statement_cache_capacity(0);
@@ -316,13 +344,13 @@ impl<'c> Executor<'c> for &'c Database {
     where
         'c: 'e,
     {
-        Box::pin(async move { self.found().pool.prepare_with(sql, parameters).await })
+        Box::pin(async move { self.primary().pool.prepare_with(sql, parameters).await })
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
     where
         'c: 'e,
     {
-        Box::pin(async move { self.found().pool.describe(sql).await })
+        Box::pin(async move { self.primary().pool.describe(sql).await })
     }
 }

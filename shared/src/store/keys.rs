@@ -161,26 +161,37 @@ pub enum Created {
 }
 
 impl Store {
-    /// The live key with this digest. `None` if it is unknown, expired or revoked.
+    /// The live keys with these digests, in order. `None` for one that is unknown, expired or revoked.
     ///
     /// # Errors
     /// If the statement fails.
-    pub async fn caller(&self, digest: KeyDigest) -> Result<Option<Caller>> {
+    pub async fn callers(&self, digests: &[KeyDigest]) -> Result<Vec<Option<Caller>>> {
         let asked = Instant::now();
-        let row = sqlx::query!(
-            "-- keys.caller
-            select id, digest, scopes, extract(epoch from expires_at - now())::float8 as expires_in
-            from api_keys
-            where digest = $1 and revoked_at is null and (expires_at is null or expires_at > now())",
-            digest.0.as_slice(),
+        let columns: Vec<Vec<u8>> = digests.iter().map(|digest| digest.0.to_vec()).collect();
+        let rows = sqlx::query!(
+            r#"-- keys.callers
+            select ord as "ord!", k.id, k.digest, k.scopes, extract(epoch from k.expires_at - now())::float8 as expires_in
+            from unnest($1::bytea[]) with ordinality as asked (digest, ord)
+            cross join lateral (
+                select * from api_keys
+                where digest = asked.digest and revoked_at is null and (expires_at is null or expires_at > now())
+                limit 1
+            ) k"#,
+            &columns,
         )
-        .fetch_optional(&self.database)
+        .fetch_all(&self.database)
         .await?;
-        let Some(row) = row.filter(|row| digest.is(&row.digest)) else { return Ok(None) };
-        let scopes: Result<Vec<Scope>, _> = row.scopes.iter().map(|scope| scope.parse()).collect();
-        // An expiry too far away to be represented is never.
-        let expires = row.expires_in.and_then(duration).and_then(|left| asked.checked_add(left));
-        Ok(Some(Caller { key: KeyId(row.id), scopes: scopes.map_err(|_| StoreError::Corrupt("scope"))?, expires }))
+        let mut callers = vec![None; digests.len()];
+        for row in rows {
+            let place = usize::try_from(row.ord - 1).map_err(|_| StoreError::Corrupt("place"))?;
+            if digests[place].is(&row.digest) {
+                let scopes: Result<Vec<Scope>, _> = row.scopes.iter().map(|scope| scope.parse()).collect();
+                // An expiry too far away to be represented is never.
+                let expires = row.expires_in.and_then(duration).and_then(|left| asked.checked_add(left));
+                callers[place] = Some(Caller { key: KeyId(row.id), scopes: scopes.map_err(|_| StoreError::Corrupt("scope"))?, expires });
+            }
+        }
+        Ok(callers)
     }
 
     /// Adds a key. One that has expired gives its name away: it is revoked.

@@ -17,8 +17,9 @@ pub enum JobKind {
 }
 
 impl JobKind {
-    /// Its name in a notification.
-    pub(super) fn payload(self) -> &'static str {
+    /// Its name in notifications, logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Sign => "sign",
             Self::Webhook => "webhook",
@@ -56,8 +57,8 @@ pub(super) fn results_payload(hints: impl ExactSizeIterator<Item = u64>) -> Stri
 
 fn read(channel: &str, payload: &str) -> Hint {
     match (channel, payload) {
-        (JOBS, "sign") => Hint::Jobs(JobKind::Sign),
-        (JOBS, "webhook") => Hint::Jobs(JobKind::Webhook),
+        (JOBS, name) if name == JobKind::Sign.name() => Hint::Jobs(JobKind::Sign),
+        (JOBS, name) if name == JobKind::Webhook.name() => Hint::Jobs(JobKind::Webhook),
         (KEYS, _) => Hint::Keys,
         (RESULTS, list) => {
             let hints: Option<Vec<u64>> = list.split(',').map(|hex| u64::from_str_radix(hex, 16).ok()).collect();

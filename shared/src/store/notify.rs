@@ -111,7 +111,7 @@ impl Outbox {
     }
 
     fn take(&mut self) -> (Vec<&'static str>, Vec<String>) {
-        let jobs = self.jobs.drain().map(|kind| (JOBS, kind.payload().to_owned()));
+        let jobs = self.jobs.drain().map(|kind| (JOBS, kind.name().to_owned()));
         let results = std::mem::take(&mut self.results);
         let largest = if results.len() > MOST_RESULTS { results.len() } else { MOST_HINTS };
         let results = results.chunks(largest).map(|some| (RESULTS, results_payload(some.iter().copied())));

@@ -1,11 +1,13 @@
 //! Migrations, and whether they have been applied.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 
 use super::database::Pooling;
-use super::{Result, Store, StoreError};
+use super::{Result, Store, StoreError, TRY_AGAIN_AFTER, within};
+use crate::telemetry::display_chain;
 
 /// A newer schema is not an error: migrations only go forward, and most let old processes keep running. CHANGELOG.md lists those that do
 /// not.
@@ -19,6 +21,9 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
 
 /// The advisory lock that serializes concurrent migrations; any number that nothing else uses.
 const LOCK: i64 = 0x636f_756e_7465_7273;
+
+/// The longest that checks may take. After that, the connection is taken for dead.
+const CHECK_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where sessions are shared, sqlx's named statements would collide with those of a process that migrated before, in the same session.
 const FORGET_STATEMENTS: &str = r"do $$
@@ -38,8 +43,8 @@ impl Store {
         if migrate {
             self.migrate().await?;
         }
-        self.check_schema().await?;
-        self.agree_on_encryption().await
+        within(CHECK_WITHIN, self.check_schema()).await?;
+        within(CHECK_WITHIN, self.agree_on_encryption()).await
     }
 
     /// Brings the schema up to date in one transaction, all or nothing. If several processes call this at once, one works and the others
@@ -48,12 +53,31 @@ impl Store {
     /// # Errors
     /// [`StoreError::Schema`] if an applied migration was edited; another error if a migration or another statement fails.
     pub async fn migrate(&self) -> Result<()> {
+        let mut waiting = false;
+        loop {
+            match self.try_migrate().await {
+                Err(error @ StoreError::Contended(_)) => {
+                    if !waiting {
+                        tracing::warn!(error = display_chain(&error), "a migration waits for a table that another session holds");
+                    }
+                    waiting = true;
+                }
+                ended => return ended,
+            }
+            tokio::time::sleep(TRY_AGAIN_AFTER).await;
+        }
+    }
+
+    async fn try_migrate(&self) -> Result<()> {
         let shared = self.database.pooling().await? == Pooling::Transaction;
         let mut transaction = self.database.begin().await?;
-        // A migration may run, and wait for locks, for as long as it needs. The session limits are for everything else.
+        // A migration may run, and wait for another one, for as long as it needs. The session limits are for everything else.
         let no_limits = "set local statement_timeout = 0; set local lock_timeout = 0";
         sqlx::raw_sql(no_limits).execute(transaction.connection()).await?;
         sqlx::query("select pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut transaction).await?;
+        // While it waits for a table, such as one that is being backed up, everybody else waits behind it. So it lets them through, and
+        // begins again.
+        sqlx::raw_sql("set local lock_timeout = '300ms'").execute(transaction.connection()).await?;
         if shared {
             sqlx::raw_sql(FORGET_STATEMENTS).execute(transaction.connection()).await?;
         }

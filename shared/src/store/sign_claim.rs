@@ -6,8 +6,8 @@
 //! 1. `gate`, `room`: how many slots are free. None, unless the rate is the agreed one, the slots are set by the clock of this server (see
 //!    `slots`), and the upstream is neither paused nor down. One, if the circuit breaker is open and a probe is due.
 //! 2. `fresh`, `retries`: the first due jobs of each lane, locked. `skip locked` passes over jobs that another worker is claiming at this
-//!    moment. The lock is `for no key update` instead of plain `for update`: it is the weakest lock that keeps two claims apart. An expired lease is as good as none. A leased job stays in its place in the
-//!    index: the claim steps over it.
+//!    moment. The lock is `for no key update` instead of plain `for update`: it is the weakest lock that keeps two claims apart. An
+//!    expired lease is as good as none. A leased job stays in its place in the index: the claim steps over it.
 //! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: a claim that finds no job locks no slot, so no claim holds
 //!    slots that it can't use.
 //! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry that has been due for five windows.
@@ -69,7 +69,7 @@ impl Store {
             Row,
             r#"-- sign.claim
             with gate as materialized (
-                select window_length, calls, breaker_failures, probe_at is not null as probing
+                select window_length, breaker_failures, probe_at is not null as probing
                 from upstream
                 where paused_until <= now() and (probe_at is null or probe_at <= now())
                     and calls = $6 and window_length = make_interval(secs => $7)
@@ -191,7 +191,6 @@ impl Store {
                 extract(epoch from now() - leased.created_at)::float8 as age,
                 messages.body as "body?",
                 gate.breaker_failures as "breaker_failures?",
-                extract(epoch from gate.window_length / gate.calls)::float8 as interval,
                 case when leased.id is null then null when (select count(*) from leased) >= 1000 then 1000 else (
                     select count(*) from (
                         (select from jobs
@@ -224,7 +223,7 @@ impl Store {
         .await?;
         let reached = rows.iter().fold(from, |reached, row| row.advance(reached));
         let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
-        let jobs = rows.into_iter().filter_map(|row| row.into_job(sent_at, lease)).collect::<Result<Vec<_>>>()?;
+        let jobs = rows.into_iter().filter_map(|row| row.into_job(sent_at, lease, rate.interval())).collect::<Result<Vec<_>>>()?;
         Ok((Claimed { jobs, next_in }, reached))
     }
 }
@@ -243,7 +242,6 @@ struct Row {
     age: Option<f64>,
     body: Option<Vec<u8>>,
     breaker_failures: Option<i32>,
-    interval: Option<f64>,
     competing: Option<i64>,
     next_in: Option<f64>,
 }
@@ -263,7 +261,7 @@ impl Row {
     }
 
     /// The job, if there is one.
-    fn into_job(self, sent_at: ClaimSentAt, lease: Duration) -> Option<Result<SignJob>> {
+    fn into_job(self, sent_at: ClaimSentAt, lease: Duration, interval: Duration) -> Option<Result<SignJob>> {
         let id = JobId(self.id?);
         let read = || {
             let slot = Slot { number: self.slot?, taken_until: self.taken_until? };
@@ -273,7 +271,7 @@ impl Row {
                 attempt: count(self.attempt?),
                 age: self.age.and_then(duration)?,
                 competing: count(self.competing?),
-                interval: self.interval.and_then(duration)?,
+                interval,
                 breaker_failures: count(self.breaker_failures?),
                 traceparent: self.traceparent,
             })

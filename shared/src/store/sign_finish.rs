@@ -55,7 +55,10 @@ pub enum SignEnding {
     Retry(Duration),
     /// The upstream works for nobody at present, or asks everybody to wait. The job is retried when it works again, and this attempt does not
     /// count.
-    Unavailable,
+    Unavailable {
+        /// The delay after which it may be a retry, if others come first from now on.
+        again_in: Option<Duration>,
+    },
     /// The worker gives the job back, and this attempt does not count.
     Released,
     /// It failed for good.
@@ -212,9 +215,9 @@ async fn write(
             update jobs j
             set state = o.state::job_state,
                 lease_token = null,
-                lane = case when o.verdict = 'try_again' then 1 else j.lane end,
-                -- An attempt that does not count: back to where it was, unless there was an answer. What looks like an absence of the
-                -- upstream may be about this message after all, and must not be the next probe again.
+                -- What has to wait waits with the retries.
+                lane = case when o.state = 'pending' and o.delay is not null then 1 else j.lane end,
+                -- An attempt that does not count: back to where it was, unless there was an answer.
                 next_run_at = case
                     when o.delay is not null then now() + make_interval(secs => o.delay)
                     when o.called then now()
@@ -320,7 +323,7 @@ impl Columns {
             let (state, verdict) = match &finish.ending {
                 SignEnding::Signed(_) => ("succeeded", "succeeded"),
                 SignEnding::Retry(_) => ("pending", "try_again"),
-                SignEnding::Unavailable => ("pending", "unavailable"),
+                SignEnding::Unavailable { .. } => ("pending", "unavailable"),
                 SignEnding::Released => ("pending", "released"),
                 // No call was made, so this is not an attempt that counts.
                 SignEnding::Failed(_) if !finish.called => ("failed", "released"),
@@ -336,7 +339,8 @@ impl Columns {
             columns.delays.push(match finish.ending {
                 SignEnding::Retry(delay) => Some(seconds(delay)),
                 SignEnding::Signed(_) | SignEnding::Failed(_) => Some(0.0),
-                SignEnding::Unavailable | SignEnding::Released => None,
+                SignEnding::Unavailable { again_in } => again_in.map(seconds),
+                SignEnding::Released => None,
             });
             columns.signatures.push(match &finish.ending {
                 SignEnding::Signed(signature) => Some(signature.as_bytes().to_vec()),

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::{Result, Store, StoreError, count, duration, seconds, slots};
@@ -16,6 +17,10 @@ pub const SEEN_EVERY: Duration = Duration::from_secs(2);
 
 /// A worker that has not been seen for this long is taken for dead.
 pub const LIVES_FOR: Duration = Duration::from_secs(10);
+
+/// How long [taking over](Store::take_over) may take. A million waiting jobs are read in seconds, and more slowly by a server that was a
+/// standby until just now.
+pub const TAKE_OVER_WITHIN: Duration = Duration::from_mins(1);
 
 /// Identifies one run of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +181,9 @@ impl Store {
     /// If a statement fails; then nothing has changed.
     pub async fn take_over(&self) -> Result<bool> {
         let mut transaction = self.database.begin().await?;
+        // The limit of the session is for statements that read less.
+        let patiently = format!("set local statement_timeout = '{}s'", TAKE_OVER_WITHIN.as_secs());
+        sqlx::raw_sql(AssertSqlSafe(patiently)).execute(transaction.connection()).await?;
         let alone = sqlx::query_scalar!(
             r#"-- upstream.alone
             select pg_try_advisory_xact_lock(hashtext('countersign.take_over')) as "alone!""#

@@ -78,14 +78,15 @@ async fn the_short_way_stores_what_is_new_and_leaves_what_is_known_to_the_long_o
 }
 
 #[tokio::test]
-async fn a_key_that_was_used_for_something_else_stores_nothing_the_short_way_and_is_told_the_long_way() {
+async fn a_key_that_was_used_for_something_else_is_told_the_long_way_and_keeps_no_other_from_the_short_one() {
     let f = Fixture::new().await;
     f.accept(keyed(f.request("a"), "k")).await;
-    let group = [f.request("new"), keyed(f.request("b"), "k")];
-    assert!(matches!(f.store.accept_new(&group, u64::MAX).await, Err(StoreError::Refused(_))));
-    assert_eq!(f.number("select count(*) from messages").await, 1, "nothing of the group");
-    let accepted = f.store.accept(&group, u64::MAX).await.unwrap();
-    assert!(matches!(accepted[..], [Ok(_), Err(Rejection::Mismatch)]));
+    let group = [f.request("new"), keyed(f.request("b"), "k"), keyed(f.request("c"), "another")];
+    let accepted = f.store.accept_new(&group, u64::MAX).await.unwrap();
+    assert!(matches!(accepted[..], [Some(_), None, Some(_)]));
+    let accepted = f.store.accept(&group[1..2], u64::MAX).await.unwrap();
+    assert!(matches!(accepted[..], [Err(Rejection::Mismatch)]));
+    assert_eq!((f.number("select count(*) from messages").await, f.strays().await), (3, 0));
 }
 
 #[tokio::test]

@@ -170,7 +170,7 @@ async fn the_bootstrap_key_keeps_its_row_and_its_secret_opens_there() {
     assert_eq!(a.bootstrap_key(&key, Some(&second)).await.unwrap(), Bootstrapped::Exists);
     f.run("update api_keys set expires_at = now() where name = 'bootstrap'").await;
     assert_eq!(a.bootstrap_key(&key, None).await.unwrap(), Bootstrapped::Exists);
-    let owner = a.caller(key.digest()).await.unwrap().unwrap().key;
+    let owner = a.callers(&[key.digest()]).await.unwrap().remove(0).unwrap().key;
     f.signed("a").await;
     a.accept(&[NewRequest { key: owner, ..request(&f, "x", None) }], u64::MAX).await.unwrap();
     assert_eq!(claim(&a).await.confidential.unwrap().secrets, [second]);

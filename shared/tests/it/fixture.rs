@@ -54,6 +54,14 @@ async fn new_database() -> String {
     cluster.url(&database)
 }
 
+/// A database that was migrated up to this version.
+pub(crate) async fn database_at(version: i64) -> String {
+    let url = new_database().await;
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    sqlx::migrate!("../migrations").run_to(version, &mut connection).await.unwrap();
+    url
+}
+
 impl Fixture {
     /// A migrated database with one API key, and a rate of ten calls per minute.
     pub(crate) async fn new() -> Self {
@@ -68,9 +76,8 @@ impl Fixture {
 
     /// A database that was migrated up to version `from`, in which `old` was run, and which was then migrated to the newest version.
     pub(crate) async fn upgraded(from: i64, old: &[&str]) -> Self {
-        let url = new_database().await;
+        let url = database_at(from).await;
         let mut connection = PgConnection::connect(&url).await.unwrap();
-        sqlx::migrate!("../migrations").run_to(from, &mut connection).await.unwrap();
         for sql in old {
             sqlx::raw_sql(AssertSqlSafe(*sql)).execute(&mut connection).await.unwrap();
         }
@@ -244,7 +251,7 @@ pub(crate) fn finish(job: SignJob, ending: SignEnding) -> SignFinish {
 pub(crate) async fn new_key(store: &Store, name: &str) -> KeyId {
     let key = ApiKey::generate();
     store.create_key(name, &key, &[Scope::Sign], &WebhookSecret::generate(), None).await.unwrap();
-    store.caller(key.digest()).await.unwrap().unwrap().key
+    store.callers(&[key.digest()]).await.unwrap().remove(0).unwrap().key
 }
 
 /// A webhook to an address, as `api` would store it.

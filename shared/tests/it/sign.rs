@@ -205,10 +205,7 @@ async fn an_open_breaker_lets_one_probe_through_even_if_many_ask_at_once() {
     let f = Fixture::new().await;
     post_many(&f, 10).await;
     let job = f.claim(1).await.remove(0);
-    let down = SignFinish {
-        upstream: UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 1 },
-        ..finish(job, SignEnding::Unavailable)
-    };
+    let down = SignFinish { upstream: UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 1 }, ..finish(job, UNAVAILABLE) };
     f.store.finish_sign_jobs(&[down]).await.unwrap();
     assert!(f.claim(10).await.is_empty(), "the breaker is open");
     f.run("update upstream set probe_at = now()").await;
@@ -227,7 +224,7 @@ async fn a_pause_holds_every_slot() {
     post_many(&f, 5).await;
     let job = f.claim(1).await.remove(0);
     let pause = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(30), probed: false };
-    let paused = SignFinish { upstream: pause, ..finish(job, SignEnding::Unavailable) };
+    let paused = SignFinish { upstream: pause, ..finish(job, UNAVAILABLE) };
     f.store.finish_sign_jobs(std::slice::from_ref(&paused)).await.unwrap();
     let claimed = f.claimed(10).await.unwrap();
     assert!(claimed.jobs.is_empty());
@@ -237,9 +234,12 @@ async fn a_pause_holds_every_slot() {
 
     // Written late, or again and again while somebody locks the job, it does not begin anew.
     let over = UpstreamNews::Pause { until: Instant::now(), probed: false };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: over, ..finish(job, SignEnding::Unavailable) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { upstream: over, ..finish(job, UNAVAILABLE) }]).await.unwrap();
     assert_eq!(f.claim(10).await.len(), 1);
 }
+
+/// What becomes of a job whose call was answered with 429, or never arrived.
+const UNAVAILABLE: SignEnding = SignEnding::Unavailable { again_in: None };
 
 /// Opens the circuit breaker after so many failures, and makes a probe due.
 async fn probe_is_due(f: &Fixture, failures: u32) {
@@ -261,7 +261,7 @@ async fn what_a_worker_that_lost_its_lease_says_of_the_upstream_changes_nothing(
     let up = SignFinish { upstream: UpstreamNews::Up, ..finish(probe, SignEnding::Signed("s".to_owned())) };
     f.store.finish_sign_jobs(&[up]).await.unwrap();
     let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 10 };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(stood_still, SignEnding::Unavailable) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(stood_still, UNAVAILABLE) }]).await.unwrap();
     assert_eq!(f.store.upstream().await.unwrap().unwrap().breaker, None, "it stays closed");
 
     let stood_still = f.claim(1).await.remove(0);
@@ -285,7 +285,7 @@ async fn a_probe_that_is_asked_to_wait_has_been_answered_and_one_that_was_not_ma
     let job = f.claim(1).await.remove(0);
     assert_eq!(job.breaker_failures, 3);
     let paused = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(5), probed: true };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: paused, ..finish(job, SignEnding::Unavailable) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { upstream: paused, ..finish(job, UNAVAILABLE) }]).await.unwrap();
     let upstream = f.store.upstream().await.unwrap().unwrap();
     assert!(upstream.breaker.is_none() && upstream.paused_for > Duration::from_secs(3), "{upstream:?}");
 }
@@ -329,18 +329,29 @@ async fn places_in_the_queue_count_first_tries_before_retries() {
 }
 
 #[tokio::test]
-async fn a_message_that_makes_the_upstream_look_absent_is_not_the_next_probe_again() {
+async fn messages_that_make_the_upstream_look_absent_do_not_keep_it_from_those_that_were_never_tried() {
     let f = Fixture::new().await;
-    post_many(&f, 3).await;
-    let mut probed = HashSet::new();
-    for failures in 1..=3 {
-        let job = f.claim(1).await.remove(0);
-        probed.insert(job.message.text().to_owned());
-        let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures };
-        f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(job, SignEnding::Unavailable) }]).await.unwrap();
-        f.run("update upstream set probe_at = now()").await;
+    let (bad, good) = (["bad 0", "bad 1", "bad 2"], "good");
+    for message in bad {
+        f.post(message).await;
     }
-    assert_eq!(probed.len(), 3, "{probed:?}");
+    let mut failures = 0;
+    let mut probe = async || {
+        let job = f.claim(1).await.remove(0);
+        let probed = job.message.text().to_owned();
+        failures += 1;
+        let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures };
+        let refused = SignEnding::Unavailable { again_in: Some(Duration::ZERO) };
+        f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(job, refused) }]).await.unwrap();
+        f.run("update upstream set probe_at = now()").await;
+        probed
+    };
+    for message in bad {
+        assert_eq!(probe().await, message, "each in its turn");
+    }
+    assert_eq!(probe().await, bad[0]);
+    f.post(good).await;
+    assert_eq!(probe().await, good, "however many wait, and for however long");
 }
 
 #[tokio::test]
@@ -349,7 +360,7 @@ async fn calls_that_were_in_flight_together_fail_together_and_count_once() {
     post_many(&f, 10).await;
     let downs = f.claim(10).await.into_iter().map(|job| {
         let upstream = UpstreamNews::Down { probe_in: Duration::from_secs(1), failures: job.breaker_failures + 1 };
-        SignFinish { upstream, ..finish(job, SignEnding::Unavailable) }
+        SignFinish { upstream, ..finish(job, UNAVAILABLE) }
     });
     f.store.finish_sign_jobs(&downs.collect::<Vec<_>>()).await.unwrap();
     assert_eq!(f.number("select breaker_failures::bigint from upstream").await, 1);
@@ -378,7 +389,7 @@ async fn while_the_breaker_is_open_all_that_wait_say_why() {
     let (one, other) = (f.post("one").await, f.post("other").await);
     let job = f.claim(1).await.remove(0);
     let down = UpstreamNews::Down { probe_in: LEASE, failures: 1 };
-    let gone = SignFinish { called: false, error: Some(CallError::Connection), upstream: down, ..finish(job, SignEnding::Unavailable) };
+    let gone = SignFinish { called: false, error: Some(CallError::Connection), upstream: down, ..finish(job, UNAVAILABLE) };
     f.store.finish_sign_jobs(&[gone]).await.unwrap();
     let states = f.store.requests(&[one, other]).await.unwrap();
     let code = |id| states[&id].request.last_error.clone().unwrap().code;

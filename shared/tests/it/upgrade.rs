@@ -1,8 +1,10 @@
 //! What processes of the previous version leave behind, and what those that are still running can do on the current schema.
 
+use devkit::wait::until;
 use shared::store::sign_finish::SignEnding;
+use sqlx::{Connection, PgConnection};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, connect, database_at};
 
 /// The last version that kept the end of a lease in `next_run_at`, and wrote an attempt when it began.
 const BEFORE_LEASES: i64 = 20_261_124_200_000;
@@ -94,4 +96,27 @@ async fn every_table_and_every_column_says_what_it_is() {
         where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and c.relname not like '\\_sqlx%' and a.attnum > 0 and not a.attisdropped
             and (col_description(c.oid, a.attnum) is null or obj_description(c.oid, 'pg_class') is null)";
     assert_eq!(f.number(silent).await, 0);
+}
+
+#[tokio::test]
+async fn a_migration_that_waits_for_a_table_lets_everybody_else_at_it() {
+    let url = database_at(BEFORE_LEASES).await;
+    let store = connect(&url);
+    let mut backup = PgConnection::connect(&url).await.unwrap();
+    let mut reading = backup.begin().await.unwrap();
+    sqlx::raw_sql("select from jobs").execute(&mut *reading).await.unwrap();
+    tokio::join!(async { store.migrate().await.unwrap() }, async {
+        let mut other = PgConnection::connect(&url).await.unwrap();
+        sqlx::raw_sql("set lock_timeout = '500ms'").execute(&mut other).await.unwrap();
+        for _ in 0..3 {
+            until("the migration waits", async || {
+                let waits = "select exists (select from pg_locks where relation = 'jobs'::regclass and not granted)";
+                sqlx::query_scalar(waits).fetch_one(&mut other).await.unwrap()
+            })
+            .await;
+            sqlx::raw_sql("select from jobs").execute(&mut other).await.expect("it is let through");
+        }
+        reading.rollback().await.unwrap();
+    });
+    store.check_schema().await.unwrap();
 }

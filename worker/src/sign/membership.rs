@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shared::process::ProcessError;
-use shared::store::upstream::{Agreement, Heartbeat, LIVES_FOR, SEEN_EVERY, WorkerId};
+use shared::store::upstream::{Agreement, Heartbeat, LIVES_FOR, SEEN_EVERY, TAKE_OVER_WITHIN, WorkerId};
 use shared::store::{Store, within};
 use shared::telemetry::display_chain;
 use shared::units::Rate;
@@ -16,9 +16,6 @@ const OTHERS_GO_WITHIN: Duration = Duration::from_secs(LIVES_FOR.as_secs() + 2);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const JOIN_WITHIN: Duration = Duration::from_secs(15);
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
-/// How long taking over may take. A million waiting jobs are read in seconds, and more slowly by a server that was a standby until just
-/// now.
-const TAKE_OVER_WITHIN: Duration = Duration::from_mins(1);
 
 /// The membership of this process.
 #[derive(Clone, Debug)]

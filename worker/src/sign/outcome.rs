@@ -23,7 +23,10 @@ pub enum Outcome {
     /// The message will never be signed.
     Refused,
     /// The upstream does not work for any message.
-    Unavailable,
+    Unavailable {
+        /// Whether it said so itself.
+        answered: bool,
+    },
     /// The budget is also spent by others: all workers wait, for this long if the upstream says so.
     Throttled(Option<Duration>),
 }
@@ -46,7 +49,7 @@ pub struct Verdict {
 pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
     let verdict = |outcome, status, error| Verdict { outcome, status, error: Some(error), called: true };
     match reply {
-        Reply::NotConnected => Verdict { called: false, ..verdict(Outcome::Unavailable, None, CallError::Connection) },
+        Reply::NotConnected => Verdict { called: false, ..verdict(Outcome::Unavailable { answered: false }, None, CallError::Connection) },
         Reply::TimedOut => verdict(Outcome::TryAgain, None, CallError::Timeout),
         Reply::Broken => verdict(Outcome::TryAgain, None, CallError::Reset),
         Reply::Answered { status: 200, body, .. } => match body.map(String::from_utf8) {
@@ -60,7 +63,7 @@ pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
                 429 if retryable.contains(429) => Outcome::Throttled(retry_after),
                 _ if retryable.contains(status) => Outcome::TryAgain,
                 // The key or the address is wrong, which affects every message.
-                300..=399 | 401 | 403 | 407 => Outcome::Unavailable,
+                300..=399 | 401 | 403 | 407 => Outcome::Unavailable { answered: true },
                 // A success without a signature.
                 ..=299 => Outcome::TryAgain,
                 _ => Outcome::Refused,
@@ -116,14 +119,19 @@ impl RetryPolicy {
             Outcome::Signed(signature) => (SignEnding::Signed(signature), up),
             Outcome::Refused => (SignEnding::Failed(Failure::Refused), up),
             Outcome::TryAgain => (self.retry(job, rng), up),
-            Outcome::Unavailable => {
+            Outcome::Unavailable { answered } => {
                 let failures = job.breaker_failures + 1;
                 let probe_in = Jitter::FIFTH.apply(doubling(FIRST_PROBE_AFTER, PROBE_EVERY, failures), rng).min(PROBE_EVERY);
-                (SignEnding::Unavailable, UpstreamNews::Down { probe_in, failures })
+                // What the upstream says of everything may be about this message after all. Others must not wait behind it.
+                let again_in = answered.then(|| {
+                    let (delay, left) = (self.delay(job, rng), self.deadline.saturating_sub(job.age));
+                    before_deadline(delay, left).unwrap_or(left)
+                });
+                (SignEnding::Unavailable { again_in }, UpstreamNews::Down { probe_in, failures })
             }
             Outcome::Throttled(wait) => {
                 let pause = wait.unwrap_or(job.interval).clamp(job.interval, LONGEST_PAUSE.max(job.interval));
-                (SignEnding::Unavailable, UpstreamNews::Pause { until: now + pause, probed: job.breaker_failures > 0 })
+                (SignEnding::Unavailable { again_in: None }, UpstreamNews::Pause { until: now + pause, probed: job.breaker_failures > 0 })
             }
         }
     }
@@ -135,13 +143,17 @@ impl RetryPolicy {
         let delay = if job.attempt == 1 && !self.initial_delay.is_zero() {
             self.initial_delay.mul_f64(rng.random_range(0.0..=1.0))
         } else {
-            let failure = FailedAttempt { attempt: job.attempt, competing: job.competing, interval: job.interval, age: job.age };
-            self.backoff.delay(failure, rng)
+            self.delay(job, rng)
         };
         match before_deadline(delay, self.deadline.saturating_sub(job.age)) {
             Some(delay) => SignEnding::Retry(delay),
             None => SignEnding::Failed(Failure::DeadlineExceeded),
         }
+    }
+
+    fn delay(&self, job: &SignJob, rng: &mut impl Rng) -> Duration {
+        let failure = FailedAttempt { attempt: job.attempt, competing: job.competing, interval: job.interval, age: job.age };
+        self.backoff.delay(failure, rng)
     }
 }
 
@@ -207,10 +219,10 @@ mod tests {
     #[test]
     fn failures_of_the_upstream_are_told_from_failures_of_a_message() {
         for status in [302, 401, 403] {
-            assert_eq!(outcome(answered(status, "no")), Outcome::Unavailable, "{status}");
+            assert_eq!(outcome(answered(status, "no")), Outcome::Unavailable { answered: true }, "{status}");
         }
         let refused = judge(Reply::NotConnected, &"500".parse().unwrap());
-        assert_eq!((refused.outcome, refused.called), (Outcome::Unavailable, false));
+        assert_eq!((refused.outcome, refused.called), (Outcome::Unavailable { answered: false }, false));
     }
 
     #[test]

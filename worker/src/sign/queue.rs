@@ -6,7 +6,7 @@ use std::time::Duration;
 use shared::call_error::CallError;
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Failure, SignEnding, SignFinish, UpstreamNews};
-use shared::store::{Claimed, StoreError};
+use shared::store::{Claimed, JobKind, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -49,7 +49,7 @@ pub struct SignQueue {
 
 impl Queue for SignQueue {
     type Job = SignJob;
-    const NAME: &'static str = "sign";
+    const NAME: &'static str = JobKind::Sign.name();
 
     fn most_leased(&self) -> usize {
         self.calls.most_leased()
@@ -151,7 +151,7 @@ fn report(finish: &SignFinish, attempt: u32) {
     let outcome = match &finish.ending {
         SignEnding::Signed(_) => "signed",
         SignEnding::Retry(_) => "try_again",
-        SignEnding::Unavailable => "unavailable",
+        SignEnding::Unavailable { .. } => "unavailable",
         SignEnding::Released => "released",
         SignEnding::Failed(failure) => failure.code(),
     };

@@ -7,7 +7,7 @@ use shared::call_error::CallError;
 use shared::store::receivers::Wanted;
 use shared::store::webhook_claim::WebhookJob;
 use shared::store::webhook_finish::{WebhookEnding, WebhookFinish};
-use shared::store::{Claimed, Store, StoreError};
+use shared::store::{Claimed, JobKind, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
@@ -49,7 +49,7 @@ pub struct Seated {
 
 impl Queue for WebhookQueue {
     type Job = Seated;
-    const NAME: &'static str = "webhook";
+    const NAME: &'static str = JobKind::Webhook.name();
 
     fn most_leased(&self) -> usize {
         self.seats.most()

@@ -48,7 +48,7 @@ impl World {
         store.when_available(&CancellationToken::new(), async || store.migrate().await).await.unwrap();
         let key = ApiKey::generate();
         store.create_key("test", &key, &[Scope::Sign], &SECRET.parse().unwrap(), None).await.unwrap();
-        let key = store.caller(key.digest()).await.unwrap().unwrap().key;
+        let key = store.callers(&[key.digest()]).await.unwrap().remove(0).unwrap().key;
         let any = "127.0.0.1:0".parse().unwrap();
         let upstream = Simulator::start(any, upstream).await.unwrap();
         let receiver = Receiver::start(any, ReceiverOptions { secret: Some(SECRET.to_owned()) }).await.unwrap();

@@ -35,13 +35,13 @@ async fn told(f: &Fixture) -> Uuid {
 /// Adds `count` webhooks to `url` that have been due for an hour; each to a different receiver if `scattered`.
 async fn flood(f: &Fixture, url: &str, count: usize, scattered: bool) {
     let request = told_at(f, url).await;
-    let receiver = if scattered { "gen_random_uuid()" } else { "null" };
+    let receiver = if scattered { "gen_random_uuid()" } else { "receiver_of(api_key_id, webhook_url)" };
     f.run(&format!(
         "with copies as (
             insert into requests (id, api_key_id, sign_job_id, payload_digest, webhook_url)
             select gen_random_uuid(), api_key_id, sign_job_id, payload_digest, webhook_url from requests, generate_series(1, {count})
             where id = '{request}'
-            returning id
+            returning id, api_key_id, webhook_url
         )
         insert into jobs (kind, request_id, receiver, next_run_at) select 'webhook', id, {receiver}, now() - interval '1 h' from copies;
         analyze"

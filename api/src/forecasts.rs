@@ -1,12 +1,12 @@
-//! A snapshot of the queue, shared by all callers that ask for their place within a short time.
+//! Forecasts from a snapshot of the queue, shared by all callers that ask for their place within a short time.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shared::forecast::{Forecast, Place, Waiting};
-use shared::store::Store;
 use shared::store::low_water::Marks;
 use shared::store::server_time::ServerTime;
+use shared::store::{Store, within};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -25,6 +25,9 @@ const TOO_OLD: Duration = Duration::from_secs(4);
 
 /// How long a caller waits for a snapshot.
 const WAIT_WITHIN: Duration = Duration::from_millis(200);
+
+/// The longest that reading the queue may take. After that, the connection is taken for dead: the host may have vanished.
+const READ_WITHIN: Duration = Duration::from_secs(4);
 
 /// In a queue of this length, the jobs that arrived since the last snapshot are few compared with all the others.
 const LONG: u32 = 2000;
@@ -52,7 +55,7 @@ impl Snapshot {
     }
 }
 
-/// Reads the queue, but rarely. Clones share the last snapshot.
+/// The queue, read rarely. Clones share the last snapshot.
 #[derive(Clone)]
 pub struct Forecasts {
     store: Store,
@@ -62,7 +65,7 @@ pub struct Forecasts {
 }
 
 impl Forecasts {
-    /// Creates a queue that has not been read yet.
+    /// Nothing has been read yet.
     #[must_use]
     pub fn new(store: Store) -> Self {
         let marks = Marks::new(store.clone(), Arc::default());
@@ -76,20 +79,20 @@ impl Forecasts {
             return Some(place);
         }
         if let Some(place) = self.seen(waiting, |snapshot| snapshot.was_slow() && snapshot.at.elapsed() < TOO_OLD) {
-            let queue = self.clone();
+            let forecasts = self.clone();
             tokio::spawn(async move {
-                if let Ok(_alone) = queue.reading.try_lock() {
-                    queue.refresh().await;
+                if let Ok(_alone) = forecasts.reading.try_lock() {
+                    forecasts.refresh().await;
                 }
             });
             return Some(place);
         }
-        // The task continues when its caller gives up: another caller will soon need the snapshot.
-        let queue = self.clone();
+        // A task that reads continues when its caller gives up: another caller will soon need the snapshot. One that only waits ends.
+        let forecasts = self.clone();
         let read = tokio::spawn(async move {
-            let _alone = queue.reading.lock().await;
-            if queue.seen(waiting, |snapshot| snapshot.is_good(since)).is_none() {
-                queue.refresh().await;
+            let Ok(_alone) = tokio::time::timeout(WAIT_WITHIN, forecasts.reading.lock()).await else { return };
+            if forecasts.seen(waiting, |snapshot| snapshot.is_good(since)).is_none() {
+                forecasts.refresh().await;
             }
         });
         tokio::time::timeout(WAIT_WITHIN, read).await.ok()?.ok()?;
@@ -110,7 +113,7 @@ impl Forecasts {
 
     async fn refresh(&self) {
         let (asked, mut scan) = (Instant::now(), self.marks.scan());
-        if let Ok((forecast, reached)) = self.store.forecast(scan.start()).await {
+        if let Ok((forecast, reached)) = within(READ_WITHIN, self.store.forecast(scan.start())).await {
             scan.reached(reached);
             let clock = ServerTime::heard(forecast.at);
             let snapshot = Snapshot { forecast, clock, at: Instant::now(), took: asked.elapsed() };

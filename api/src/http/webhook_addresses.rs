@@ -14,12 +14,12 @@ use super::problem::ApiError;
 const ASK_WITHIN: Duration = Duration::from_millis(300);
 
 /// Where webhooks may go.
-pub struct Receivers {
+pub struct WebhookAddresses {
     own: Guard,
     store: Store,
 }
 
-impl Receivers {
+impl WebhookAddresses {
     /// Uses these settings, and those in `store`.
     #[must_use]
     pub fn new(settings: &AddressSettings, store: Store) -> Self {
@@ -30,7 +30,7 @@ impl Receivers {
     /// port are allowed: the worker checks every address before it sends.
     ///
     /// # Errors
-    /// `NotStored` if only a worker can allow the address, and Postgres does not return what workers allow.
+    /// `Unavailable` if only a worker can allow the address, and Postgres does not return what workers allow.
     pub(super) async fn judge(&self, url: &Url) -> Result<Result<(), Forbidden>, ApiError> {
         let judged = self.own.check(url);
         if !matches!(judged, Err(Forbidden::Port | Forbidden::Address)) {
@@ -38,7 +38,7 @@ impl Receivers {
         }
         let allowed = store::within(ASK_WITHIN, self.store.webhook_addresses()).await.map_err(|error| {
             tracing::warn!(error = display_chain(&error), "can't ask where workers send webhooks");
-            ApiError::NotStored
+            ApiError::Unavailable
         })?;
         Ok(allowed.map_or(Ok(()), |allowed| self.own.or(&allowed).check(url)))
     }
