@@ -8,6 +8,8 @@
 //! 2. `fresh`, `retries`: the first due jobs of each lane, locked. `skip locked` passes over jobs that another worker is claiming at this
 //!    moment. The lock is `for no key update` instead of plain `for update`: it is the weakest lock that keeps two claims apart. An
 //!    expired lease is as good as none. A leased job stays in its place in the index: the claim steps over it.
+//!    `newest`: instead of the first job, if this is a probe. What seems to be the upstream's absence may be the refusal of some messages,
+//!    and these must not be every probe there is.
 //! 3. `slots`: as many slots as there are jobs, locked. Jobs first, then slots: a claim that finds no job locks no slot, so no claim holds
 //!    slots that it can't use.
 //! 4. `picked`: first tries before retries, except that every fifth use of a slot prefers a retry that has been due for five windows.
@@ -88,8 +90,19 @@ impl Store {
                 where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at between coalesce($8::timestamptz, '-infinity') and now()
                     and (lease_token is null or leased_until <= now())
                 order by next_run_at, id
-                limit (select n from room)
+                limit (select case when exists (select from gate where probing) then 0 else n end from room)
                 for no key update skip locked
+            ),
+            newest as materialized (
+                select id, next_run_at, case when lease_token is not null then leased_at end as lost_since from jobs
+                where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at between coalesce($8::timestamptz, '-infinity') and now()
+                    and (lease_token is null or leased_until <= now())
+                order by next_run_at desc, id desc
+                limit (select case when exists (select from gate where probing) then n else 0 end from room)
+                for no key update skip locked
+            ),
+            firsts as materialized (
+                select * from fresh union all select * from newest
             ),
             retries as materialized (
                 select id, next_run_at, case when lease_token is not null then leased_at end as lost_since from jobs
@@ -104,7 +117,7 @@ impl Store {
                 where free_at between coalesce($10::timestamptz, '-infinity') and now() and not retired
                 order by free_at, slot
                 limit least(
-                    (select n from room), (select count(*) from fresh) + (select count(*) from retries)
+                    (select n from room), (select count(*) from firsts) + (select count(*) from retries)
                 )
                 for update skip locked
             ),
@@ -116,10 +129,10 @@ impl Store {
                             (select count(*) from slots where (slot + uses) % $4::int = 0),
                             (select count(*) from retries, gate where next_run_at <= now() - $5::int * window_length)
                         ),
-                        (select count(*) from slots) - (select count(*) from fresh)
+                        (select count(*) from slots) - (select count(*) from firsts)
                     ))
                     union all
-                    (select id, lost_since from fresh order by next_run_at, id)
+                    (select id, lost_since from firsts order by next_run_at, id)
                 ) due
                 limit (select count(*) from slots)
             ),
@@ -186,7 +199,7 @@ impl Store {
             select
                 leased.id as "id?", leased.slot as "slot?", leased.taken_until as "taken_until?",
                 (select nullif(max(free_at), '-infinity') from slots) as slots_reached,
-                case when leased.lost_since is null then leased.lane end as "lane?",
+                case when leased.lost_since is null and not gate.probing then leased.lane end as "lane?",
                 leased.next_run_at as "next_run_at?", leased.lease_token, leased.attempt - leased.excused as "attempt?", leased.traceparent,
                 extract(epoch from now() - leased.created_at)::float8 as age,
                 messages.body as "body?",
@@ -253,7 +266,7 @@ impl Row {
         match self.lane {
             Some(0) => reached.fresh = reached.fresh.max(due),
             Some(_) => reached.retries = reached.retries.max(due),
-            // Its lease had expired: it may come from either lane, and does not lie where the others do.
+            // Its lease had expired, or it is a probe: it does not lie where the others do.
             None => {}
         }
         reached.slots = reached.slots.max(self.slots_reached);

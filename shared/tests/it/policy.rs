@@ -106,12 +106,10 @@ impl State {
         let slots = (1..).zip(&self.slots).filter(|(_, (free, _))| *free >= 0);
         let slots: Vec<Slot> =
             slots.map(|(number, (free, uses))| Slot { number, free_at: ago(*free), uses: uses.unsigned_abs() }).collect();
-        let most = if self.probing { 1 } else { self.most };
+        // A probe is the newest of the first tries.
+        let (most, first) = if self.probing { (1, lane(false).pop().into_iter().collect()) } else { (self.most, lane(false)) };
         let window = Duration::from_secs(WINDOW.unsigned_abs().into());
-        pick(now, window, most, &lane(false), &lane(true), &slots)
-            .into_iter()
-            .map(|(job, slot)| (job, i32::try_from(slot).unwrap()))
-            .collect()
+        pick(now, window, most, &first, &lane(true), &slots).into_iter().map(|(job, slot)| (job, i32::try_from(slot).unwrap())).collect()
     }
 }
 

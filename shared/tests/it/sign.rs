@@ -329,11 +329,10 @@ async fn places_in_the_queue_count_first_tries_before_retries() {
 }
 
 #[tokio::test]
-async fn messages_that_make_the_upstream_look_absent_do_not_keep_it_from_those_that_were_never_tried() {
+async fn messages_that_make_the_upstream_look_absent_do_not_keep_it_from_the_others() {
     let f = Fixture::new().await;
-    let (bad, good) = (["bad 0", "bad 1", "bad 2"], "good");
-    for message in bad {
-        f.post(message).await;
+    for bad in ["bad 0", "bad 1", "bad 2"] {
+        f.post(bad).await;
     }
     let mut failures = 0;
     let mut probe = async || {
@@ -346,12 +345,26 @@ async fn messages_that_make_the_upstream_look_absent_do_not_keep_it_from_those_t
         f.run("update upstream set probe_at = now()").await;
         probed
     };
-    for message in bad {
-        assert_eq!(probe().await, message, "each in its turn");
-    }
-    assert_eq!(probe().await, bad[0]);
-    f.post(good).await;
-    assert_eq!(probe().await, good, "however many wait, and for however long");
+    assert_eq!(probe().await, "bad 0");
+    f.post("good").await;
+    assert_eq!(probe().await, "good", "though others have waited for longer");
+    assert_eq!(probe().await, "bad 2");
+    assert_eq!(probe().await, "bad 1");
+    f.post("good, too").await;
+    assert_eq!(probe().await, "good, too", "though others are due again");
+}
+
+#[tokio::test]
+async fn a_probe_moves_no_mark_past_those_that_wait() {
+    let f = Fixture::new().await;
+    post_many(&f, 3).await;
+    probe_is_due(&f, 1).await;
+    let (probe, marks) = f.store.claim_sign_jobs(1, LEASE, "10/60s".parse().unwrap(), LowWater::default()).await.unwrap();
+    let up = probe.jobs.into_iter().map(|job| SignFinish { upstream: UpstreamNews::Up, ..finish(job, SignEnding::Signed("s".to_owned())) });
+    f.store.finish_sign_jobs(&up.collect::<Vec<_>>()).await.unwrap();
+    f.run("update jobs set next_run_at = next_run_at - interval '1 h' where state = 'pending'").await;
+    let (rest, _) = f.store.claim_sign_jobs(10, LEASE, "10/60s".parse().unwrap(), marks).await.unwrap();
+    assert_eq!(rest.jobs.len(), 2);
 }
 
 #[tokio::test]
