@@ -19,16 +19,19 @@ pub const STORE_WITHIN: Duration = Duration::from_millis(1700);
 pub enum NotStored {
     /// It can't be accepted.
     Rejected(Rejection),
-    /// Postgres is unavailable or too slow.
+    /// Too many others wait to be stored, or Postgres refused it, which is a bug in this service.
     Unavailable,
-    /// Postgres refused this request, which is a bug in this service.
-    Refused,
+    /// Postgres is unavailable or too slow: it may be stored.
+    Unknown,
 }
 
 impl<E> From<BatchError<E>> for NotStored {
     /// Why a batch failed is logged once for all of it.
-    fn from(_: BatchError<E>) -> Self {
-        Self::Unavailable
+    fn from(error: BatchError<E>) -> Self {
+        match error {
+            BatchError::Full | BatchError::Stopped => Self::Unavailable,
+            BatchError::Panicked | BatchError::Failed(_) => Self::Unknown,
+        }
     }
 }
 
@@ -124,10 +127,10 @@ impl Target<'_> {
 fn not_stored(error: &StoreError) -> NotStored {
     if let StoreError::Refused(error) = error {
         tracing::error!(error = display_chain(error), "a request was refused");
-        return NotStored::Refused;
+        return NotStored::Unavailable;
     }
     warn(error);
-    NotStored::Unavailable
+    NotStored::Unknown
 }
 
 fn warn(error: &StoreError) {

@@ -139,7 +139,7 @@ impl Answers {
         let may_wait = self.may_wait();
         let wait = if may_wait { wait } else { Duration::ZERO };
         let receipt = Receipt::of(&request);
-        let stored = timeout_at(arrived + STORE_WITHIN, self.accept(request)).await.map_err(|_| NotStored::Unavailable)?;
+        let stored = timeout_at(arrived + STORE_WITHIN, self.accept(request)).await.map_err(|_| NotStored::Unknown)?;
         let Stored { id, created_at, settled, waiting } = stored?;
         let deadline = if settled { arrived } else { arrived + wait };
         // A caller that does not wait, and is the first to ask for this message, learns nothing more from a read.
@@ -158,7 +158,7 @@ impl Answers {
         match self.new.submit(request).await? {
             FirstTry::Stored(stored) => Ok(stored),
             FirstTry::Known(request) => self.known.submit(request).await?,
-            FirstTry::Failed => Err(NotStored::Unavailable),
+            FirstTry::Failed => Err(NotStored::Unknown),
         }
     }
 

@@ -18,8 +18,10 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), Proces
     store.prepare(may_migrate).await?;
     match command {
         KeysCommand::Create { name, scopes, expires_in } => {
-            if !(1..=64).contains(&name.chars().count()) {
-                return Err(ProcessError::Command(format!("--name {name}: accepted: 1 to 64 characters")));
+            if !(1..=64).contains(&name.chars().count()) || name.contains(char::is_control) {
+                return Err(ProcessError::Command(format!(
+                    "--name {name:?}: accepted: 1 to 64 characters, none of them a control character"
+                )));
             }
             let (key, secret) = (ApiKey::generate(), WebhookSecret::generate());
             match store.create_key(&name, &key, &scopes, &secret, expires_in).await? {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -137,6 +138,9 @@ impl Tasks {
 /// Exit code of a process that was told twice to stop.
 const IMPATIENT: i32 = 130;
 
+/// Two signals within this time count as one: some programs signal a process and then its whole group.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
 /// Returns a token that the first SIGTERM or SIGINT cancels. The second one ends the process at once. The task that listens lives as long
 /// as the process.
 ///
@@ -148,18 +152,24 @@ pub fn stop_on_signal() -> std::io::Result<CancellationToken> {
     let asked = token.clone();
     tokio::spawn(async move {
         // Not whether the token is cancelled: the process may have stopped by itself.
-        let mut told = false;
+        let mut told: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if std::mem::replace(&mut told, true) {
-                tracing::warn!("told to stop a second time: ending at once");
-                std::process::exit(IMPATIENT);
+            match told {
+                None => {
+                    told = Some(Instant::now());
+                    tracing::info!("stopping: finishing what is in flight");
+                    asked.cancel();
+                }
+                Some(first) if first.elapsed() < AT_ONCE => {}
+                Some(_) => {
+                    tracing::warn!("told to stop a second time: ending at once");
+                    std::process::exit(IMPATIENT);
+                }
             }
-            tracing::info!("stopping: finishing what is in flight");
-            asked.cancel();
         }
     });
     Ok(token)
@@ -167,8 +177,6 @@ pub fn stop_on_signal() -> std::io::Result<CancellationToken> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
 
     #[test]

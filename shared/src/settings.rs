@@ -42,7 +42,10 @@ fn problem(error: &clap::Error, command: &clap::Command) -> String {
     match error.kind() {
         ErrorKind::ValueValidation => {
             let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-            format!("{variable}={value}: {source}")
+            match flag.split_whitespace().next() {
+                Some(name) if name.starts_with("--") && !is_setting(command, &variable) => format!("{name} {value}: {source}"),
+                _ => format!("{variable}={value}: {source}"),
+            }
         }
         ErrorKind::InvalidValue if value.is_empty() => format!("{variable}: a value is needed"),
         ErrorKind::InvalidValue => {

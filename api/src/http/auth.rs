@@ -51,7 +51,12 @@ impl Keys {
         let cache = Cache::builder().max_capacity(MOST_CACHED).time_to_live(BELIEVED_FOR).build();
         let look_ups = Batcher::spawn(LOOK_UPS, move |digests: Vec<KeyDigest>| {
             let store = store.clone();
-            async move { within(KNOWN_WITHIN, store.callers(&digests)).await }
+            async move {
+                within(KNOWN_WITHIN, store.callers(&digests)).await.inspect_err(|error| {
+                    // Once for all of them: whoever has no key must not be able to fill the log.
+                    tracing::warn!(error = display_chain(error), "can't look up API keys");
+                })
+            }
         });
         Self { prepared, cache, look_ups }
     }
@@ -77,14 +82,11 @@ impl Keys {
             Ok(Err(failed)) => match &*failed {
                 Failed::Unknown => Err(ApiError::Unauthorized),
                 Failed::Store(error) => {
-                    tracing::warn!(error = display_chain(error), "can't look up an API key");
+                    tracing::debug!(error = display_chain(error), "can't look up an API key");
                     Err(ApiError::Unavailable)
                 }
             },
-            Err(_) => {
-                tracing::warn!("an API key was not looked up in time");
-                Err(ApiError::Unavailable)
-            }
+            Err(_) => Err(ApiError::Unavailable),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use poem::http::{HeaderName, HeaderValue};
+use poem::http::{HeaderName, HeaderValue, header};
 use poem::{Body, Request, RequestBody};
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
@@ -101,7 +101,11 @@ impl<'a> ApiExtractor<'a> for Posted {
         }
         let Services { limits, webhook_addresses, .. } = &**request.data::<Arc<Services>>().ok_or(ApiError::Internal)?;
         let most = limits.message_max_bytes;
-        let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, most * JSON_ESCAPE + BESIDES)).await {
+        let longest = most * JSON_ESCAPE + BESIDES;
+        if is_not_worth_reading(request, longest as u64) {
+            return Err(ApiError::TooLarge.into());
+        }
+        let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, longest)).await {
             Ok(Ok(Some(bytes))) => bytes,
             Ok(Ok(None)) => return Err(ApiError::TooLarge.into()),
             Ok(Err(_)) => return Err(ApiError::Invalid(vec![flaw("#", "the body ended before its announced end")]).into()),
@@ -116,6 +120,12 @@ impl<'a> ApiExtractor<'a> for Posted {
         }
         Ok(parsed.posted(most, received_at)?)
     }
+}
+
+/// Whether the announced length is above `most`, and the client either asks before it sends the body, or would not be read to its end.
+fn is_not_worth_reading(request: &Request, most: u64) -> bool {
+    let announced = request.header(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()).unwrap_or(0);
+    announced > most.saturating_add(THROWN_AWAY) || announced > most && request.header(header::EXPECT).is_some()
 }
 
 /// Reads a body of up to `most` bytes. `None` if it is longer; some of the excess is then read and discarded, because a client that is

@@ -91,7 +91,9 @@ impl ApiError {
         let text = |text: &str| text.to_owned();
         match self {
             Self::Invalid(flaws) => {
-                let detail = flaws.first().map_or_else(String::new, |flaw| format!("{} {}", flaw.pointer, flaw.detail));
+                // Of the whole body, the place says nothing.
+                let line = |flaw: &Flaw| format!("{} {}", flaw.pointer.trim_end_matches('#'), flaw.detail).trim_start().to_owned();
+                let detail = flaws.first().map_or_else(String::new, line);
                 (StatusCode::BAD_REQUEST, "invalid-request", "The request is not valid", detail)
             }
             Self::BadIdempotencyKey(detail) => (StatusCode::BAD_REQUEST, "invalid-header", "A header is not valid", text(detail)),
@@ -164,8 +166,8 @@ impl From<NotStored> for ApiError {
         match reason {
             NotStored::Rejected(Rejection::Mismatch) => Self::Mismatch,
             NotStored::Rejected(Rejection::Full) => Self::Full,
-            NotStored::Rejected(Rejection::Collision) | NotStored::Refused => Self::Unavailable,
-            NotStored::Unavailable => Self::MaybeStored,
+            NotStored::Rejected(Rejection::Collision) | NotStored::Unavailable => Self::Unavailable,
+            NotStored::Unknown => Self::MaybeStored,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The answers that the contract promises.
 
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use devkit::upstream::{FaultKind, SimulatorOptions, When};
 use serde_json::{Value, json};
@@ -75,6 +76,15 @@ async fn a_request_that_is_not_valid_gets_its_problem_and_leaves_no_row() {
             answer(world.post(&Value::Null).body(body).send().await.unwrap()).await.is_problem(413, "too-large");
         }
     }
+    // One that asks whether to send it is told not to.
+    let mut asking = tokio::net::TcpStream::connect(world.url.trim_start_matches("http://")).await.unwrap();
+    let head = format!(
+        "POST /crypto/sign HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n"
+    );
+    asking.write_all(head.as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    asking.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 413");
     let typed = |content_type: &'static str| {
         let post = world.client.post(format!("{}/crypto/sign", world.url)).header("X-API-Key", KEY);
         post.header("Content-Type", content_type).body("{\"message\":\"m\"}")

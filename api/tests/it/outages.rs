@@ -21,7 +21,7 @@ async fn a_post_while_postgres_is_down_is_answered_503_within_two_seconds_and_it
     // First while the key is still cached, then when it no longer is.
     let (mut posts, began) = ([json!({ "message": "during" }), with_webhook].into_iter().cycle(), Instant::now());
     for n in 0.. {
-        if n >= 4 && world.api.log().contains("can't look up an API key") {
+        if n >= 4 && world.api.log().contains("can't look up API keys") {
             break;
         }
         assert!(began.elapsed() < PATIENCE, "the key is believed for ever");
@@ -168,8 +168,15 @@ async fn a_second_sigterm_ends_a_process_at_once() {
     until("the call has arrived", async || world.upstream.audit().sign_calls == 1).await;
     world.worker.signal(Signal::Term).unwrap();
     world.worker.wait_for_log("stopping", PATIENCE).await.unwrap();
-    world.worker.signal(Signal::Term).unwrap();
-    assert_eq!(world.worker.wait_exit(PATIENCE).await.unwrap().code(), Some(130), "{}", world.worker.log());
+    let mut ended = None;
+    // One that follows the first too closely counts as the same.
+    until("it has ended", async || {
+        let _ = world.worker.signal(Signal::Term);
+        ended = world.worker.wait_exit(Duration::from_millis(50)).await.ok();
+        ended.is_some()
+    })
+    .await;
+    assert_eq!(ended.unwrap().code(), Some(130), "{}", world.worker.log());
     waits.abort();
 }
 

@@ -51,6 +51,18 @@ async fn a_wrong_setting_stops_the_program_with_one_line() {
 }
 
 #[tokio::test]
+async fn a_database_or_a_role_that_does_not_exist_is_a_wrong_setting() {
+    let cluster = devkit::postgres::shared_cluster().await.unwrap();
+    let nobody = cluster.url("postgres").replace("postgres@", "nobody@");
+    for (url, name) in [(cluster.url("nowhere"), "nowhere"), (nobody, "nobody")] {
+        let (code, log) = run(Binary::Api, &[], &env(&[("DATABASE_URL", &url), ("API_LISTEN", "127.0.0.1:0")])).await;
+        let said = log.lines().last().unwrap_or_default();
+        assert!(code == 2 && said.starts_with("DATABASE_URL: ") && said.contains(name) && said.contains("; accepted: "), "{log}");
+        assert_eq!(said.matches("does not exist").count(), 1, "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_setting_that_is_missing_or_holds_a_secret_is_named_without_its_value() {
     for binary in [Binary::Api, Binary::Worker] {
         let settings = [("DATABASE_URL", "postgres://u:hunter2@h/x?sslmode=no"), ("UPSTREAM_URL", "http://u"), ("UPSTREAM_API_KEY", "k")];

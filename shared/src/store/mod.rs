@@ -109,6 +109,9 @@ pub enum StoreError {
     /// The address can't be parsed.
     #[error("not understood; accepted: postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     Address(#[source] sqlx::Error),
+    /// Postgres does not let this program in: the database does not exist, or the role may not log in.
+    #[error("{0}; accepted: an existing database, and a role that may log in")]
+    NotLetIn(String),
     /// Not all migrations of this program have been applied.
     #[error("the schema of the database is out of date; run `api migrate`, or start with MIGRATE_ON_START=true")]
     SchemaBehind,
@@ -123,7 +126,7 @@ impl StoreError {
     pub fn variable(&self) -> Option<&'static str> {
         match self {
             Self::Encryption(_) => Some("ENCRYPTION_KEY"),
-            Self::NoAddress | Self::Address(_) | Self::Unavailable(_) | Self::TimedOut => Some("DATABASE_URL"),
+            Self::NoAddress | Self::Address(_) | Self::NotLetIn(_) | Self::Unavailable(_) | Self::TimedOut => Some("DATABASE_URL"),
             _ => None,
         }
     }
@@ -131,7 +134,7 @@ impl StoreError {
     /// Whether that setting is wrong, regardless of the state of Postgres.
     #[must_use]
     pub fn is_a_wrong_setting(&self) -> bool {
-        matches!(self, Self::NoAddress | Self::Address(_) | Self::Encryption(_))
+        matches!(self, Self::NoAddress | Self::Address(_) | Self::NotLetIn(_) | Self::Encryption(_))
     }
 
     /// Whether one item of a batch may have failed the others: each may succeed on its own.
@@ -155,6 +158,8 @@ impl From<sqlx::Error> for StoreError {
                 Some(code) if code.starts_with("40") || matches!(code, "55P03" | "57014") => Self::Contended(error),
                 // Operator intervention, connection, resources, idle in a transaction, a standby server: the state of Postgres.
                 Some(code) if ["57", "08", "53", "25"].iter().any(|class| code.starts_with(class)) => Self::Unavailable(error),
+                // Invalid authorization, invalid catalog name.
+                Some(code) if code.starts_with("28") || code == "3D000" => Self::NotLetIn(refused.message().to_owned()),
                 _ => Self::Refused(error),
             },
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::Undecodable(error),
