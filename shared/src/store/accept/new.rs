@@ -41,9 +41,9 @@ impl Store {
                         unnest($11::text[]) as sealed_with, generate_subscripts($1, 1) as ord
                 ) p
                 where not exists (select from messages m where m.digest = p.digest offset 0)
-                    and not exists (
+                    and (p.client_id is null or not exists (
                         select from requests r where r.api_key_id = p.key and r.client_request_id = p.client_id offset 0
-                    )
+                    ))
             ),
             new as (
                 insert into messages (id, digest, body)
