@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use poem::http::{HeaderName, HeaderValue, header};
-use poem::{Body, Request, RequestBody};
+use poem::http::{HeaderName, HeaderValue};
+use poem::{Request, RequestBody};
 use poem_openapi::payload::{Json, Payload};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
@@ -16,7 +15,6 @@ use shared::address_guard::{Forbidden, canonical};
 use shared::message::Message;
 use shared::secret::Secret;
 use shared::store::accept::WebhookTarget;
-use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use url::Url;
 
@@ -24,6 +22,7 @@ use super::Services;
 use super::fields::Fields;
 use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
 use super::problem::{ApiError, Flaw};
+use super::read::read;
 
 /// The body of a POST.
 // This type only documents the body, and `document` makes it exact; the body is parsed into `Posted`.
@@ -56,12 +55,6 @@ pub struct Posted {
     /// When the last byte of the body arrived.
     pub received_at: Instant,
 }
-
-/// How long a body may take to arrive.
-const READ_WITHIN: Duration = Duration::from_secs(10);
-
-/// Maximum number of bytes of a too large body that are read and discarded, so that the client sees the answer.
-const THROWN_AWAY: u64 = 64 * 1024 * 1024;
 
 const LONGEST_URL: usize = 2048;
 /// Maximum number of headers that are sent along.
@@ -101,16 +94,7 @@ impl<'a> ApiExtractor<'a> for Posted {
         }
         let Services { limits, webhook_addresses, .. } = &**request.data::<Arc<Services>>().ok_or(ApiError::Internal)?;
         let most = limits.message_max_bytes;
-        let longest = most * JSON_ESCAPE + BESIDES;
-        if is_not_worth_reading(request, longest as u64) {
-            return Err(ApiError::TooLarge.into());
-        }
-        let bytes = match tokio::time::timeout(READ_WITHIN, read(body.take()?, longest)).await {
-            Ok(Ok(Some(bytes))) => bytes,
-            Ok(Ok(None)) => return Err(ApiError::TooLarge.into()),
-            Ok(Err(_)) => return Err(ApiError::Invalid(vec![flaw("#", "the body ended before its announced end")]).into()),
-            Err(_) => return Err(ApiError::SlowBody.into()),
-        };
+        let bytes = read(request, body.take()?, most * JSON_ESCAPE + BESIDES).await?;
         let received_at = Instant::now();
         let mut parsed = Parsed::of(&bytes)?;
         if let Some((_, url)) = &parsed.webhook
@@ -122,25 +106,7 @@ impl<'a> ApiExtractor<'a> for Posted {
     }
 }
 
-/// Whether the announced length is above `most`, and the client either asks before it sends the body, or would not be read to its end.
-fn is_not_worth_reading(request: &Request, most: u64) -> bool {
-    let announced = request.header(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()).unwrap_or(0);
-    announced > most.saturating_add(THROWN_AWAY) || announced > most && request.header(header::EXPECT).is_some()
-}
-
-/// Reads a body of up to `most` bytes. `None` if it is longer; some of the excess is then read and discarded, because a client that is
-/// still sending when the connection closes never sees the answer.
-async fn read(body: Body, most: usize) -> std::io::Result<Option<Vec<u8>>> {
-    let (mut reader, mut bytes) = (body.into_async_read(), Vec::new());
-    (&mut reader).take(most as u64 + 1).read_to_end(&mut bytes).await?;
-    if bytes.len() <= most {
-        return Ok(Some(bytes));
-    }
-    tokio::io::copy(&mut reader.take(THROWN_AWAY), &mut tokio::io::sink()).await?;
-    Ok(None)
-}
-
-fn flaw(pointer: &str, detail: impl Into<String>) -> Flaw {
+pub(super) fn flaw(pointer: &str, detail: impl Into<String>) -> Flaw {
     Flaw { pointer: pointer.to_owned(), detail: detail.into() }
 }
 

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `operations` | the operations, the webhook, and what they answer |
 //! | `deliveries` | the operations on the delivery log of a request |
-//! | `body` | the body of a POST, parsed |
+//! | `read` | the body of a POST, read within bounds |
+//! | `body` | the same, parsed |
 //! | `fields` | a JSON object whose repeated names are reported |
 //! | `webhook_addresses` | where webhooks may go |
 //! | `document` | the OpenAPI document |
@@ -24,6 +25,7 @@ mod later;
 mod observe;
 mod operations;
 pub mod problem;
+mod read;
 mod webhook_addresses;
 
 use std::sync::Arc;

@@ -76,12 +76,18 @@ async fn a_failover_to_a_standby_loses_nothing_that_was_acknowledged() {
     assert_eq!(usize::try_from(stored).unwrap(), ids.len(), "each was accepted once");
 }
 
-#[tokio::test]
-async fn a_host_that_vanishes_without_a_word_is_left_for_the_one_in_its_place() {
+/// A world whose connections to Postgres go through a relay.
+async fn over_a_relay() -> (World, Relay) {
     let postgres = Cluster::start(ClusterOptions::default()).await.unwrap();
     let relay = Relay::to(postgres.port()).await.unwrap();
     let address = format!("postgres://postgres@127.0.0.1:{}/{{}}", relay.port);
     let world = World::over(Some(postgres), Options { address: Some(address), ..Options::default() }).await;
+    (world, relay)
+}
+
+#[tokio::test]
+async fn a_host_that_vanishes_without_a_word_is_left_for_the_one_in_its_place() {
+    let (world, relay) = over_a_relay().await;
     assert_eq!(world.sign("before").await.status, 200);
     relay.fall_silent();
     let started = std::time::Instant::now();
@@ -100,10 +106,7 @@ async fn a_host_that_vanishes_without_a_word_is_left_for_the_one_in_its_place() 
 
 #[tokio::test]
 async fn a_host_that_vanishes_while_the_queue_is_read_ends_no_forecast_for_good() {
-    let postgres = Cluster::start(ClusterOptions::default()).await.unwrap();
-    let relay = Relay::to(postgres.port()).await.unwrap();
-    let address = format!("postgres://postgres@127.0.0.1:{}/{{}}", relay.port);
-    let world = World::over(Some(postgres), Options { address: Some(address), ..Options::default() }).await;
+    let (world, relay) = over_a_relay().await;
     world.fault(FaultKind::Hang, When::Always).await;
     // The statement that reads the queue, when it is prepared.
     relay.fall_silent_at(b"-- queue.forecast");

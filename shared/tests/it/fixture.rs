@@ -25,6 +25,9 @@ use uuid::Uuid;
 
 pub(crate) const LEASE: Duration = Duration::from_mins(1);
 
+/// Makes every lease expire.
+pub(crate) const EXPIRE: &str = "update jobs set leased_until = now() - interval '1 s' where lease_token is not null";
+
 #[derive(Parser)]
 struct Settings {
     #[command(flatten)]
@@ -214,6 +217,12 @@ impl Fixture {
         self.accept(self.request(message)).await.id
     }
 
+    /// Stores a request for each of so many messages.
+    pub(crate) async fn post_many(&self, count: usize) {
+        let requests: Vec<_> = (0..count).map(|n| self.request(&format!("message {n}"))).collect();
+        self.store.accept(&requests, u64::MAX).await.unwrap();
+    }
+
     pub(crate) async fn claim(&self, most: usize) -> Vec<SignJob> {
         self.claimed(most).await.unwrap().jobs
     }
@@ -261,4 +270,9 @@ pub(crate) fn webhook_to(url: &str, headers: BTreeMap<String, String>) -> Webhoo
 
 pub(crate) fn id(accepted: &Accepted) -> Uuid {
     accepted.as_ref().expect("it is stored").id
+}
+
+/// The same request, with an idempotency key.
+pub(crate) fn keyed(request: NewRequest, key: &str) -> NewRequest {
+    NewRequest { client_request_id: Some(key.to_owned()), ..request }
 }

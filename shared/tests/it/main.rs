@@ -5,10 +5,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics says where")]
 
 mod accept;
+mod breaker;
 mod connections;
 mod encryption;
 mod fixture;
 mod listen;
+mod pending;
 mod plans;
 mod policy;
 mod retention;

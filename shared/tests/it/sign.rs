@@ -2,32 +2,24 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use shared::call_error::CallError;
 use shared::contract::Status;
 use shared::store::Finished;
 use shared::store::low_water::LowWater;
-use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{SignEnding, SignFinish};
 use shared::store::sign_overdue::Look;
-use tokio::time::Instant;
 
-use crate::fixture::{Fixture, LEASE, finish};
+use crate::fixture::{EXPIRE, Fixture, LEASE, finish};
 
-/// Makes every lease expire.
-const EXPIRE: &str = "update jobs set leased_until = now() - interval '1 s' where lease_token is not null";
 /// Makes every retry long overdue.
 const OVERDUE: &str = "update jobs set next_run_at = now() - interval '10 min' where lane = 1 and lease_token is null";
+
 /// Frees every slot.
 const FREE: &str = "update upstream_slots set free_at = now()";
-
-async fn post_many(f: &Fixture, count: usize) {
-    let requests: Vec<_> = (0..count).map(|n| f.request(&format!("message {n}"))).collect();
-    f.store.accept(&requests, u64::MAX).await.unwrap();
-}
 
 #[tokio::test]
 async fn no_more_jobs_are_claimed_than_there_are_slots_and_none_twice() {
     let f = Fixture::new().await;
-    post_many(&f, 50).await;
+    f.post_many(50).await;
     let claims = join_all((0..8).map(|_| f.claim(4))).await;
     let jobs: Vec<_> = claims.iter().flatten().map(|job| job.lease.job()).collect();
     assert_eq!(jobs.len(), 10);
@@ -39,7 +31,7 @@ async fn no_more_jobs_are_claimed_than_there_are_slots_and_none_twice() {
 #[tokio::test]
 async fn a_slot_is_free_one_window_after_the_answer_and_not_before() {
     let f = Fixture::new().await;
-    post_many(&f, 2).await;
+    f.post_many(2).await;
     let taken = "select extract(epoch from max(free_at) - now())::bigint from upstream_slots where uses > 0";
     let job = f.claim(1).await.remove(0);
     let until_the_lease_ends_and_a_window = f.number(taken).await;
@@ -53,7 +45,7 @@ async fn a_slot_is_free_one_window_after_the_answer_and_not_before() {
 async fn a_call_that_was_never_made_gives_its_slot_back_at_once() {
     let f = Fixture::new().await;
     f.agree("1/60s").await;
-    post_many(&f, 2).await;
+    f.post_many(2).await;
     let job = f.claim(1).await.remove(0);
     assert!(f.claim(1).await.is_empty());
     f.store.finish_sign_jobs(&[SignFinish { called: false, ..finish(job, SignEnding::Released) }]).await.unwrap();
@@ -104,7 +96,7 @@ async fn a_signature_answers_every_request_that_waits_and_each_gets_its_own_webh
 #[tokio::test]
 async fn a_group_is_written_whole_but_for_the_leases_that_were_lost() {
     let f = Fixture::new().await;
-    post_many(&f, 3).await;
+    f.post_many(3).await;
     let mut jobs = f.claim(3).await;
     f.run("update jobs set lease_token = gen_random_uuid() where id = (select min(id) from jobs)").await;
     jobs.sort_by_key(|job| job.message.text().to_owned());
@@ -117,7 +109,7 @@ async fn a_group_is_written_whole_but_for_the_leases_that_were_lost() {
 #[tokio::test]
 async fn first_tries_go_first_and_every_fifth_use_of_a_slot_prefers_a_retry_that_waited_for_long() {
     let f = Fixture::new().await;
-    post_many(&f, 10).await;
+    f.post_many(10).await;
     for job in f.claim(10).await {
         f.finish(job, SignEnding::Retry(Duration::ZERO)).await;
     }
@@ -140,7 +132,7 @@ async fn first_tries_go_first_and_every_fifth_use_of_a_slot_prefers_a_retry_that
 async fn with_a_single_slot_retries_still_get_their_share() {
     let f = Fixture::new().await;
     f.agree("1/60s").await;
-    post_many(&f, 20).await;
+    f.post_many(20).await;
     let mut attempts = Vec::new();
     for _ in 0..15 {
         f.run(FREE).await;
@@ -179,115 +171,11 @@ async fn a_claim_that_found_less_than_was_wanted_says_when_there_is_something_el
     f.run("update jobs set next_run_at = now() + interval '30 s' where lease_token is null").await;
     f.post("c").await;
     assert_eq!(found(2).await, (1, Some(3)), "when the next one is due");
-    post_many(&f, 3).await;
+    f.post_many(3).await;
     f.run("update upstream_slots set free_at = now() + interval '50 s' where lease_token is null").await;
     f.run("update upstream_slots set free_at = now() where slot = (select min(slot) from upstream_slots where lease_token is null)").await;
     assert_eq!(found(9).await, (1, Some(5)), "when the next slot is free");
     assert_eq!(found(9).await, (0, Some(5)));
-}
-
-#[tokio::test]
-async fn who_lost_the_race_for_the_probe_is_told_that_something_waits() {
-    let f = Fixture::new().await;
-    post_many(&f, 2).await;
-    let down =
-        "update upstream set breaker_failures = 1, breaker_reason = 'connection', breaker_at = now(), probe_at = now() - interval '1 s'";
-    f.run(down).await;
-    let claims = join_all((0..2).map(|_| f.claimed(1))).await;
-    let mut claims: Vec<_> = claims.into_iter().map(Result::unwrap).collect();
-    claims.sort_by_key(|claimed| claimed.jobs.len());
-    assert_eq!(claims.iter().map(|claimed| claimed.jobs.len()).collect::<Vec<_>>(), [0, 1]);
-    assert!(claims[0].next_in.is_some());
-}
-
-#[tokio::test]
-async fn an_open_breaker_lets_one_probe_through_even_if_many_ask_at_once() {
-    let f = Fixture::new().await;
-    post_many(&f, 10).await;
-    let job = f.claim(1).await.remove(0);
-    let down = SignFinish { upstream: UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 1 }, ..finish(job, UNAVAILABLE) };
-    f.store.finish_sign_jobs(&[down]).await.unwrap();
-    assert!(f.claim(10).await.is_empty(), "the breaker is open");
-    f.run("update upstream set probe_at = now()").await;
-    let probes: Vec<_> = join_all((0..6).map(|_| f.claim(10))).await.into_iter().flatten().collect();
-    assert_eq!(probes.len(), 1);
-    assert_eq!(probes[0].breaker_failures, 1);
-    assert_eq!(probes[0].attempt, 1, "what the upstream's absence cost does not count");
-    let up = probes.into_iter().map(|job| SignFinish { upstream: UpstreamNews::Up, ..finish(job, SignEnding::Signed("s".to_owned())) });
-    f.store.finish_sign_jobs(&up.collect::<Vec<_>>()).await.unwrap();
-    assert_eq!(f.claim(10).await.len(), 8, "closed again, and two slots are spent");
-}
-
-#[tokio::test]
-async fn a_pause_holds_every_slot() {
-    let f = Fixture::new().await;
-    post_many(&f, 5).await;
-    let job = f.claim(1).await.remove(0);
-    let pause = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(30), probed: false };
-    let paused = SignFinish { upstream: pause, ..finish(job, UNAVAILABLE) };
-    f.store.finish_sign_jobs(std::slice::from_ref(&paused)).await.unwrap();
-    let claimed = f.claimed(10).await.unwrap();
-    assert!(claimed.jobs.is_empty());
-    assert!(claimed.next_in.unwrap() > Duration::from_secs(28));
-    f.run("update upstream set paused_until = now()").await;
-    let job = f.claim(10).await.remove(0);
-
-    // Written late, or again and again while somebody locks the job, it does not begin anew.
-    let over = UpstreamNews::Pause { until: Instant::now(), probed: false };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: over, ..finish(job, UNAVAILABLE) }]).await.unwrap();
-    assert_eq!(f.claim(10).await.len(), 1);
-}
-
-/// What becomes of a job whose call was answered with 429, or never arrived.
-const UNAVAILABLE: SignEnding = SignEnding::Unavailable { again_in: None };
-
-/// Opens the circuit breaker after so many failures, and makes a probe due.
-async fn probe_is_due(f: &Fixture, failures: u32) {
-    f.run(&format!(
-        "update upstream set breaker_failures = {failures}, breaker_reason = 'connection', breaker_at = now(), probe_at = now()"
-    ))
-    .await;
-}
-
-#[tokio::test]
-async fn what_a_worker_that_lost_its_lease_says_of_the_upstream_changes_nothing() {
-    let f = Fixture::new().await;
-    post_many(&f, 3).await;
-    probe_is_due(&f, 9).await;
-    let stood_still = f.claim(1).await.remove(0);
-    f.run(EXPIRE).await;
-    f.run("update upstream set probe_at = now()").await;
-    let probe = f.claim(1).await.remove(0);
-    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(probe, SignEnding::Signed("s".to_owned())) };
-    f.store.finish_sign_jobs(&[up]).await.unwrap();
-    let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 10 };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(stood_still, UNAVAILABLE) }]).await.unwrap();
-    assert_eq!(f.store.upstream().await.unwrap().unwrap().breaker, None, "it stays closed");
-
-    let stood_still = f.claim(1).await.remove(0);
-    f.run(EXPIRE).await;
-    let _other = f.claim(2).await;
-    probe_is_due(&f, 1).await;
-    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(stood_still, SignEnding::Signed("s".to_owned())) };
-    f.store.finish_sign_jobs(&[up]).await.unwrap();
-    assert!(f.store.upstream().await.unwrap().unwrap().breaker.is_some(), "it stays open");
-}
-
-#[tokio::test]
-async fn a_probe_that_is_asked_to_wait_has_been_answered_and_one_that_was_not_made_is_somebody_elses_at_once() {
-    let f = Fixture::new().await;
-    post_many(&f, 3).await;
-    probe_is_due(&f, 3).await;
-    let job = f.claim(1).await.remove(0);
-    assert!(f.claim(1).await.is_empty());
-    let not_made = UpstreamNews::NotProbed { failures: job.breaker_failures };
-    f.store.finish_sign_jobs(&[SignFinish { called: false, upstream: not_made, ..finish(job, SignEnding::Released) }]).await.unwrap();
-    let job = f.claim(1).await.remove(0);
-    assert_eq!(job.breaker_failures, 3);
-    let paused = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(5), probed: true };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: paused, ..finish(job, UNAVAILABLE) }]).await.unwrap();
-    let upstream = f.store.upstream().await.unwrap().unwrap();
-    assert!(upstream.breaker.is_none() && upstream.paused_for > Duration::from_secs(3), "{upstream:?}");
 }
 
 #[tokio::test]
@@ -329,57 +217,6 @@ async fn places_in_the_queue_count_first_tries_before_retries() {
 }
 
 #[tokio::test]
-async fn messages_that_make_the_upstream_look_absent_do_not_keep_it_from_the_others() {
-    let f = Fixture::new().await;
-    for bad in ["bad 0", "bad 1", "bad 2"] {
-        f.post(bad).await;
-    }
-    let mut failures = 0;
-    let mut probe = async || {
-        let job = f.claim(1).await.remove(0);
-        let probed = job.message.text().to_owned();
-        failures += 1;
-        let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures };
-        let refused = SignEnding::Unavailable { again_in: Some(Duration::ZERO) };
-        f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(job, refused) }]).await.unwrap();
-        f.run("update upstream set probe_at = now()").await;
-        probed
-    };
-    assert_eq!(probe().await, "bad 0");
-    f.post("good").await;
-    assert_eq!(probe().await, "good", "though others have waited for longer");
-    assert_eq!(probe().await, "bad 2");
-    assert_eq!(probe().await, "bad 1");
-    f.post("good, too").await;
-    assert_eq!(probe().await, "good, too", "though others are due again");
-}
-
-#[tokio::test]
-async fn a_probe_moves_no_mark_past_those_that_wait() {
-    let f = Fixture::new().await;
-    post_many(&f, 3).await;
-    probe_is_due(&f, 1).await;
-    let (probe, marks) = f.store.claim_sign_jobs(1, LEASE, "10/60s".parse().unwrap(), LowWater::default()).await.unwrap();
-    let up = probe.jobs.into_iter().map(|job| SignFinish { upstream: UpstreamNews::Up, ..finish(job, SignEnding::Signed("s".to_owned())) });
-    f.store.finish_sign_jobs(&up.collect::<Vec<_>>()).await.unwrap();
-    f.run("update jobs set next_run_at = next_run_at - interval '1 h' where state = 'pending'").await;
-    let (rest, _) = f.store.claim_sign_jobs(10, LEASE, "10/60s".parse().unwrap(), marks).await.unwrap();
-    assert_eq!(rest.jobs.len(), 2);
-}
-
-#[tokio::test]
-async fn calls_that_were_in_flight_together_fail_together_and_count_once() {
-    let f = Fixture::new().await;
-    post_many(&f, 10).await;
-    let downs = f.claim(10).await.into_iter().map(|job| {
-        let upstream = UpstreamNews::Down { probe_in: Duration::from_secs(1), failures: job.breaker_failures + 1 };
-        SignFinish { upstream, ..finish(job, UNAVAILABLE) }
-    });
-    f.store.finish_sign_jobs(&downs.collect::<Vec<_>>()).await.unwrap();
-    assert_eq!(f.number("select breaker_failures::bigint from upstream").await, 1);
-}
-
-#[tokio::test]
 async fn an_attempt_that_was_cut_by_a_crash_reads_outcome_unknown_and_its_call_stays_counted() {
     let f = Fixture::new().await;
     let id = f.post("a").await;
@@ -394,21 +231,4 @@ async fn an_attempt_that_was_cut_by_a_crash_reads_outcome_unknown_and_its_call_s
     f.finish(again, SignEnding::Signed("s".to_owned())).await;
     drop(lost);
     assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 1, "nobody knows how the first one ended");
-}
-
-#[tokio::test]
-async fn while_the_breaker_is_open_all_that_wait_say_why() {
-    let f = Fixture::new().await;
-    let (one, other) = (f.post("one").await, f.post("other").await);
-    let job = f.claim(1).await.remove(0);
-    let down = UpstreamNews::Down { probe_in: LEASE, failures: 1 };
-    let gone = SignFinish { called: false, error: Some(CallError::Connection), upstream: down, ..finish(job, UNAVAILABLE) };
-    f.store.finish_sign_jobs(&[gone]).await.unwrap();
-    let states = f.store.requests(&[one, other]).await.unwrap();
-    let code = |id| states[&id].request.last_error.clone().unwrap().code;
-    assert_eq!((code(one).as_str(), code(other).as_str()), ("connection", "upstream-unavailable"));
-    let upstream = f.store.upstream().await.unwrap().unwrap();
-    let breaker = upstream.breaker.unwrap();
-    assert_eq!((breaker.reason.as_str(), breaker.failures), ("connection", 1));
-    assert!(breaker.probe_in > LEASE / 2 && upstream.paused_for.is_zero());
 }
