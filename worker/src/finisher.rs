@@ -52,7 +52,7 @@ enum Write<O> {
     /// Postgres refuses it: its job is due again when its lease expires.
     Refused,
     /// Somebody else holds its job. It is written outside of the batch, which it must not hold up.
-    HeldUp(O),
+    HeldUp(Box<O>),
 }
 
 /// Maximum number of outcomes in one transaction, of concurrent transactions, and of waiting outcomes. Even with the largest settings, no
@@ -100,7 +100,7 @@ impl<O: Finish> Finisher<O> {
             }
             pause_after(failures).await;
             let _permit = self.held_up.acquire().await;
-            written = Ok(write_alone(&self.store, outcome).await);
+            written = Ok(write_alone(&self.store, *outcome).await);
         }
         match written {
             Ok(Write::Done(Finished::LeaseLost)) => {
@@ -127,7 +127,7 @@ async fn write_all<O: Finish>(store: &Store, outcomes: Vec<O>) -> Vec<Write<O>> 
 async fn write_alone<O: Finish>(store: &Store, outcome: O) -> Write<O> {
     match write(store, std::slice::from_ref(&outcome)).await {
         Ok(written) => Write::Done(written[0]),
-        Err(StoreError::Contended(_)) => Write::HeldUp(outcome),
+        Err(StoreError::Contended(_)) => Write::HeldUp(Box::new(outcome)),
         Err(error) => {
             tracing::error!(queue = O::QUEUE, error = display_chain(&error), "an outcome was refused");
             Write::Refused

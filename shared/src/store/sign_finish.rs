@@ -47,7 +47,7 @@ impl SignFinish {
 }
 
 /// What becomes of a sign job.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum SignEnding {
     /// It is signed: the signature, byte for byte.
     Signed(String),
@@ -56,7 +56,7 @@ pub enum SignEnding {
     /// The upstream works for nobody at present, or asks everybody to wait. The job is retried when it works again, and this attempt does not
     /// count.
     Unavailable {
-        /// The delay after which it may be a retry, if others come first from now on.
+        /// How long it waits with the retries. `None`: it keeps its place.
         again_in: Option<Duration>,
     },
     /// The worker gives the job back, and this attempt does not count.

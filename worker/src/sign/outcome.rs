@@ -6,7 +6,6 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 use shared::backoff::{Backoff, FailedAttempt, Jitter, doubling};
 use shared::call_error::CallError;
-use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Failure, SignEnding, UpstreamNews};
 use tokio::time::Instant;
 
@@ -106,54 +105,63 @@ impl RetryPolicy {
         })
     }
 
-    /// Whether a job is too old to be tried.
+    /// Whether a message of this age is too old to be tried.
     #[must_use]
-    pub fn is_overdue(&self, job: &SignJob) -> bool {
-        job.age >= self.deadline
+    pub fn is_overdue(&self, age: Duration) -> bool {
+        age >= self.deadline
     }
 
-    /// Decides what becomes of a job after `outcome`, which came at `now`, and what this says about the upstream.
-    pub fn decide(&self, job: &SignJob, outcome: Outcome, now: Instant, rng: &mut impl Rng) -> (SignEnding, UpstreamNews) {
-        let up = if job.breaker_failures > 0 { UpstreamNews::Up } else { UpstreamNews::None };
+    /// Decides what becomes of a job after `outcome`, which came at `now`, and what this says about the upstream, which had failed
+    /// `breaker_failures` times in a row. `attempt` is what a delay is computed from.
+    pub fn decide(
+        &self,
+        attempt: FailedAttempt,
+        breaker_failures: u32,
+        outcome: Outcome,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> (SignEnding, UpstreamNews) {
+        let probed = breaker_failures > 0;
+        let up = if probed { UpstreamNews::Up } else { UpstreamNews::None };
         match outcome {
             Outcome::Signed(signature) => (SignEnding::Signed(signature), up),
             Outcome::Refused => (SignEnding::Failed(Failure::Refused), up),
-            Outcome::TryAgain => (self.retry(job, rng), up),
+            Outcome::TryAgain => (self.retry(attempt, rng), up),
             Outcome::Unavailable { answered } => {
-                let failures = job.breaker_failures + 1;
+                let failures = breaker_failures + 1;
                 let probe_in = Jitter::FIFTH.apply(doubling(FIRST_PROBE_AFTER, PROBE_EVERY, failures), rng).min(PROBE_EVERY);
                 // What the upstream says of everything may be about this message after all. Others must not wait behind it.
                 let again_in = answered.then(|| {
-                    let (delay, left) = (self.delay(job, rng), self.deadline.saturating_sub(job.age));
+                    let (delay, left) = (self.backoff.delay(attempt, rng), self.left(attempt));
                     before_deadline(delay, left).unwrap_or(left)
                 });
                 (SignEnding::Unavailable { again_in }, UpstreamNews::Down { probe_in, failures })
             }
             Outcome::Throttled(wait) => {
-                let pause = wait.unwrap_or(job.interval).clamp(job.interval, LONGEST_PAUSE.max(job.interval));
-                (SignEnding::Unavailable { again_in: None }, UpstreamNews::Pause { until: now + pause, probed: job.breaker_failures > 0 })
+                let interval = attempt.interval;
+                let pause = wait.unwrap_or(interval).clamp(interval, LONGEST_PAUSE.max(interval));
+                (SignEnding::Unavailable { again_in: None }, UpstreamNews::Pause { until: now + pause, probed })
             }
         }
     }
 
-    fn retry(&self, job: &SignJob, rng: &mut impl Rng) -> SignEnding {
-        if job.attempt >= self.max_attempts {
+    fn retry(&self, attempt: FailedAttempt, rng: &mut impl Rng) -> SignEnding {
+        if attempt.attempt >= self.max_attempts {
             return SignEnding::Failed(Failure::AttemptsExhausted);
         }
-        let delay = if job.attempt == 1 && !self.initial_delay.is_zero() {
+        let delay = if attempt.attempt == 1 && !self.initial_delay.is_zero() {
             self.initial_delay.mul_f64(rng.random_range(0.0..=1.0))
         } else {
-            self.delay(job, rng)
+            self.backoff.delay(attempt, rng)
         };
-        match before_deadline(delay, self.deadline.saturating_sub(job.age)) {
+        match before_deadline(delay, self.left(attempt)) {
             Some(delay) => SignEnding::Retry(delay),
             None => SignEnding::Failed(Failure::DeadlineExceeded),
         }
     }
 
-    fn delay(&self, job: &SignJob, rng: &mut impl Rng) -> Duration {
-        let failure = FailedAttempt { attempt: job.attempt, competing: job.competing, interval: job.interval, age: job.age };
-        self.backoff.delay(failure, rng)
+    fn left(&self, attempt: FailedAttempt) -> Duration {
+        self.deadline.saturating_sub(attempt.age)
     }
 }
 
@@ -164,73 +172,4 @@ fn before_deadline(delay: Duration, left: Duration) -> Option<Duration> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn while_there_is_time_a_message_is_tried_again_however_long_the_delay_would_be() {
-        let [second, minute, hour] = [Duration::from_secs(1), Duration::from_mins(1), Duration::from_hours(1)];
-        assert_eq!(before_deadline(second, minute), Some(second));
-        assert_eq!(before_deadline(hour, minute), Some(minute / 2));
-        assert_eq!(before_deadline(second, second / 2), None);
-        let mut left = minute;
-        let mut tries = 0;
-        while let Some(delay) = before_deadline(hour, left) {
-            left -= delay;
-            tries += 1;
-        }
-        assert_eq!(tries, 6, "it ends");
-    }
-
-    fn answered(status: u16, body: &str) -> Reply {
-        Reply::Answered { status, body: Ok(body.as_bytes().to_vec()), retry_after: None }
-    }
-
-    fn outcome(reply: Reply) -> Outcome {
-        judge(reply, &"408,425,429,500,502,503,504".parse().unwrap()).outcome
-    }
-
-    #[test]
-    fn a_signature_is_taken_byte_for_byte() {
-        assert_eq!(outcome(answered(200, " c2ln\n")), Outcome::Signed(" c2ln\n".to_owned()));
-    }
-
-    #[test]
-    fn what_is_no_signature_is_tried_again() {
-        assert_eq!(outcome(answered(200, "")), Outcome::TryAgain);
-        assert_eq!(outcome(answered(204, "")), Outcome::TryAgain);
-        for body in [Err(BodyError::Truncated), Err(BodyError::TooLarge), Ok(vec![0xff])] {
-            assert_eq!(outcome(Reply::Answered { status: 200, body, retry_after: None }), Outcome::TryAgain);
-        }
-    }
-
-    #[test]
-    fn failures_of_a_message_are_tried_again_and_refusals_are_final() {
-        for status in [408, 425, 500, 502, 503, 504] {
-            assert_eq!(outcome(answered(status, "no")), Outcome::TryAgain, "{status}");
-        }
-        for status in [400, 404, 413, 422, 501] {
-            assert_eq!(outcome(answered(status, "no")), Outcome::Refused, "{status}");
-        }
-        assert_eq!(outcome(Reply::TimedOut), Outcome::TryAgain);
-        assert_eq!(outcome(Reply::Broken), Outcome::TryAgain);
-    }
-
-    #[test]
-    fn failures_of_the_upstream_are_told_from_failures_of_a_message() {
-        for status in [302, 401, 403] {
-            assert_eq!(outcome(answered(status, "no")), Outcome::Unavailable { answered: true }, "{status}");
-        }
-        let refused = judge(Reply::NotConnected, &"500".parse().unwrap());
-        assert_eq!((refused.outcome, refused.called), (Outcome::Unavailable { answered: false }, false));
-    }
-
-    #[test]
-    fn the_configured_statuses_win() {
-        let judged = |status, list: &str| judge(answered(status, ""), &list.parse().unwrap()).outcome;
-        assert_eq!(judged(403, "403"), Outcome::TryAgain);
-        assert_eq!(judged(502, "503"), Outcome::Refused);
-        assert_eq!(judged(429, "503"), Outcome::Refused);
-        assert_eq!(judged(429, "429"), Outcome::Throttled(None));
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared::backoff::FailedAttempt;
 use shared::call_error::CallError;
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{Failure, SignEnding, SignFinish, UpstreamNews};
@@ -83,7 +84,7 @@ impl Queue for SignQueue {
 }
 
 impl SignQueue {
-    async fn attempt(&self, mut job: SignJob, give_up: CancellationToken) -> SignFinish {
+    async fn attempt(&self, job: SignJob, give_up: CancellationToken) -> SignFinish {
         let began = Instant::now();
         let digest = job.message.digest();
         let not_probed = match job.breaker_failures {
@@ -99,7 +100,7 @@ impl SignQueue {
             error: None,
             upstream: not_probed,
         };
-        if self.policy.is_overdue(&job) {
+        if self.policy.is_overdue(job.age) {
             return unsent(job, SignEnding::Failed(Failure::DeadlineExceeded));
         }
         let turn = tokio::select! {
@@ -124,9 +125,10 @@ impl SignQueue {
         };
         turn.ended(called);
         // The age was measured at the claim.
-        job.age += began.elapsed();
+        let age = job.age + began.elapsed();
+        let attempt = FailedAttempt { attempt: job.attempt, competing: job.competing, interval: job.interval, age };
         let verdict = judge(reply, &self.retryable);
-        let (ending, upstream) = self.policy.decide(&job, verdict.outcome, Instant::now(), &mut rand::rng());
+        let (ending, upstream) = self.policy.decide(attempt, job.breaker_failures, verdict.outcome, Instant::now(), &mut rand::rng());
         SignFinish { lease: job.lease, digest, ending, called: verdict.called, status: verdict.status, error: verdict.error, upstream }
     }
 
