@@ -92,15 +92,9 @@ impl<O: Finish> Finisher<O> {
     /// Writes one outcome as soon as possible.
     pub async fn finish(&self, outcome: O) {
         let mut written = self.batches.submit(outcome).await;
-        let mut failures = 0;
-        while let Ok(Write::HeldUp(outcome)) = written {
-            failures += 1;
-            if failures == 1 {
-                tracing::warn!(queue = O::QUEUE, "somebody holds the job of an outcome; trying until it works");
-            }
-            pause_after(failures).await;
-            let _permit = self.held_up.acquire().await;
-            written = Ok(write_alone(&self.store, *outcome).await);
+        if let Ok(Write::HeldUp(outcome)) = written {
+            // Boxed: thousands of jobs wait for their batch at a time, and few are ever held up.
+            written = Ok(Box::pin(self.write_held_up(*outcome)).await);
         }
         match written {
             Ok(Write::Done(Finished::LeaseLost)) => {
@@ -109,6 +103,21 @@ impl<O: Finish> Finisher<O> {
             }
             Ok(_) => {}
             Err(error) => tracing::error!(queue = O::QUEUE, error = display_chain(&error), "an outcome is lost"),
+        }
+    }
+
+    /// Writes an outcome whose job somebody else holds, as soon as it is let go.
+    async fn write_held_up(&self, mut outcome: O) -> Write<O> {
+        tracing::warn!(queue = O::QUEUE, "somebody holds the job of an outcome; trying until it works");
+        let mut failures = 0;
+        loop {
+            failures += 1;
+            pause_after(failures).await;
+            let _permit = self.held_up.acquire().await;
+            match write_alone(&self.store, outcome).await {
+                Write::HeldUp(again) => outcome = *again,
+                written => return written,
+            }
         }
     }
 }
