@@ -55,6 +55,15 @@ enum Write<O> {
     HeldUp(Box<O>),
 }
 
+impl<O> Write<O> {
+    fn of(outcome: O, finished: Finished) -> Self {
+        match finished {
+            Finished::HeldUp => Self::HeldUp(Box::new(outcome)),
+            finished => Self::Done(finished),
+        }
+    }
+}
+
 /// Maximum number of outcomes in one transaction, of concurrent transactions, and of waiting outcomes. Even with the largest settings, no
 /// more outcomes are in flight than may wait.
 ///
@@ -128,15 +137,15 @@ async fn write_all<O: Finish>(store: &Store, outcomes: Vec<O>) -> Vec<Write<O>> 
     if outcomes.len() > 1
         && let Ok(written) = write(store, &outcomes).await
     {
-        return written.into_iter().map(Write::Done).collect();
+        return outcomes.into_iter().zip(written).map(|(outcome, finished)| Write::of(outcome, finished)).collect();
     }
     stream::iter(outcomes).map(|outcome| write_alone(store, outcome)).buffered(ALONE_AT_ONCE).collect().await
 }
 
 async fn write_alone<O: Finish>(store: &Store, outcome: O) -> Write<O> {
     match write(store, std::slice::from_ref(&outcome)).await {
-        Ok(written) => Write::Done(written[0]),
-        Err(StoreError::Contended(_)) => Write::HeldUp(Box::new(outcome)),
+        Ok(written) => Write::of(outcome, written[0]),
+        Err(StoreError::Contended(_)) => Write::of(outcome, Finished::HeldUp),
         Err(error) => {
             tracing::error!(queue = O::QUEUE, error = display_chain(&error), "an outcome was refused");
             Write::Refused

@@ -1,7 +1,7 @@
 //! Background maintenance: ends requests that waited for too long, and deletes what ended long ago. Every worker does a little at a time;
 //! two that run at once skip each other's requests.
 
-use std::future::Future;
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,9 +59,10 @@ const STEP_WITHIN: Duration = Duration::from_secs(30);
 /// Runs until `stop`.
 pub async fn run(store: Store, ages: Ages, finisher: Arc<Finisher<SignFinish>>, stop: CancellationToken) {
     let mut maintenance = Maintenance { store, ages, finisher, next_full_look: Instant::now() };
+    let mut steps = Steps::default();
     let rounds = async {
         loop {
-            let pause = match maintenance.round().await {
+            let pause = match maintenance.round(&mut steps).await {
                 Left::More => NEXT_GROUP,
                 Left::Nothing => Jitter::FIFTH.apply(ages.next_round(), &mut rand::rng()),
             };
@@ -87,20 +88,20 @@ struct Maintenance {
 
 impl Maintenance {
     /// Handles one group of everything.
-    async fn round(&mut self) -> Left {
+    async fn round(&mut self, steps: &mut Steps) -> Left {
         let mut largest = 0;
         if let Some(deadline) = self.ages.deadline {
-            largest = step("overdue", self.end_overdue(deadline)).await;
+            largest = steps.take("overdue", self.end_overdue(deadline)).await;
         }
         let store = &self.store;
         if let Some(age) = self.ages.webhooks {
-            let exhausted = step("lost receivers", store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE)).await;
+            let exhausted = steps.take("lost receivers", store.exhaust_webhooks_of_lost_receivers(age, AT_ONCE)).await;
             report(exhausted, JobKind::Webhook, WebhookFailure::ReceiverDown.code());
             largest = largest.max(exhausted);
         }
-        largest = largest.max(step("idle receivers", store.delete_idle_receivers(self.ages.retention, AT_ONCE)).await);
-        largest = largest.max(step("retired secrets", store.delete_retired_secrets(AT_ONCE)).await);
-        let deleted = step("ended requests", store.delete_ended_requests(self.ages.retention, AT_ONCE)).await;
+        largest = largest.max(steps.take("idle receivers", store.delete_idle_receivers(self.ages.retention, AT_ONCE)).await);
+        largest = largest.max(steps.take("retired secrets", store.delete_retired_secrets(AT_ONCE)).await);
+        let deleted = steps.take("ended requests", store.delete_ended_requests(self.ages.retention, AT_ONCE)).await;
         metrics::counter!("countersign_requests_deleted_total").increment(deleted.into());
         if largest.max(deleted) >= AT_ONCE { Left::More } else { Left::Nothing }
     }
@@ -147,12 +148,29 @@ fn pause_after_full_look(took: Duration, worked: bool) -> Duration {
     if worked { pause } else { pause.min(LONGEST_PAUSE) }
 }
 
-/// The number of items a step handled: 0 if it failed or took too long. The next step runs in any case.
-async fn step(name: &str, work: impl Future<Output = Result<u32, StoreError>>) -> u32 {
-    within(STEP_WITHIN, work).await.unwrap_or_else(|error| {
-        tracing::debug!(step = name, error = display_chain(&error), "no maintenance this time");
-        0
-    })
+/// Runs steps, and remembers which of them failed last time.
+#[derive(Default)]
+struct Steps {
+    failing: BTreeSet<&'static str>,
+}
+
+impl Steps {
+    /// The number of items that a step handled: 0 if it failed or took too long. The next step runs in any case.
+    async fn take(&mut self, step: &'static str, work: impl Future<Output = Result<u32, StoreError>>) -> u32 {
+        match within(STEP_WITHIN, work).await {
+            Ok(count) => {
+                self.failing.remove(step);
+                count
+            }
+            Err(error) => {
+                // Once until it works again. Others report that Postgres is unavailable.
+                if self.failing.insert(step) && !matches!(error, StoreError::Unavailable(_)) {
+                    tracing::warn!(step, error = display_chain(&error), "a step of the maintenance failed; trying on");
+                }
+                0
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -176,8 +194,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_step_that_fails_or_never_ends_counts_nothing_and_lets_the_next_one_follow() {
-        assert_eq!(step("fails", async { Err(StoreError::Corrupt("test")) }).await, 0);
-        assert_eq!(step("hangs", std::future::pending()).await, 0);
-        assert_eq!(step("works", async { Ok(3) }).await, 3);
+        let mut steps = Steps::default();
+        assert_eq!(steps.take("fails", async { Err(StoreError::Corrupt("test")) }).await, 0);
+        assert_eq!(steps.take("hangs", std::future::pending()).await, 0);
+        assert_eq!(steps.take("works", async { Ok(3) }).await, 3);
+        assert_eq!(steps.failing, BTreeSet::from(["fails", "hangs"]));
+        assert_eq!(steps.take("fails", async { Ok(1) }).await, 1);
+        assert_eq!(steps.failing, BTreeSet::from(["hangs"]));
     }
 }

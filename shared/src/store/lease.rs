@@ -96,6 +96,8 @@ pub enum Finished {
     Written,
     /// The lease had expired and another worker holds the job, or held it: nothing was written.
     LeaseLost,
+    /// Somebody holds the job in a transaction, or Postgres went away, after others of the batch were written: it can be written again.
+    HeldUp,
 }
 
 #[cfg(test)]

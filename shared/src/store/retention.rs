@@ -109,7 +109,9 @@ impl Store {
             delete from receivers where receiver in (
                 select r.receiver from receivers r
                 where r.changed_at < now() - make_interval(secs => $1)
-                    and not exists (select from jobs j where j.kind = 'webhook' and j.state = 'pending' and j.receiver = r.receiver)
+                    and not exists (
+                        select from jobs j where j.kind = 'webhook' and j.state = 'pending' and j.receiver = r.receiver offset 0
+                    )
                 order by r.changed_at
                 limit $2
                 for update skip locked

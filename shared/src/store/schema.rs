@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migrator};
 
 use super::database::Pooling;
+use super::transaction::Transaction;
 use super::{Result, Store, StoreError, TRY_AGAIN_AFTER, within};
 use crate::telemetry::display_chain;
 
@@ -55,29 +56,35 @@ impl Store {
     pub async fn migrate(&self) -> Result<()> {
         let mut waiting = false;
         loop {
-            match self.try_migrate().await {
-                Err(error @ StoreError::Contended(_)) => {
-                    if !waiting {
-                        tracing::warn!(error = display_chain(&error), "a migration waits for a table that another session holds");
+            // Whoever waits for another process asks again and again: it would not notice the end of a host while it waits for a lock.
+            if let Some(transaction) = within(CHECK_WITHIN, Box::pin(self.begin_migrating())).await? {
+                match Box::pin(self.run_migrations(transaction)).await {
+                    Err(error @ StoreError::Contended(_)) => {
+                        if !waiting {
+                            tracing::warn!(error = display_chain(&error), "a migration waits for a table that another session holds");
+                        }
+                        waiting = true;
                     }
-                    waiting = true;
+                    ended => return ended,
                 }
-                ended => return ended,
             }
             tokio::time::sleep(TRY_AGAIN_AFTER).await;
         }
     }
 
-    async fn try_migrate(&self) -> Result<()> {
-        let shared = self.database.pooling().await? == Pooling::Transaction;
+    /// A transaction with the right to migrate, until its end. `None` while another process has it.
+    async fn begin_migrating(&self) -> Result<Option<Transaction>> {
         let mut transaction = self.database.begin().await?;
-        // A migration may run, and wait for another one, for as long as it needs. The session limits are for everything else.
-        let no_limits = "set local statement_timeout = 0; set local lock_timeout = 0";
-        sqlx::raw_sql(no_limits).execute(transaction.connection()).await?;
-        sqlx::query("select pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut transaction).await?;
-        // While it waits for a table, such as one that is being backed up, everybody else waits behind it. So it lets them through, and
-        // begins again.
-        sqlx::raw_sql("set local lock_timeout = '300ms'").execute(transaction.connection()).await?;
+        let alone: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(LOCK).fetch_one(&mut transaction).await?;
+        Ok(alone.then_some(transaction))
+    }
+
+    async fn run_migrations(&self, mut transaction: Transaction) -> Result<()> {
+        let shared = self.database.pooling().await? == Pooling::Transaction;
+        // A migration may run for as long as it needs. But while it waits for a table, such as one that is being backed up, everybody else
+        // waits behind it. So it lets them through, and begins again.
+        let limits = "set local statement_timeout = 0; set local lock_timeout = '300ms'";
+        sqlx::raw_sql(limits).execute(transaction.connection()).await?;
         if shared {
             sqlx::raw_sql(FORGET_STATEMENTS).execute(transaction.connection()).await?;
         }

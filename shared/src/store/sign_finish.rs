@@ -142,6 +142,25 @@ impl Store {
         if order.is_empty() {
             return Ok(results);
         }
+        match self.write_with_jobs_locked(finishes, &order).await {
+            Ok(written) => {
+                for row in &written {
+                    results[order[row.place]] = Finished::Written;
+                }
+            }
+            // An error would say that the others were not written either.
+            Err(error) if error.is_transient() => {
+                for place in order {
+                    results[place] = Finished::HeldUp;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(results)
+    }
+
+    /// Writes the outcomes at the places `order` that the first write did not: each job is lost, or has got a request meanwhile.
+    async fn write_with_jobs_locked(&self, finishes: &[SignFinish], order: &[usize]) -> Result<Vec<Written>> {
         let mut columns = Columns::of(order.iter().map(|&place| &finishes[place]));
         // The first write freed them.
         columns.slots.fill(None);
@@ -156,10 +175,7 @@ impl Store {
         let written = write(&mut transaction, &columns, Attached::AllSeen, None).await?;
         transaction.commit().await?;
         self.tell(hints(&written, finishes));
-        for row in &written {
-            results[order[row.place]] = Finished::Written;
-        }
-        Ok(results)
+        Ok(written)
     }
 }
 
@@ -217,11 +233,11 @@ async fn write(
                 lease_token = null,
                 -- What has to wait waits with the retries.
                 lane = case when o.state = 'pending' and o.delay is not null then 1 else j.lane end,
-                -- An attempt that does not count: back to where it was, unless there was an answer.
+                -- An attempt that does not count: it keeps its place, unless there was an answer.
                 next_run_at = case
                     when o.delay is not null then now() + make_interval(secs => o.delay)
                     when o.called then now()
-                    else j.created_at
+                    else j.next_run_at
                 end,
                 excused = j.excused + (o.verdict in ('unavailable', 'released'))::int,
                 failure = o.failure,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
+use super::transaction::Transaction;
 use super::{Result, Store, StoreError, count, duration, seconds, slots};
 use crate::units::Rate;
 
@@ -18,9 +19,12 @@ pub const SEEN_EVERY: Duration = Duration::from_secs(2);
 /// A worker that has not been seen for this long is taken for dead.
 pub const LIVES_FOR: Duration = Duration::from_secs(10);
 
-/// How long [taking over](Store::take_over) may take. A million waiting jobs are read in seconds, and more slowly by a server that was a
-/// standby until just now.
-pub const TAKE_OVER_WITHIN: Duration = Duration::from_mins(1);
+/// How long one statement of [taking over](Store::take_over) or of [joining](Store::join_workers) may take. A million waiting jobs are read
+/// in seconds, and more slowly by a server that was a standby until just now.
+const READ_ALL_WITHIN: Duration = Duration::from_mins(1);
+
+/// How long taking over or joining may take: two such statements, and some short ones.
+pub const TAKE_OVER_WITHIN: Duration = Duration::from_secs(2 * READ_ALL_WITHIN.as_secs() + 10);
 
 /// Identifies one run of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +89,7 @@ impl Store {
     pub async fn join_workers(&self, worker: WorkerId, rate: Rate) -> Result<Agreement> {
         let calls = i32::from(rate.calls());
         let mut transaction = self.database.begin().await?;
+        read_patiently(&mut transaction).await?;
         sqlx::query!(
             "-- upstream.agree
             insert into upstream (calls, window_length) values ($1, make_interval(secs => $2))
@@ -109,8 +114,12 @@ impl Store {
         .await?;
         let others = sqlx::query_scalar!(
             r#"-- upstream.living_workers
-            with dead as (delete from sign_workers where seen_at < now() - make_interval(secs => $1))
-            select exists (select from sign_workers where seen_at >= now() - make_interval(secs => $1) and id <> $2) as "others!""#,
+            with living as materialized (
+                -- Who was seen in the future was seen before the clock was set back.
+                select id from sign_workers where abs(extract(epoch from now() - seen_at)) <= $1::float8
+            ),
+            dead as (delete from sign_workers where id not in (select id from living))
+            select exists (select from living where id <> $2) as "others!""#,
             seconds(LIVES_FOR),
             worker.0,
         )
@@ -181,9 +190,7 @@ impl Store {
     /// If a statement fails; then nothing has changed.
     pub async fn take_over(&self) -> Result<bool> {
         let mut transaction = self.database.begin().await?;
-        // The limit of the session is for statements that read less.
-        let patiently = format!("set local statement_timeout = '{}s'", TAKE_OVER_WITHIN.as_secs());
-        sqlx::raw_sql(AssertSqlSafe(patiently)).execute(transaction.connection()).await?;
+        read_patiently(&mut transaction).await?;
         let alone = sqlx::query_scalar!(
             r#"-- upstream.alone
             select pg_try_advisory_xact_lock(hashtext('countersign.take_over')) as "alone!""#
@@ -231,6 +238,13 @@ impl Store {
         })
         .transpose()
     }
+}
+
+/// Lets the statements of this transaction read every waiting job. The limit of the session is for those that read less.
+async fn read_patiently(transaction: &mut Transaction) -> Result<()> {
+    let limit = format!("set local statement_timeout = '{}s'", READ_ALL_WITHIN.as_secs());
+    sqlx::raw_sql(AssertSqlSafe(limit)).execute(transaction.connection()).await?;
+    Ok(())
 }
 
 fn read_rate(calls: i32, window: f64) -> Result<Rate> {

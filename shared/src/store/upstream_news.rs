@@ -77,7 +77,9 @@ impl Store {
                     set probe_at = now() + make_interval(secs => $1), breaker_failures = $2, breaker_reason = $3, breaker_at = now()
                     where breaker_failures < $2 and exists (
                         select from unnest($4::bigint[], $5::uuid[]) as l (job, token)
-                        cross join lateral (select from jobs j where j.id = l.job and j.lease_token = l.token limit 1) held
+                        cross join lateral (
+                            select from jobs j where j.id = l.job and j.lease_token = l.token and j.leased_until > now() limit 1
+                        ) held
                     )",
                     seconds(probe_in),
                     i32::try_from(failures).unwrap_or(i32::MAX),
@@ -96,7 +98,9 @@ impl Store {
                 update upstream set probe_at = null, breaker_failures = 0, breaker_reason = null, breaker_at = null
                 where probe_at is not null and exists (
                     select from unnest($1::bigint[], $2::uuid[]) as l (job, token)
-                    cross join lateral (select from jobs j where j.id = l.job and j.lease_token = l.token limit 1) held
+                    cross join lateral (
+                        select from jobs j where j.id = l.job and j.lease_token = l.token and j.leased_until > now() limit 1
+                    ) held
                 )",
                 jobs,
                 tokens,
@@ -110,7 +114,10 @@ impl Store {
     /// Gives back the probes that these finishes did not make. If this fails, others may probe once the leases would have ended.
     pub(super) async fn give_probes_back(&self, written: impl Iterator<Item = &SignFinish>) {
         for finish in written {
-            if let UpstreamNews::NotProbed { failures } = finish.upstream {
+            // After its lease, another worker may have claimed the next probe.
+            if let UpstreamNews::NotProbed { failures } = finish.upstream
+                && !finish.lease.left().is_zero()
+            {
                 self.give_probe_back(failures).await;
             }
         }

@@ -74,6 +74,24 @@ async fn a_pause_holds_every_slot() {
 }
 
 #[tokio::test]
+async fn what_is_said_of_the_upstream_after_the_end_of_a_lease_changes_nothing_though_nobody_else_has_the_job_yet() {
+    let f = Fixture::new().await;
+    f.post_many(2).await;
+    let late = f.claim(1).await.remove(0);
+    f.run(EXPIRE).await;
+    let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 1 };
+    f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(late, UNAVAILABLE) }]).await.unwrap();
+    assert_eq!(f.store.upstream().await.unwrap().unwrap().breaker, None, "it stays closed");
+
+    probe_is_due(&f, 1).await;
+    let late = f.claim(1).await.remove(0);
+    f.run(EXPIRE).await;
+    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(late, SignEnding::Signed("s".to_owned())) };
+    f.store.finish_sign_jobs(&[up]).await.unwrap();
+    assert!(f.store.upstream().await.unwrap().unwrap().breaker.is_some(), "it stays open");
+}
+
+#[tokio::test]
 async fn what_a_worker_that_lost_its_lease_says_of_the_upstream_changes_nothing() {
     let f = Fixture::new().await;
     f.post_many(3).await;

@@ -85,7 +85,8 @@ async fn filled(f: Fixture) -> Fixture {
     }
     f.run(
         "update requests set created_at = created_at - interval '2 days';
-        update jobs set created_at = created_at - interval '2 days', finished_at = finished_at - interval '2 days'",
+        update jobs set created_at = created_at - interval '2 days', finished_at = finished_at - interval '2 days';
+        update receivers set changed_at = changed_at - interval '2 days'",
     )
     .await;
     // None of these is due, and none is old.

@@ -7,6 +7,7 @@ use shared::store::Finished;
 use shared::store::low_water::LowWater;
 use shared::store::sign_finish::{SignEnding, SignFinish};
 use shared::store::sign_overdue::Look;
+use sqlx::Connection;
 
 use crate::fixture::{EXPIRE, Fixture, LEASE, finish};
 
@@ -51,6 +52,49 @@ async fn a_call_that_was_never_made_gives_its_slot_back_at_once() {
     f.store.finish_sign_jobs(&[SignFinish { called: false, ..finish(job, SignEnding::Released) }]).await.unwrap();
     let again = f.claim(1).await.remove(0);
     assert_eq!((again.message.text(), again.attempt), ("message 0", 1), "it kept its place, and the attempt does not count");
+}
+
+#[tokio::test]
+async fn a_retry_that_was_never_called_keeps_its_place_among_the_retries() {
+    let f = Fixture::new().await;
+    f.post_many(2).await;
+    f.run(
+        "update jobs set lane = 1, created_at = now() - interval '3 h', next_run_at = now() - interval '2 h' where id = (select min(id) from jobs);
+        update jobs set lane = 1, created_at = now() - interval '9 h', next_run_at = now() - interval '1 h' where id = (select max(id) from jobs)",
+    )
+    .await;
+    let claimed = f.claim(2).await;
+    assert_eq!(claimed.len(), 2);
+    for job in claimed {
+        f.store.finish_sign_jobs(&[SignFinish { called: false, ..finish(job, SignEnding::Released) }]).await.unwrap();
+    }
+    assert_eq!(f.claim(1).await[0].message.text(), "message 0", "it has been due for longer, though the other one is older");
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_keeps_no_other_from_being_claimed() {
+    let f = Fixture::new().await;
+    f.post_many(3).await;
+    f.run("update messages set body = '\\xff' where body = 'message 1'").await;
+    let claimed: Vec<_> = f.claim(3).await.iter().map(|job| job.message.text().to_owned()).collect();
+    assert_eq!(claimed, ["message 0", "message 2"]);
+    assert_eq!(f.number("select count(*) from jobs where lease_token is not null").await, 3, "it is not claimed again at once");
+}
+
+#[tokio::test]
+async fn an_outcome_that_is_held_up_after_others_of_its_batch_were_written_is_told_from_a_lost_lease() {
+    let f = Fixture::new().await;
+    f.post_many(2).await;
+    let jobs = f.claim(2).await;
+    // One of them has got a request that the first write does not see, and somebody holds it when it is written again.
+    f.run("update jobs set attached = 7 where id = (select max(id) from jobs)").await;
+    let mut connection = f.connection().await;
+    let mut holder = connection.begin().await.unwrap();
+    sqlx::raw_sql("select from jobs where attached = 7 for no key update").execute(&mut *holder).await.unwrap();
+    let finishes: Vec<_> = jobs.into_iter().map(|job| finish(job, SignEnding::Signed("s".to_owned()))).collect();
+    assert_eq!(f.store.finish_sign_jobs(&finishes).await.unwrap(), [Finished::Written, Finished::HeldUp]);
+    holder.rollback().await.unwrap();
+    assert_eq!(f.store.finish_sign_jobs(&finishes[1..]).await.unwrap(), [Finished::Written]);
 }
 
 #[tokio::test]

@@ -93,6 +93,15 @@ async fn a_worker_with_another_rate_is_refused_while_one_lives_and_welcome_when_
 }
 
 #[tokio::test]
+async fn a_worker_that_was_seen_in_the_future_is_not_taken_for_alive_after_the_clock_was_set_back() {
+    let f = Fixture::new().await;
+    let (ten, five) = ("10/60s".parse().unwrap(), "5/60s".parse().unwrap());
+    assert_eq!(f.store.join_workers(WorkerId::generate(), ten).await.unwrap(), Agreement::Agreed);
+    f.run("update sign_workers set seen_at = now() + interval '1 h'").await;
+    assert_eq!(f.store.join_workers(WorkerId::generate(), five).await.unwrap(), Agreement::Agreed);
+}
+
+#[tokio::test]
 async fn of_workers_that_start_together_with_different_rates_only_those_of_one_rate_take_part() {
     let f = Fixture::new().await;
     let rates = ["10/60s", "5/60s", "10/60s", "5/60s", "7/30s"];

@@ -14,6 +14,8 @@ use tokio_util::task::AbortOnDropHandle;
 /// How long a worker with a different rate waits for the others to go: a little longer than a killed worker seems to live.
 const OTHERS_GO_WITHIN: Duration = Duration::from_secs(LIVES_FOR.as_secs() + 2);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long joining may take at first. A server that has just taken over may need more, each time it fails; one that hangs should not get
+/// it at once.
 const JOIN_WITHIN: Duration = Duration::from_secs(15);
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -34,8 +36,9 @@ impl Membership {
     pub async fn join(store: &Store, rate: Rate, stop: &CancellationToken) -> Result<Option<Self>, ProcessError> {
         let member = Self { store: store.clone(), worker: WorkerId::generate(), rate };
         let mut refused: Option<Instant> = None;
+        let mut patience = JOIN_WITHIN;
         while !stop.is_cancelled() {
-            match within(JOIN_WITHIN, store.join_workers(member.worker, rate)).await {
+            match within(patience, store.join_workers(member.worker, rate)).await {
                 Ok(Agreement::Agreed) => return Ok(Some(member)),
                 Ok(Agreement::Differs(others)) => {
                     let since = *refused.get_or_insert_with(|| {
@@ -46,7 +49,7 @@ impl Membership {
                         return Err(ProcessError::Settings(differs(rate, others)));
                     }
                 }
-                Err(error) if error.is_transient() => {}
+                Err(error) if error.is_transient() => patience = (2 * patience).min(TAKE_OVER_WITHIN),
                 Err(error) => return Err(error.into()),
             }
             stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await;
