@@ -136,7 +136,9 @@ pub struct WebhookSettings {
 
 fn header_value(text: &str) -> Result<Secret<http::HeaderValue>, String> {
     const ACCEPTED: &str = "accepted: visible ASCII characters";
-    let mut value = http::HeaderValue::from_str(text.trim()).map_err(|_| ACCEPTED)?;
+    let text = text.trim();
+    let visible = text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    let mut value = http::HeaderValue::from_str(text).ok().filter(|_| visible).ok_or(ACCEPTED)?;
     value.set_sensitive(true);
     Ok(Secret::new(value))
 }
@@ -235,6 +237,12 @@ mod tests {
         assert!("sign,mail".parse::<Queues>().is_err() && "".parse::<Queues>().is_err());
         assert!("502, 503".parse::<Statuses>().unwrap().contains(503));
         assert!("200".parse::<Statuses>().is_err() && "50x".parse::<Statuses>().is_err());
+    }
+
+    #[test]
+    fn a_key_for_a_header_is_of_visible_characters() {
+        assert!(["k", " Bearer k\n", ""].iter().all(|key| header_value(key).is_ok()));
+        assert!(["\u{e9}", "a\nb", "a\tb"].iter().all(|key| header_value(key).is_err()));
     }
 
     #[test]
