@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use shared::call_error::CallError;
 use shared::store::low_water::LowWater;
+use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
 use tokio::time::Instant;
 
@@ -12,6 +13,15 @@ use crate::fixture::{EXPIRE, Fixture, LEASE, finish};
 
 /// What becomes of a job whose call was answered with 429, or never arrived.
 const UNAVAILABLE: SignEnding = SignEnding::Unavailable { again_in: None };
+
+/// Writes the end of `job`, and what its call says of the upstream.
+async fn report(f: &Fixture, job: SignJob, ending: SignEnding, upstream: UpstreamNews) {
+    f.store.finish_sign_jobs(&[SignFinish { upstream, ..finish(job, ending) }]).await.unwrap();
+}
+
+fn signed() -> SignEnding {
+    SignEnding::Signed("s".to_owned())
+}
 
 /// Opens the circuit breaker after so many failures, and makes a probe due.
 async fn probe_is_due(f: &Fixture, failures: u32) {
@@ -69,7 +79,7 @@ async fn a_pause_holds_every_slot() {
 
     // Written late, or again and again while somebody locks the job, it does not begin anew.
     let over = UpstreamNews::Pause { until: Instant::now(), probed: false };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: over, ..finish(job, UNAVAILABLE) }]).await.unwrap();
+    report(&f, job, UNAVAILABLE, over).await;
     assert_eq!(f.claim(10).await.len(), 1);
 }
 
@@ -80,14 +90,13 @@ async fn what_is_said_of_the_upstream_after_the_end_of_a_lease_changes_nothing_t
     let late = f.claim(1).await.remove(0);
     f.run(EXPIRE).await;
     let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 1 };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(late, UNAVAILABLE) }]).await.unwrap();
+    report(&f, late, UNAVAILABLE, down).await;
     assert_eq!(f.store.upstream().await.unwrap().unwrap().breaker, None, "it stays closed");
 
     probe_is_due(&f, 1).await;
     let late = f.claim(1).await.remove(0);
     f.run(EXPIRE).await;
-    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(late, SignEnding::Signed("s".to_owned())) };
-    f.store.finish_sign_jobs(&[up]).await.unwrap();
+    report(&f, late, signed(), UpstreamNews::Up).await;
     assert!(f.store.upstream().await.unwrap().unwrap().breaker.is_some(), "it stays open");
 }
 
@@ -100,18 +109,16 @@ async fn what_a_worker_that_lost_its_lease_says_of_the_upstream_changes_nothing(
     f.run(EXPIRE).await;
     f.run("update upstream set probe_at = now()").await;
     let probe = f.claim(1).await.remove(0);
-    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(probe, SignEnding::Signed("s".to_owned())) };
-    f.store.finish_sign_jobs(&[up]).await.unwrap();
+    report(&f, probe, signed(), UpstreamNews::Up).await;
     let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures: 10 };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(stood_still, UNAVAILABLE) }]).await.unwrap();
+    report(&f, stood_still, UNAVAILABLE, down).await;
     assert_eq!(f.store.upstream().await.unwrap().unwrap().breaker, None, "it stays closed");
 
     let stood_still = f.claim(1).await.remove(0);
     f.run(EXPIRE).await;
     let _other = f.claim(2).await;
     probe_is_due(&f, 1).await;
-    let up = SignFinish { upstream: UpstreamNews::Up, ..finish(stood_still, SignEnding::Signed("s".to_owned())) };
-    f.store.finish_sign_jobs(&[up]).await.unwrap();
+    report(&f, stood_still, signed(), UpstreamNews::Up).await;
     assert!(f.store.upstream().await.unwrap().unwrap().breaker.is_some(), "it stays open");
 }
 
@@ -127,7 +134,7 @@ async fn a_probe_that_is_asked_to_wait_has_been_answered_and_one_that_was_not_ma
     let job = f.claim(1).await.remove(0);
     assert_eq!(job.breaker_failures, 3);
     let paused = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(5), probed: true };
-    f.store.finish_sign_jobs(&[SignFinish { upstream: paused, ..finish(job, UNAVAILABLE) }]).await.unwrap();
+    report(&f, job, UNAVAILABLE, paused).await;
     let upstream = f.store.upstream().await.unwrap().unwrap();
     assert!(upstream.breaker.is_none() && upstream.paused_for > Duration::from_secs(3), "{upstream:?}");
 }
@@ -145,7 +152,7 @@ async fn messages_that_make_the_upstream_look_absent_do_not_keep_it_from_the_oth
         failures += 1;
         let down = UpstreamNews::Down { probe_in: Duration::from_mins(1), failures };
         let refused = SignEnding::Unavailable { again_in: Some(Duration::ZERO) };
-        f.store.finish_sign_jobs(&[SignFinish { upstream: down, ..finish(job, refused) }]).await.unwrap();
+        report(&f, job, refused, down).await;
         f.run("update upstream set probe_at = now()").await;
         probed
     };

@@ -1,3 +1,5 @@
+//! Tests of what a reply means, and of what is decided after it.
+
 use rand::{SeedableRng, rngs::SmallRng};
 use shared::backoff::Strategy;
 
