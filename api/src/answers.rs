@@ -26,8 +26,12 @@ use crate::accept::{FirstTry, NotStored, STORE_WITHIN, store_known, store_new};
 use crate::forecasts::Forecasts;
 use crate::waiters::{Waiter, Waiters};
 
-/// Maximum number of POSTs that one transaction stores, and of requests that one statement reads.
-const LARGEST_GROUP: usize = 256;
+/// Maximum number of POSTs that one transaction stores, and of requests that one statement reads. With so many, the fixed cost of a batch is
+/// a sixth of it; where there are more, a second batch runs beside the first.
+const LARGEST_GROUP: usize = 96;
+
+/// A batch with this many items begins at once. With fewer, its fixed cost is the larger part of it.
+const WORTHWHILE: usize = 16;
 
 /// Number of batches that are stored, or read, at the same time.
 const AT_ONCE: usize = 2;
@@ -104,7 +108,8 @@ impl Answers {
     /// Starts the tasks that store and read. Once `stop` is cancelled, no caller waits any longer: each is answered with the current state.
     #[must_use]
     pub fn new(store: Store, waiters: Waiters, bounds: Bounds, stop: CancellationToken) -> Self {
-        let posts = Batches { largest: LARGEST_GROUP, waiting: MOST_WAITING, at_once: AT_ONCE, callers: Callers::ComeBack };
+        let posts =
+            Batches { largest: LARGEST_GROUP, worthwhile: WORTHWHILE, waiting: MOST_WAITING, at_once: AT_ONCE, callers: Callers::ComeBack };
         let looks = Batches { waiting: MOST_READS, callers: Callers::Leave, ..posts };
         let accepting = store.clone();
         let new = Batcher::spawn(posts, move |requests: Vec<NewRequest>| {

@@ -1,13 +1,16 @@
 //! Group commit: items that arrive while a batch is running go together into the next one.
 //!
 //! An idle batcher runs a single item at once, without waiting. Under load, a batch grows to the items that arrived during the last commit,
-//! so they share the cost of a commit. A batch has a fixed cost, and each item adds only a little, so two rules keep batches from becoming
+//! so they share the cost of a commit. A batch has a fixed cost, and each item adds only a little, so these rules keep batches from becoming
 //! small:
 //!
 //! - One batch runs at a time. While Postgres works on it, the callers of the previous batch submit their next items. Another batch starts
 //!   beside it only if the new one is full, or if the running one takes long: a batch that is held up must not hold up the others.
-//! - A small batch waits a moment for the callers that were just answered, if they mostly come back at once. Several processes that share
-//!   one Postgres have few callers each, and would otherwise all store small batches.
+//! - A batch is not yet worthwhile with a few items only. It takes those of all tasks that are ready to run. If callers mostly come back at
+//!   once, it also waits a moment for those that were just answered: several processes that share one Postgres have few callers each, and
+//!   would otherwise all store small batches.
+//!
+//! A batch that is worthwhile waits for nobody, because whoever processes batches has nothing to do meanwhile.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -38,9 +41,6 @@ pub enum BatchError<E> {
 /// A batch that has been running for longer than this no longer makes the next one wait.
 const LONG: Duration = Duration::from_millis(5);
 
-/// A batch of this many items waits for nobody.
-const WORTH_A_BATCH: usize = 16;
-
 /// A batch waits for the callers of the last one only if there were at least this many.
 const SEVERAL: usize = 4;
 
@@ -55,6 +55,8 @@ const IN_VAIN: u32 = 16;
 pub struct Batches {
     /// Maximum number of items in a batch.
     pub largest: usize,
+    /// A batch of this many items waits for no others.
+    pub worthwhile: usize,
     /// Maximum number of items that wait for a batch.
     pub waiting: usize,
     /// Maximum number of batches that run at the same time.
@@ -231,13 +233,13 @@ where
         batches: Batches,
         under_way: &UnderWay,
     ) -> bool {
-        let largest = batches.largest;
+        let Batches { largest, worthwhile, .. } = batches;
         if arrivals.recv_many(tickets, largest).await == 0 {
             return false;
         }
         // Callers that are about to submit do so now, in the same batch. This takes no time if there are none.
         let mut before = 0;
-        while tickets.len() > before && tickets.len() < largest {
+        while tickets.len() > before && tickets.len() < worthwhile {
             before = tickets.len();
             tokio::task::yield_now().await;
             take_what_is_there(arrivals, tickets, largest);
@@ -254,10 +256,10 @@ where
         }
         take_what_is_there(arrivals, tickets, largest);
         if batches.callers == Callers::ComeBack
-            && tickets.len() < WORTH_A_BATCH.min(largest)
+            && tickets.len() < worthwhile
             && let Some((coming, until)) = under_way.take_expected()
         {
-            let enough = (tickets.len() + coming).min(WORTH_A_BATCH).min(largest);
+            let enough = (tickets.len() + coming).min(worthwhile);
             tokio::select! {
                 () = fill(arrivals, tickets, enough) => {}
                 () = sleep_until(until) => under_way.waited_in_vain(),

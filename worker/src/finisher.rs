@@ -68,7 +68,8 @@ impl<O> Write<O> {
 /// more outcomes are in flight than may wait.
 ///
 /// Two transactions run at a time if one is full or takes long, so that Postgres works on one while it flushes the other to disk. They
-/// concern different jobs, so they wait for each other only if both report on the same receiver, or on the upstream.
+/// concern different jobs, so they wait for each other only if both report on the same receiver, or on the upstream. None begins while jobs
+/// that are about to end are ready to run: those that were claimed together mostly end together.
 const LARGEST: usize = 2048;
 const AT_ONCE: usize = 2;
 const WAITING: usize = 65_536;
@@ -89,7 +90,7 @@ impl<O: Finish> Finisher<O> {
     /// Starts the tasks that write.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        let batches = Batches { largest: LARGEST, waiting: WAITING, at_once: AT_ONCE, callers: Callers::Leave };
+        let batches = Batches { largest: LARGEST, worthwhile: LARGEST, waiting: WAITING, at_once: AT_ONCE, callers: Callers::Leave };
         let for_batches = store.clone();
         let batches = Batcher::spawn(batches, move |outcomes: Vec<O>| {
             let store = for_batches.clone();

@@ -28,7 +28,7 @@ const MOST_CACHED: u64 = 10_000;
 const KNOWN_WITHIN: Duration = Duration::from_millis(800);
 
 /// How keys that are not in the cache are looked up. Anybody can send keys that do not exist, so they share one connection.
-const LOOK_UPS: Batches = Batches { largest: 256, waiting: 4096, at_once: 1, callers: Callers::Leave };
+const LOOK_UPS: Batches = Batches { largest: 256, worthwhile: 16, waiting: 4096, at_once: 1, callers: Callers::Leave };
 
 /// Looks up API keys. Clones share the cache.
 #[derive(Clone)]

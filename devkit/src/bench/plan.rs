@@ -28,7 +28,7 @@ pub(crate) struct BenchArgs {
     /// How many jobs an engine works off in one measurement [default: 50000; with --quick: 2000]
     #[arg(long, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
     jobs: Option<u32>,
-    /// Requests in flight at a time.
+    /// Requests in flight at a time. `accept` and `scale` are measured with four times as many, too.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     clients: u16,
     /// With whom to compare; `none`: with nobody.
@@ -130,6 +130,11 @@ impl Plan {
             minutes: args.minutes.unwrap_or(if quick { 1 } else { 30 }),
             set: args.set.clone(),
         })
+    }
+
+    /// With how many callers accepting is measured: few, and four times as many.
+    pub(super) fn callers(&self) -> [u16; 2] {
+        [self.clients, self.clients.saturating_mul(4)]
     }
 
     /// Returns whether this peer was requested.

@@ -14,9 +14,12 @@ const HELD_UP: u32 = 1313;
 /// A batch with this item panics.
 const PANICS: u32 = 666;
 
+/// How many items make a batch worthwhile.
+const WORTHWHILE: usize = 16;
+
 /// A batcher that doubles its items, records its batches, and ends each one only when the gate gives it a permit.
 fn doubler(largest: usize, waiting: usize) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
-    doublers(Batches { largest, waiting, at_once: 1, callers: Callers::ComeBack })
+    doublers(Batches { largest, worthwhile: WORTHWHILE.min(largest), waiting, at_once: 1, callers: Callers::ComeBack })
 }
 
 fn doublers(batches: Batches) -> (Batcher<u32, u32, String>, Arc<Semaphore>, Seen) {
@@ -59,8 +62,8 @@ async fn items_that_arrive_during_a_batch_go_together_in_the_next() {
     assert_eq!(*seen.lock().unwrap(), [vec![1], vec![2, 3]]);
 }
 
-#[tokio::test]
-async fn whoever_is_about_to_submit_is_in_the_same_batch() {
+/// Lets 200 callers submit, one after the other. Returns the sizes of their batches.
+async fn sizes_of_a_chain(worthwhile: usize) -> Vec<usize> {
     const LAST: u32 = 200;
     /// Submits `n` from a new task. It spawns the task for the next item, which becomes ready only then.
     fn submit_from(batcher: &Batcher<u32, u32, String>, n: u32) {
@@ -74,11 +77,23 @@ async fn whoever_is_about_to_submit_is_in_the_same_batch() {
             this.await
         });
     }
-    let (batcher, gate, seen) = doubler(1000, 1000);
+    let (batcher, gate, seen) = doublers(Batches { largest: 1000, worthwhile, waiting: 1000, at_once: 1, callers: Callers::Leave });
     gate.add_permits(1000);
     submit_from(&batcher, 1);
-    until(|| seen.lock().unwrap().iter().map(Vec::len).sum::<usize>() == 200).await;
-    assert_eq!(seen.lock().unwrap().len(), 1);
+    until(|| seen.lock().unwrap().iter().map(Vec::len).sum::<usize>() == LAST as usize).await;
+    let sizes = seen.lock().unwrap().iter().map(Vec::len).collect();
+    sizes
+}
+
+#[tokio::test]
+async fn whoever_is_about_to_submit_is_in_the_same_batch() {
+    assert_eq!(sizes_of_a_chain(1000).await, [200]);
+}
+
+#[tokio::test]
+async fn a_worthwhile_batch_does_not_wait_for_those_who_are_about_to_submit() {
+    let first = sizes_of_a_chain(WORTHWHILE).await[0];
+    assert!((WORTHWHILE..200).contains(&first), "{first} items");
 }
 
 #[tokio::test]
@@ -135,7 +150,7 @@ async fn beside_one(first: u32, more: u32) -> Running {
 }
 
 async fn beside_one_of(callers: Callers, first: u32, more: u32) -> Running {
-    let (batcher, gate, seen) = doublers(Batches { largest: 20, waiting: 100, at_once: 2, callers });
+    let (batcher, gate, seen) = doublers(Batches { largest: 20, worthwhile: WORTHWHILE, waiting: 100, at_once: 2, callers });
     let batches = Running { batcher, gate, seen };
     batches.submit(0..first);
     batches.settle().await;

@@ -38,17 +38,25 @@ enum Who {
     Fastify(Fsync, usize),
 }
 
-/// Measures all participants in turns.
+/// Measures all participants in turns, with few callers and with more.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for callers in world.plan.callers() {
+        rows.extend(run_with(world, callers).await?);
+    }
+    Ok(rows)
+}
+
+async fn run_with(world: &World, callers: u16) -> Result<Vec<Row>> {
     let plan = &world.plan;
     let contestant = |who, settings: String| Contestant { who, settings, rates: Vec::new(), failure: None };
     let mut all = vec![contestant(Who::Ours, String::new())];
     if plan.wants(PeerName::Pgbench) {
-        all.push(contestant(Who::Pgbench, format!("{} clients, prepared", plan.clients)));
+        all.push(contestant(Who::Pgbench, format!("{callers} clients, prepared")));
     }
     if plan.wants(PeerName::Fastify) {
         for fsync in Fsync::ALL {
-            let (processes, failure) = match best_fastify(world, fsync).await {
+            let (processes, failure) = match best_fastify(world, fsync, callers).await {
                 Ok(processes) => (processes, None),
                 Err(error) => (1, Some(line(&error))),
             };
@@ -61,15 +69,16 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         for contestant in all.iter_mut().filter(|contestant| contestant.failure.is_none()) {
             let measured = match contestant.who {
                 Who::Ours => {
-                    last = ours(world, 1, plan.clients, plan.time).await?;
+                    last = ours(world, 1, callers, plan.time).await?;
                     Ok(last.rate)
                 }
-                Who::Pgbench => pgbench::inserts(world, plan.clients, plan.time).await,
-                Who::Fastify(fsync, processes) => fastify(world, fsync, processes, plan.time).await,
+                Who::Pgbench => pgbench::inserts(world, callers, plan.time).await,
+                Who::Fastify(fsync, processes) => fastify(world, fsync, processes, callers, plan.time).await,
             };
             match measured {
                 Ok(rate) => {
-                    world.progress.note(format!("run {run} of {}: {}: {rate:.0} per second", plan.runs, name(contestant.who)));
+                    let who = name(contestant.who);
+                    world.progress.note(format!("run {run} of {}, {callers} clients: {who}: {rate:.0} per second", plan.runs));
                     contestant.rates.push(rate);
                 }
                 Err(error) => contestant.failure = Some(line(&error)),
@@ -79,7 +88,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let mut contestants = all.into_iter();
     let ours = contestants.next().and_then(|ours| Runs::of(ours.rates)).ok_or_else(|| anyhow!("nothing was measured"))?;
     let detail = json!({ "p50Ms": last.times.percentile(50.0), "p99Ms": last.times.percentile(99.0), "answersInTheLastRun": last.answers });
-    let what = format!("POST to a durable 202, {} clients", plan.clients);
+    let what = format!("POST to a durable 202, {callers} clients");
     let row = |target| Row::bound(Workload::Accept, what.clone(), "requests/s", target, ours.clone()).with(detail.clone());
     let rows: Vec<Row> = contestants
         .map(|contestant| {
@@ -137,7 +146,7 @@ async fn stored(database: &Database) -> Result<i64> {
 }
 
 /// The rate of the stack on Fastify. Everything is empty at first.
-async fn fastify(world: &World, fsync: Fsync, processes: usize, time: Duration) -> Result<f64> {
+async fn fastify(world: &World, fsync: Fsync, processes: usize, callers: u16, time: Duration) -> Result<f64> {
     let program: Program = peers::node(world, "fastify.js").await?;
     let (redis, database, port) = (Redis::start(fsync).await?, world.bare("fastify").await?, free_port()?);
     let program = program
@@ -147,7 +156,7 @@ async fn fastify(world: &World, fsync: Fsync, processes: usize, time: Duration) 
         .set("PORT", port.to_string())
         .set("API_KEY", API_KEY);
     let service = program.start(&[]).await?;
-    let load = Load::accept(vec![(std::net::Ipv4Addr::LOCALHOST, port).into()], world.plan.clients, time);
+    let load = Load::accept(vec![(std::net::Ipv4Addr::LOCALHOST, port).into()], callers, time);
     let outcome = load.run().await?;
     let stored = stored(&database).await?;
     // Every accepted request must be a job, too.
@@ -160,11 +169,11 @@ async fn fastify(world: &World, fsync: Fsync, processes: usize, time: Duration) 
 }
 
 /// The number of processes with which it is fastest, each tried briefly.
-async fn best_fastify(world: &World, fsync: Fsync) -> Result<usize> {
+async fn best_fastify(world: &World, fsync: Fsync, callers: u16) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut best = (1, 0.0);
     for processes in if cores > 1 { vec![1, cores] } else { vec![1] } {
-        let rate = fastify(world, fsync, processes, world.plan.time / 2).await?;
+        let rate = fastify(world, fsync, processes, callers, world.plan.time / 2).await?;
         world.progress.note(format!("trial: Fastify, appendfsync {}, {}: {rate:.0} per second", fsync.word(), peers::processes(processes)));
         if rate > best.1 {
             best = (processes, rate);

@@ -11,17 +11,14 @@ use crate::bench::world::World;
 const PROCESSES: [usize; 3] = [1, 2, 4];
 /// The target, as a fraction of the rate of one process: less than that is more than the spread of the measurement.
 const SHARE: f64 = 0.95;
-/// Multiples of the callers of a measurement: as many as for one process, spread over all; and as many for each of four processes.
-const CALLERS: [u16; 2] = [1, 4];
 
-/// Measures accepting and processing, in turns.
+/// Measures accepting and processing, in turns. The callers are as many as for one process, spread over all, and as many for each of four.
 pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
     let program = engine::engine(world)?;
-    let (mut accepts, mut engines): ([[Vec<f64>; 3]; CALLERS.len()], [Vec<f64>; 3]) = Default::default();
+    let (mut accepts, mut engines): ([[Vec<f64>; 3]; 2], [Vec<f64>; 3]) = Default::default();
     for run in 1..=world.plan.runs {
         for (place, processes) in PROCESSES.into_iter().enumerate() {
-            for (times, accepts) in CALLERS.into_iter().zip(&mut accepts) {
-                let callers = world.plan.clients.saturating_mul(times);
+            for (callers, accepts) in world.plan.callers().into_iter().zip(&mut accepts) {
                 let rate = accept::ours(world, processes, callers, world.plan.time).await?.rate;
                 world.progress.note(format!("run {run}: {processes} api, {callers} callers: {rate:.0} requests per second"));
                 accepts[place].push(rate);
@@ -32,8 +29,7 @@ pub(super) async fn run(world: &World) -> Result<Vec<Row>> {
         }
     }
     let mut rows = Vec::new();
-    for (times, accepts) in CALLERS.into_iter().zip(accepts) {
-        let callers = world.plan.clients.saturating_mul(times);
+    for (callers, accepts) in world.plan.callers().into_iter().zip(accepts) {
         rows.extend(self::rows("api", &format!(", {callers} callers in all"), "requests/s", accepts)?);
     }
     rows.extend(self::rows("worker", "", "jobs/s", engines)?);
