@@ -81,8 +81,7 @@ async fn sizes_of_a_chain(worthwhile: usize) -> Vec<usize> {
     gate.add_permits(1000);
     submit_from(&batcher, 1);
     until(|| seen.lock().unwrap().iter().map(Vec::len).sum::<usize>() == LAST as usize).await;
-    let sizes = seen.lock().unwrap().iter().map(Vec::len).collect();
-    sizes
+    seen.lock().unwrap().iter().map(Vec::len).collect()
 }
 
 #[tokio::test]
