@@ -55,7 +55,7 @@ const IN_VAIN: u32 = 16;
 pub struct Batches {
     /// Maximum number of items in a batch.
     pub largest: usize,
-    /// A batch of this many items waits for no others.
+    /// A batch of this many items waits for no others. At most `largest`.
     pub worthwhile: usize,
     /// Maximum number of items that wait for a batch.
     pub waiting: usize,
