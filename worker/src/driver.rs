@@ -146,14 +146,15 @@ impl<Q: Queue> Driver<Q> {
             let poll = Jitter::FIFTH.apply(poll, &mut rand::rng());
             more_is_due = claimed.as_ref().is_ok_and(|claimed| claimed.jobs.len() >= most);
             let pause = match claimed {
-                Ok(Claimed { jobs, next_in }) => {
-                    self.others_wait.store(more_is_due || next_in.is_some(), Ordering::SeqCst);
-                    let again = more_is_due || !jobs.is_empty() && next_in == Some(Duration::ZERO);
-                    self.start(jobs);
+                Ok(claimed) => {
+                    self.others_wait.store(more_is_due || claimed.next_in.is_some(), Ordering::SeqCst);
+                    let again = more_is_due || !claimed.jobs.is_empty() && claimed.next_in == Some(Duration::ZERO);
+                    let again_in = claimed.again_in();
+                    self.start(claimed.jobs);
                     if again {
                         continue;
                     }
-                    next_in.map_or(poll, |next| next.max(SHORTEST_SLEEP).min(poll))
+                    again_in.map_or(poll, |next| next.max(SHORTEST_SLEEP).min(poll))
                 }
                 Err(_) => poll,
             };

@@ -87,6 +87,16 @@ pub struct Claimed<J> {
     /// If there were fewer jobs than wanted: the time until another one can be claimed, as far as this statement saw. `None` if nothing
     /// else waits.
     pub next_in: Option<Duration>,
+    /// If there may be jobs that this claim could not see: the time until one that can. `None` if it saw all there are.
+    pub look_again_in: Option<Duration>,
+}
+
+impl<J> Claimed<J> {
+    /// The time until another claim may find something. `None` if nothing else waits.
+    #[must_use]
+    pub fn again_in(&self) -> Option<Duration> {
+        self.next_in.into_iter().chain(self.look_again_in).min()
+    }
 }
 
 /// The result of a finish.

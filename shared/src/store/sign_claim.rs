@@ -242,7 +242,7 @@ impl Store {
         let jobs = read
             .filter_map(|job| job.inspect_err(|error| tracing::error!(error = display_chain(error), "a job can't be read")).ok())
             .collect();
-        Ok((Claimed { jobs, next_in }, reached))
+        Ok((Claimed { jobs, next_in, look_again_in: None }, reached))
     }
 }
 

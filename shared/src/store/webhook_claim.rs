@@ -261,7 +261,7 @@ impl Store {
         let stopped_at = rows.first().and_then(|row| row.stopped_at).map(ReceiverId);
         let ids: Vec<Uuid> = rows.iter().filter_map(|row| row.request_id).collect();
         if ids.is_empty() {
-            return Ok(ClaimedWebhooks { claimed: Claimed { jobs: Vec::new(), next_in }, stopped_at });
+            return Ok(ClaimedWebhooks { claimed: Claimed { jobs: Vec::new(), next_in, look_again_in: None }, stopped_at });
         }
         let mut states = match self.requests(&ids).await {
             Ok(states) => states,
@@ -275,7 +275,7 @@ impl Store {
             Err(error) => return Err(error),
         };
         let jobs = rows.into_iter().filter_map(|row| row.into_job(self, &mut states, sent_at, lease)).collect::<Result<Vec<_>>>()?;
-        Ok(ClaimedWebhooks { claimed: Claimed { jobs, next_in }, stopped_at })
+        Ok(ClaimedWebhooks { claimed: Claimed { jobs, next_in, look_again_in: None }, stopped_at })
     }
 
     /// Decrypts the secrets and headers of one job. A value that can't be read affects only this job, and must not keep the others from

@@ -18,6 +18,7 @@ struct Memory {
     done: Mutex<Vec<u32>>,
     given_back: AtomicUsize,
     next_in: Mutex<Option<Duration>>,
+    look_again_in: Mutex<Option<Duration>>,
     fail: AtomicUsize,
     panics: AtomicBool,
     /// How long a claim takes after it has taken its jobs.
@@ -58,8 +59,9 @@ impl Queue for Memory {
             due.drain(..count).collect()
         };
         let (takes, next_in) = (*self.takes.lock().unwrap(), *self.next_in.lock().unwrap());
+        let look_again_in = *self.look_again_in.lock().unwrap();
         tokio::time::sleep(takes).await;
-        Ok(Claimed { jobs, next_in })
+        Ok(Claimed { jobs, next_in, look_again_in })
     }
 
     async fn work(&self, job: u32, give_up: CancellationToken) -> NextClaim {
@@ -170,23 +172,28 @@ async fn without_a_hint_it_polls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sleeps_exactly_until_the_next_job_is_due() {
-    let running = start(vec![], PACE);
-    *running.queue.next_in.lock().unwrap() = Some(Duration::from_secs(30));
-    running.wake.notify_one();
-    tokio::time::sleep(Duration::from_secs(29)).await;
-    let before = running.queue.asked_for.lock().unwrap().len();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(running.queue.asked_for.lock().unwrap().len(), before + 1);
-    running.stop.cancel();
-    running.task.await.unwrap();
+async fn sleeps_exactly_until_the_next_job_is_due_or_may_be_seen() {
+    let in_half_a_minute = Some(Duration::from_secs(30));
+    for (next_in, look_again_in) in [(in_half_a_minute, None), (None, in_half_a_minute)] {
+        let running = start(vec![], PACE);
+        *running.queue.next_in.lock().unwrap() = next_in;
+        *running.queue.look_again_in.lock().unwrap() = look_again_in;
+        running.wake.notify_one();
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        let before = running.queue.asked_for.lock().unwrap().len();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(running.queue.asked_for.lock().unwrap().len(), before + 1);
+        running.stop.cancel();
+        running.task.await.unwrap();
+    }
 }
 
-/// The number of claims made when `jobs` end after a claim that reported `next_in`.
-async fn claims_for(jobs: Vec<u32>, next_in: Option<Duration>) -> usize {
+/// The number of claims made when `jobs` end after a claim that reported `next_in` and `look_again_in`.
+async fn claims_for(jobs: Vec<u32>, next_in: Option<Duration>, look_again_in: Option<Duration>) -> usize {
     let count = jobs.len();
     let running = start(jobs, PACE);
     *running.queue.next_in.lock().unwrap() = next_in;
+    *running.queue.look_again_in.lock().unwrap() = look_again_in;
     until(|| running.queue.due.lock().unwrap().is_empty()).await;
     running.queue.finish.0.add_permits(count);
     until(|| running.queue.done.lock().unwrap().len() == count).await;
@@ -196,9 +203,10 @@ async fn claims_for(jobs: Vec<u32>, next_in: Option<Duration>) -> usize {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_ends_is_a_reason_to_claim_only_if_something_waits_or_it_is_tried_again() {
-    assert_eq!(claims_for(vec![1], None).await, 1);
-    assert_eq!(claims_for(vec![1], Some(Duration::from_mins(1))).await, 2);
-    assert_eq!(claims_for(vec![TRIED_AGAIN], None).await, 2);
+    assert_eq!(claims_for(vec![1], None, None).await, 1);
+    assert_eq!(claims_for(vec![1], Some(Duration::from_mins(1)), None).await, 2);
+    assert_eq!(claims_for(vec![1], None, Some(Duration::from_mins(1))).await, 1);
+    assert_eq!(claims_for(vec![TRIED_AGAIN], None, None).await, 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -38,7 +38,7 @@ impl Claims {
         scan.reached(reached);
         if !scan.is_full() && claimed.jobs.len() < most {
             // There may be something behind the mark.
-            claimed.next_in = claimed.next_in.into_iter().chain(self.marks.next_full_scan_in()).min();
+            claimed.look_again_in = self.marks.next_full_scan_in();
         }
         Ok(claimed)
     }

@@ -71,7 +71,7 @@ impl Queue for WebhookQueue {
                 continue;
             }
             let seat = |job: WebhookJob| Seated { seat: self.seats.take(job.receiver, job.standing), job };
-            return Ok(Claimed { jobs: jobs.into_iter().map(seat).collect(), next_in: soonest });
+            return Ok(Claimed { jobs: jobs.into_iter().map(seat).collect(), next_in: soonest, look_again_in: None });
         }
     }
 

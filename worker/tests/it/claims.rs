@@ -64,7 +64,7 @@ async fn is_claimed_again(world: &World, marks: Marks) {
             break job;
         }
         // `None` while a full scan is under way.
-        let next = claimed.next_in.unwrap_or(Duration::from_millis(10));
+        let next = claimed.again_in().unwrap_or(Duration::from_millis(10));
         assert!(next < Duration::from_secs(5), "{next:?}");
         tokio::time::sleep(next).await;
     };
@@ -83,10 +83,11 @@ async fn two_processes_that_claim_from_their_own_marks_leave_nothing_behind() {
         // Two empty claims: one from the mark on, and one full scan.
         while quiet < 2 {
             let found = claims.claim(7).await.unwrap();
+            let again_in = found.again_in();
             quiet = if found.jobs.is_empty() { quiet + 1 } else { 0 };
             claimed.extend(found.jobs.into_iter().map(|job| job.message.text().to_owned()));
             if quiet > 0 {
-                tokio::time::sleep(found.next_in.unwrap_or_default()).await;
+                tokio::time::sleep(again_in.unwrap_or_default()).await;
             }
         }
         claimed
