@@ -98,7 +98,7 @@ pub struct Answers {
     waiters: Waiters,
     new: Batcher<NewRequest, FirstTry, Infallible>,
     known: Batcher<NewRequest, Result<Stored, NotStored>, Infallible>,
-    reads: Batcher<Uuid, Option<RequestState>, StoreError>,
+    reads: Batcher<Uuid, Option<Result<RequestState, StoreError>>, StoreError>,
     forecasts: Forecasts,
     bounds: Bounds,
     stop: CancellationToken,
@@ -128,7 +128,7 @@ impl Answers {
                 let states = store::within(READ_WITHIN, store.requests(&ids)).await.inspect_err(|error| {
                     tracing::debug!(error = display_chain(error), "can't read the state of requests");
                 })?;
-                Ok(ids.iter().map(|id| states.get(id).cloned()).collect())
+                Ok(ids.iter().map(|id| states.get(id).map(copy)).collect())
             }
         });
         let forecasts = Forecasts::new(store.clone());
@@ -250,7 +250,8 @@ impl Answers {
     /// The state of one request, read together with those that others ask for at the same time.
     async fn read(&self, id: Uuid, within: Duration) -> Result<Option<RequestState>, ReadError> {
         let read = async {
-            let Some(mut state) = self.reads.submit(id).await? else { return Ok(None) };
+            let Some(state) = self.reads.submit(id).await? else { return Ok(None) };
+            let mut state = state.map_err(|error| ReadError::Failed(Arc::new(error)))?;
             if let Some(waiting) = state.waiting {
                 let next = state.request.next_attempt_at.unwrap_or(state.request.created_at);
                 let place = self.forecasts.place(waiting, state.request.created_at).await.unwrap_or(unknown(next));
@@ -262,6 +263,17 @@ impl Answers {
             Ok(Some(state))
         };
         tokio::time::timeout(within, read).await.unwrap_or(Err(ReadError::Failed(Arc::new(StoreError::TimedOut))))
+    }
+}
+
+/// A copy of what was read, for one of those who asked for it.
+fn copy(state: &Result<RequestState, StoreError>) -> Result<RequestState, StoreError> {
+    match state {
+        Ok(state) => Ok(state.clone()),
+        Err(error) => {
+            tracing::error!(error = display_chain(error), "a request can't be read");
+            Err(StoreError::Corrupt("request"))
+        }
     }
 }
 

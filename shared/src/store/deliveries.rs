@@ -28,7 +28,7 @@ impl Store {
     /// # Errors
     /// If a statement fails.
     pub async fn deliveries(&self, id: Uuid, owner: Option<KeyId>) -> Result<Option<Deliveries>> {
-        let found = self.requests(&[id]).await?.remove(&id);
+        let found = self.requests(&[id]).await?.remove(&id).transpose()?;
         let Some(state) = found.filter(|state| owner.is_none_or(|owner| owner == state.owner)) else { return Ok(None) };
         let rows = sqlx::query_as!(
             Row,

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant, SystemTime};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::Result;
+use crate::telemetry::display_chain;
+
 /// Identifies a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct JobId(pub(super) i64);
@@ -97,6 +100,11 @@ impl<J> Claimed<J> {
     pub fn again_in(&self) -> Option<Duration> {
         self.next_in.into_iter().chain(self.look_again_in).min()
     }
+}
+
+/// Those of the claimed `jobs` that can be read. Any other one stays leased, and must not take them with it.
+pub(super) fn readable<J>(jobs: impl Iterator<Item = Result<J>>) -> Vec<J> {
+    jobs.filter_map(|job| job.inspect_err(|error| tracing::error!(error = display_chain(error), "a job can't be read")).ok()).collect()
 }
 
 /// The result of a finish.

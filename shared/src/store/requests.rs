@@ -22,11 +22,11 @@ pub struct RequestState {
 }
 
 impl Store {
-    /// The states of the requests with these ids, in any order; unknown ids are missing.
+    /// The states of the requests with these ids, in any order; unknown ids are missing. One that can't be read spoils no other.
     ///
     /// # Errors
     /// If a statement fails.
-    pub async fn requests(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, RequestState>> {
+    pub async fn requests(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Result<RequestState>>> {
         let rows = sqlx::query_as!(
             Row,
             r#"-- requests.state
@@ -74,7 +74,7 @@ impl Store {
         )
         .fetch_all(&self.database)
         .await?;
-        rows.into_iter().map(|row| Ok((row.id, row.into_state()?))).collect()
+        Ok(rows.into_iter().map(|row| (row.id, row.into_state())).collect())
     }
 }
 

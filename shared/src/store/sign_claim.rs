@@ -28,13 +28,12 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::lease::{ClaimSentAt, Slot};
+use super::lease::{ClaimSentAt, Slot, readable};
 use super::low_water::{LATE_BY, LowWater};
 use super::slots::CLOCKS_DRIFT;
 use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, seconds};
 use crate::message::Message;
 use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS};
-use crate::telemetry::display_chain;
 use crate::units::Rate;
 
 /// A sign job that this process may work on.
@@ -237,11 +236,7 @@ impl Store {
         .await?;
         let reached = rows.iter().fold(from, |reached, row| row.advance(reached));
         let next_in = rows.first().and_then(|row| row.next_in).and_then(duration);
-        let read = rows.into_iter().filter_map(|row| row.into_job(sent_at, lease, rate.interval()));
-        // One that can't be read stays leased, and must not take the others with it.
-        let jobs = read
-            .filter_map(|job| job.inspect_err(|error| tracing::error!(error = display_chain(error), "a job can't be read")).ok())
-            .collect();
+        let jobs = readable(rows.into_iter().filter_map(|row| row.into_job(sent_at, lease, rate.interval())));
         Ok((Claimed { jobs, next_in, look_again_in: None }, reached))
     }
 }

@@ -32,7 +32,7 @@ use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::lease::ClaimSentAt;
+use super::lease::{ClaimSentAt, readable};
 use super::receivers::{ReceiverId, Standing, WATCHED_WITHIN, Wanted};
 use super::requests::RequestState;
 use super::server_time::ServerTime;
@@ -265,7 +265,7 @@ impl Store {
         }
         let mut states = match self.requests(&ids).await {
             Ok(states) => states,
-            // They are leased already, and nobody will work on them. If one of them can't be read, they stay leased: otherwise, each claim
+            // They are leased already, and nobody will work on them. If Postgres refuses to read them, they stay leased: otherwise, each claim
             // would end at them again.
             Err(error) if error.is_transient() => {
                 let given_back: Vec<WebhookFinish> = rows.iter().filter_map(|row| row.given_back(sent_at, lease)).collect();
@@ -274,7 +274,7 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
-        let jobs = rows.into_iter().filter_map(|row| row.into_job(self, &mut states, sent_at, lease)).collect::<Result<Vec<_>>>()?;
+        let jobs = readable(rows.into_iter().filter_map(|row| row.into_job(self, &mut states, sent_at, lease)));
         Ok(ClaimedWebhooks { claimed: Claimed { jobs, next_in, look_again_in: None }, stopped_at })
     }
 
@@ -336,13 +336,17 @@ impl Row {
     fn into_job(
         self,
         store: &Store,
-        states: &mut HashMap<Uuid, RequestState>,
+        states: &mut HashMap<Uuid, Result<RequestState>>,
         sent_at: ClaimSentAt,
         lease: Duration,
     ) -> Option<Result<WebhookJob>> {
         let id = JobId(self.id?);
         let read = || {
             let (request_id, api_key_id) = (self.request_id?, self.api_key_id?);
+            let request = match states.remove(&request_id)? {
+                Ok(state) => state.request,
+                Err(error) => return Some(Err(error)),
+            };
             let retired = self.retired.unwrap_or_default().into_iter().zip(self.retired_key_ids.unwrap_or_default());
             let stored = AtRest { key_id: self.webhook_secret_key_id, bytes: self.webhook_secret? };
             let secrets = std::iter::once(stored).chain(retired.map(|(bytes, key_id)| AtRest { key_id, bytes }));
@@ -350,9 +354,9 @@ impl Row {
                 (Some(bytes), _) => Headers::Sealed(AtRest { key_id: self.webhook_headers_key_id, bytes }),
                 (None, plain) => Headers::Plain(plain.map(|headers| headers.0).unwrap_or_default()),
             };
-            Some(WebhookJob {
+            Some(Ok(WebhookJob {
                 lease: Lease::new(id, self.lease_token?, sent_at, lease),
-                request: states.remove(&request_id)?.request,
+                request,
                 url: self.webhook_url?,
                 receiver: ReceiverId(self.receiver?),
                 failures: count(self.failures?),
@@ -366,9 +370,9 @@ impl Row {
                 attempt: count(self.attempt?),
                 traceparent: self.traceparent,
                 clock: ServerTime::heard(self.now),
-            })
+            }))
         };
-        Some(read().ok_or(StoreError::Corrupt("webhook job")))
+        Some(read().unwrap_or(Err(StoreError::Corrupt("webhook job"))))
     }
 }
 

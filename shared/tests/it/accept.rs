@@ -78,7 +78,7 @@ async fn the_short_way_stores_what_is_new_and_leaves_what_is_known_to_the_long_o
     assert_eq!(f.number("select count(*) from requests").await, 4);
     assert_eq!(f.number("select count(*) from jobs").await, 4);
     assert_eq!(f.store.pending_requests().await.unwrap(), 3);
-    let state = &f.store.requests(&[group[3].id]).await.unwrap()[&group[3].id].request;
+    let state = f.state(group[3].id).await;
     assert_eq!((state.client_request_id.as_deref(), state.webhook.is_some()), (Some("k"), true));
     assert_eq!(f.strays().await, 0);
 }
@@ -214,7 +214,7 @@ async fn a_signed_message_is_settled_at_once_without_a_job_and_with_its_webhook(
     f.signed("a").await;
     let accepted = f.accept(f.with_webhook("a")).await;
     assert!(accepted.settled);
-    let state = &f.store.requests(&[accepted.id]).await.unwrap()[&accepted.id].request;
+    let state = f.state(accepted.id).await;
     assert_eq!((state.status, state.signature.as_deref()), (Status::Signed, Some("signature of a")));
     assert_eq!(f.number("select count(*) from jobs where kind = 'sign'").await, 1);
     assert_eq!(f.number("select count(*) from jobs where kind = 'webhook'").await, 1);
@@ -227,7 +227,7 @@ async fn a_message_that_failed_for_good_is_tried_again_for_a_new_request_and_sta
     let job = f.claim(1).await.remove(0);
     f.finish(job, SignEnding::Failed(Failure::Refused)).await;
     f.signed("a").await;
-    let state = &f.store.requests(&[old]).await.unwrap()[&old].request;
+    let state = f.state(old).await;
     assert_eq!((state.status, state.signature.as_deref()), (Status::Failed, None));
     assert_eq!(state.last_error.as_ref().unwrap().code, "upstream-refused");
 }
@@ -316,5 +316,5 @@ async fn bytes_that_text_cannot_hold_survive() {
     let message = "\0 a\n\u{7f}🦀 é\u{301} ";
     let id = f.post(message).await;
     assert_eq!(f.claim(1).await[0].message.text(), message);
-    assert_eq!(f.store.requests(&[id]).await.unwrap()[&id].request.message, message);
+    assert_eq!(f.state(id).await.message, message);
 }

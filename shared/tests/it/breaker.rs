@@ -198,7 +198,7 @@ async fn while_the_breaker_is_open_all_that_wait_say_why() {
     let down = UpstreamNews::Down { probe_in: LEASE, failures: 1 };
     let gone = SignFinish { called: false, error: Some(CallError::Connection), upstream: down, ..finish(job, UNAVAILABLE) };
     f.store.finish_sign_jobs(&[gone]).await.unwrap();
-    let states = f.store.requests(&[one, other]).await.unwrap();
+    let states = f.states(&[one, other]).await;
     let code = |id| states[&id].request.last_error.clone().unwrap().code;
     assert_eq!((code(one).as_str(), code(other).as_str()), ("connection", "upstream-unavailable"));
     let upstream = f.store.upstream().await.unwrap().unwrap();

@@ -1,12 +1,13 @@
 //! A database for one test, and short ways to fill it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use clap::Parser;
 use devkit::wait::until;
 use shared::address_guard::canonical;
+use shared::contract::SigningRequest;
 use shared::message::Message;
 use shared::secret::Secret;
 use shared::settings::DatabaseSettings;
@@ -14,6 +15,7 @@ use shared::standard_webhooks::WebhookSecret;
 use shared::store::accept::{Accepted, NewRequest, Stored, WebhookTarget};
 use shared::store::keys::{ApiKey, KeyId, Scope};
 use shared::store::low_water::LowWater;
+use shared::store::requests::RequestState;
 use shared::store::sign_claim::SignJob;
 use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
 use shared::store::upstream::{Agreement, WorkerId};
@@ -215,6 +217,16 @@ impl Fixture {
     /// Stores a request for `message`, and returns its id.
     pub(crate) async fn post(&self, message: &str) -> Uuid {
         self.accept(self.request(message)).await.id
+    }
+
+    /// What its caller sees of a request.
+    pub(crate) async fn state(&self, id: Uuid) -> SigningRequest {
+        self.states(&[id]).await.remove(&id).unwrap().request
+    }
+
+    /// The states of those of these requests that exist.
+    pub(crate) async fn states(&self, ids: &[Uuid]) -> HashMap<Uuid, RequestState> {
+        self.store.requests(ids).await.unwrap().into_iter().map(|(id, state)| (id, state.unwrap())).collect()
     }
 
     /// Stores a request for each of so many messages.

@@ -35,7 +35,7 @@ async fn work(f: &Fixture, round: &str) {
     assert_eq!(finishes.len(), 20);
     f.store.finish_sign_jobs(&finishes).await.unwrap();
     let ids: Vec<_> = stored.iter().flatten().map(|stored| stored.id).collect();
-    assert_eq!(f.store.requests(&ids).await.unwrap().len(), 20);
+    assert_eq!(f.states(&ids).await.len(), 20);
 
     let mut delivered = 0;
     // The first time, the receiver has to show that it works.

@@ -44,7 +44,7 @@ async fn what_has_not_ended_stays_however_old_it_is() {
     deliver(&f).await;
     age_everything(&f).await;
     assert_eq!(f.store.delete_ended_requests(DAY, 10).await.unwrap(), 1);
-    assert!(f.store.requests(&[told]).await.unwrap().is_empty());
+    assert!(f.states(&[told]).await.is_empty());
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn a_signature_that_a_younger_request_uses_stays() {
     age_everything(&f).await;
     let young = f.post("a").await;
     assert_eq!(f.store.delete_ended_requests(DAY, 10).await.unwrap(), 1);
-    assert_eq!(f.store.requests(&[young]).await.unwrap()[&young].request.signature.as_deref(), Some("signature of a"));
+    assert_eq!(f.state(young).await.signature.as_deref(), Some("signature of a"));
 }
 
 #[tokio::test]
@@ -66,10 +66,10 @@ async fn a_message_whose_signing_job_is_gone_can_be_posted_and_signed_again() {
     f.signed("a").await;
     age_everything(&f).await;
     assert_eq!(f.store.delete_ended_requests(DAY, 10).await.unwrap(), 1, "the failed request's webhook still waits");
-    assert_eq!(f.store.requests(&[failed]).await.unwrap().len(), 1);
+    assert_eq!(f.states(&[failed]).await.len(), 1);
     assert_eq!(f.strays().await, 0, "the message stays for the job that failed");
     let again = f.signed("a").await;
-    assert_eq!(f.store.requests(&[again]).await.unwrap()[&again].request.signature.as_deref(), Some("signature of a"));
+    assert_eq!(f.state(again).await.signature.as_deref(), Some("signature of a"));
 }
 
 #[tokio::test]

@@ -106,11 +106,11 @@ async fn a_stale_worker_changes_nothing_and_the_new_one_is_not_disturbed() {
     let fresh = f.claim(1).await.remove(0);
     assert_eq!(fresh.attempt, 2);
     assert_eq!(f.finish(stale, SignEnding::Signed("stale".to_owned())).await, Finished::LeaseLost);
-    let state = f.store.requests(&[id]).await.unwrap()[&id].request.clone();
+    let state = f.state(id).await;
     assert_eq!((state.status, state.signature), (Status::Pending, None));
     assert_eq!(f.number("select count(*) from attempts where outcome is null").await, 1, "the first one's outcome is unknown");
     assert_eq!(f.finish(fresh, SignEnding::Signed("fresh".to_owned())).await, Finished::Written);
-    let state = &f.store.requests(&[id]).await.unwrap()[&id].request;
+    let state = f.state(id).await;
     assert_eq!(state.signature.as_deref(), Some("fresh"));
 }
 
@@ -132,7 +132,7 @@ async fn a_signature_answers_every_request_that_waits_and_each_gets_its_own_webh
     let job = f.claim(1).await.remove(0);
     f.finish(job, SignEnding::Signed("s".to_owned())).await;
     let ids: Vec<_> = requests.iter().map(|request| request.id).collect();
-    let states = f.store.requests(&ids).await.unwrap();
+    let states = f.states(&ids).await;
     assert!(states.values().all(|state| state.request.status == Status::Signed));
     assert_eq!(f.number("select count(*) from jobs where kind = 'webhook'").await, 2);
 }
@@ -236,7 +236,7 @@ async fn what_waits_past_its_deadline_is_found_even_when_no_claim_reaches_it() {
     let ends: Vec<_> = found.into_iter().map(|(lease, digest)| SignFinish::past_deadline(lease, digest)).collect();
     f.store.finish_sign_jobs(&ends).await.unwrap();
     let id = late.id;
-    let state = f.store.requests(&[id]).await.unwrap()[&id].request.clone();
+    let state = f.state(id).await;
     assert_eq!((state.status, state.attempts), (Status::Failed, 0));
     assert_eq!(state.last_error.unwrap().code, "deadline-exceeded");
     assert_eq!(f.number("select count(*) from jobs where kind = 'webhook'").await, 1);
@@ -250,7 +250,7 @@ async fn places_in_the_queue_count_first_tries_before_retries() {
     f.finish(job, SignEnding::Retry(Duration::from_secs(5))).await;
     let (second, third) = (f.post("second").await, f.post("third").await);
     let forecast = f.store.forecast(LowWater::default()).await.unwrap().0;
-    let states = f.store.requests(&[first, second, third]).await.unwrap();
+    let states = f.states(&[first, second, third]).await;
     let place = |id| forecast.place(states[&id].waiting.unwrap());
     assert_eq!([first, second, third].map(|id| place(id).position), [3, 1, 2]);
     let busy = "update upstream_slots set free_at = now() + case slot when 5 then interval '0' else interval '30 s' end";
@@ -265,7 +265,7 @@ async fn an_attempt_that_was_cut_by_a_crash_reads_outcome_unknown_and_its_call_s
     let f = Fixture::new().await;
     let id = f.post("a").await;
     let lost = f.claim(1).await.remove(0);
-    let error = async || f.store.requests(&[id]).await.unwrap()[&id].request.last_error.clone().map(|error| error.code);
+    let error = async || f.state(id).await.last_error.clone().map(|error| error.code);
     assert_eq!(error().await, None, "it is under way");
     f.run(EXPIRE).await;
     assert_eq!(error().await.as_deref(), Some("outcome-unknown"));

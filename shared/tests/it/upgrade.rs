@@ -47,7 +47,7 @@ async fn signatures_of_the_version_before_are_kept_and_nothing_is_signed_twice()
     let f = Fixture::upgraded(BEFORE_SIGNATURES_IN_JOBS, &[SIGNED]).await;
     for message in ["signed", "failed and signed"] {
         let id = f.post(message).await;
-        let request = f.store.requests(&[id]).await.unwrap().remove(&id).unwrap().request;
+        let request = f.state(id).await;
         assert_eq!(request.signature, Some(format!("signature of {message}")));
         assert_eq!(request.signed_at, Some(time::macros::datetime!(2026-11-24 12:00 UTC)));
     }

@@ -113,7 +113,7 @@ impl World {
 
     pub(crate) async fn states(&self, ids: &[Uuid]) -> Vec<SigningRequest> {
         let mut states = self.store.requests(ids).await.unwrap();
-        ids.iter().map(|id| states.remove(id).expect("no request is lost").request).collect()
+        ids.iter().map(|id| states.remove(id).expect("no request is lost").unwrap().request).collect()
     }
 
     pub(crate) async fn settled(&self, ids: &[Uuid]) -> Vec<SigningRequest> {

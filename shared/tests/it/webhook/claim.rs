@@ -154,3 +154,19 @@ async fn what_was_claimed_and_could_not_be_read_is_given_back() {
     let job = claim(&f).await.remove(0);
     assert_eq!((job.attempt, state(&f, id).await.attempts), (1, 1), "it was not sent");
 }
+
+#[tokio::test]
+async fn a_request_that_cannot_be_read_keeps_no_other_from_its_caller_and_its_receiver() {
+    let f = Fixture::new().await;
+    let good = told(&f).await;
+    f.signed("b").await;
+    let webhook = webhook_to("http://example.org/", [].into());
+    let bad = f.accept(NewRequest { webhook: Some(webhook), ..f.request("b") }).await.id;
+    f.run("update messages set body = '\\xff' where body = 'b'").await;
+    let read = f.store.requests(&[good, bad]).await.unwrap();
+    assert_eq!(read[&good].as_ref().unwrap().request.message, "a");
+    assert!(matches!(read[&bad], Err(StoreError::Corrupt(_))));
+    let claimed: Vec<_> = claim(&f).await.iter().map(|job| job.request.id).collect();
+    assert_eq!(claimed, [good]);
+    assert_eq!(f.number("select count(*) from jobs where lease_token is not null").await, 2, "it is not claimed again at once");
+}

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use shared::contract::{DeliveryOutcome, WebhookStatus};
-use shared::store::Finished;
+use shared::store::accept::NewRequest;
 use shared::store::deliveries::Replay;
 use shared::store::receivers::{Held, ReceiverId, Room, Wanted};
 use shared::store::webhook_claim::{ClaimedWebhooks, WebhookJob};
 use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFailure, WebhookFinish};
+use shared::store::{Finished, StoreError};
 use uuid::Uuid;
 
 use crate::fixture::{Fixture, LEASE, webhook_to};
@@ -24,7 +25,7 @@ async fn told_at(f: &Fixture, url: &str) -> Uuid {
         f.signed("a").await;
     }
     let webhook = webhook_to(url, [("x".to_owned(), "y".to_owned())].into());
-    let request = shared::store::accept::NewRequest { webhook: Some(webhook), ..f.request("a") };
+    let request = NewRequest { webhook: Some(webhook), ..f.request("a") };
     f.accept(request).await.id
 }
 
@@ -93,5 +94,5 @@ async fn proven(f: &Fixture, url: &str) {
 }
 
 async fn state(f: &Fixture, id: Uuid) -> shared::contract::WebhookState {
-    f.store.requests(&[id]).await.unwrap()[&id].request.webhook.clone().unwrap()
+    f.state(id).await.webhook.unwrap()
 }
