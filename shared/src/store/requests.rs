@@ -43,7 +43,8 @@ impl Store {
                 u.breaker_at as "breaker_at?",
                 j.lane, j.id as job_id, j.next_run_at as due_at, j.lease_token is not null and j.leased_until > now() as "in_flight!",
                 now() as "now!"
-            -- One step of an index for each, whatever the planner believes about the sizes.
+            -- One step of an index for each, whatever the planner believes about the sizes; none for what can't be there: the error of what
+            -- was signed at once, or the webhook of a request that wants none.
             from unnest($1::uuid[]) as asked (id)
             cross join lateral (select * from requests where requests.id = asked.id limit 1) r
             cross join lateral (select * from jobs where jobs.id = r.sign_job_id limit 1) j
@@ -57,13 +58,15 @@ impl Store {
                     union all
                     (select status, coalesce(error, 'outcome-unknown'), coalesce(finished_at, started_at), number
                     from attempts
-                    where job_id = j.id and outcome is distinct from 'released'
+                    where job_id = j.id and (j.attempt > 1 or j.state <> 'succeeded') and outcome is distinct from 'released'
                         and (error is not null or finished_at is null and (number < j.attempt or j.lease_token is null))
                     order by number desc limit 1)
                 ) a
                 order by a.number desc limit 1
             ) last on true
-            left join lateral (select * from jobs where jobs.request_id = r.id and jobs.kind = 'webhook' limit 1) w on true
+            left join lateral (
+                select * from jobs where jobs.request_id = r.id and jobs.kind = 'webhook' and r.webhook_url is not null limit 1
+            ) w on true
             left join lateral (
                 select a.status, a.started_at from attempts a
                 where a.job_id = w.id and a.outcome is distinct from 'released'
