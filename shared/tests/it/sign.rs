@@ -265,7 +265,7 @@ async fn an_attempt_that_was_cut_by_a_crash_reads_outcome_unknown_and_its_call_s
     let f = Fixture::new().await;
     let id = f.post("a").await;
     let lost = f.claim(1).await.remove(0);
-    let error = async || f.state(id).await.last_error.clone().map(|error| error.code);
+    let error = async || f.state(id).await.last_error.map(|error| error.code);
     assert_eq!(error().await, None, "it is under way");
     f.run(EXPIRE).await;
     assert_eq!(error().await.as_deref(), Some("outcome-unknown"));
