@@ -1,5 +1,5 @@
-//! Storing batches of POSTs: new messages first, in one statement, and in batches of their own those that may be known: whoever holds a
-//! message that is known holds up no new one.
+//! Stores POSTs in batches. New messages go first, in one statement; those that may be known go in batches of their own, so that whoever
+//! holds one of them in a transaction delays no new one.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use shared::batch::BatchError;
 use shared::store::accept::{NewRequest, Rejection, Stored};
-use shared::store::{Store, StoreError, before};
+use shared::store::{Store, StoreError, before, within};
 use shared::telemetry::display_chain;
 use tokio::time::Instant;
 
@@ -47,7 +47,7 @@ pub enum FirstTry {
 
 /// Stores those `requests` whose message is new, in one statement, within [`STORE_WITHIN`].
 pub async fn store_new(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Vec<FirstTry> {
-    match before(Instant::now() + STORE_WITHIN, store.accept_new(&requests, most_pending)).await {
+    match within(STORE_WITHIN, store.accept_new(&requests, most_pending)).await {
         Ok(stored) => {
             let stored = requests.into_iter().zip(stored);
             stored.map(|(request, stored)| stored.map_or_else(|| FirstTry::Known(request), FirstTry::Stored)).collect()

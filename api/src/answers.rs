@@ -36,7 +36,7 @@ const WORTHWHILE: usize = 16;
 /// Number of batches that are stored, or read, at the same time.
 const AT_ONCE: usize = 2;
 
-/// Maximum number of queued reads: one for each caller that may wait, and those of callers that ask for a state.
+/// Maximum number of queued reads, of callers that wait and of those that ask for a state; more are refused.
 const MOST_READS: usize = 65_536;
 
 /// Maximum number of queued POSTs; more are refused, because they could not be answered in time.
@@ -266,7 +266,7 @@ impl Answers {
     }
 }
 
-/// A copy of what was read, for one of those who asked for it.
+/// A copy of what was read, for one of those who asked for it. That it can't be read is logged.
 fn copy(state: &Result<RequestState, StoreError>) -> Result<RequestState, StoreError> {
     match state {
         Ok(state) => Ok(state.clone()),

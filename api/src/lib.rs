@@ -10,7 +10,7 @@
 //! | `accept` | stores batches of requests: new ones, and those that may be known |
 //! | `answers` | stores a request and waits for its outcome |
 //! | `waiters` | registers which callers wait for which message |
-//! | `queue` | a cached snapshot of the queue, for positions and estimates |
+//! | `forecasts` | a cached snapshot of the queue, for positions and estimates |
 
 mod accept;
 mod answers;

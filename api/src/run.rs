@@ -67,6 +67,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
     }
     tasks.spawn(listen(store.clone(), waiters, keys, stop.clone()));
     match prepare(&settings, &store, &stop).await {
+        Ok(()) if stop.is_cancelled() => {}
         Ok(()) => prepared.done(),
         Err(error) => tasks.fail(error),
     }

@@ -8,52 +8,58 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::ifaddrs::getifaddrs;
 
+use crate::settings::list;
+
 /// IPv4 networks that are not the public internet: IANA's special-purpose registry (RFC 6890 and its updates), multicast, and the metadata
 /// service of Azure.
-pub const SPECIAL_V4: [(Ipv4Addr, u8); 18] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),        // this network
-    (Ipv4Addr::new(10, 0, 0, 0), 8),       // private
-    (Ipv4Addr::new(100, 64, 0, 0), 10),    // carrier-grade NAT
-    (Ipv4Addr::new(127, 0, 0, 0), 8),      // loopback
-    (Ipv4Addr::new(168, 63, 129, 16), 32), // the metadata service of Azure, which is a public address by number only
-    (Ipv4Addr::new(169, 254, 0, 0), 16),   // link-local, and the metadata services of other clouds
-    (Ipv4Addr::new(172, 16, 0, 0), 12),    // private
-    (Ipv4Addr::new(192, 0, 0, 0), 24),     // protocol assignments
-    (Ipv4Addr::new(192, 0, 2, 0), 24),     // documentation
-    (Ipv4Addr::new(192, 31, 196, 0), 24),  // AS112
-    (Ipv4Addr::new(192, 52, 193, 0), 24),  // AMT
-    (Ipv4Addr::new(192, 88, 99, 0), 24),   // 6to4 relays
-    (Ipv4Addr::new(192, 168, 0, 0), 16),   // private
-    (Ipv4Addr::new(192, 175, 48, 0), 24),  // AS112, direct delegation
-    (Ipv4Addr::new(198, 18, 0, 0), 15),    // benchmarks
-    (Ipv4Addr::new(198, 51, 100, 0), 24),  // documentation
-    (Ipv4Addr::new(203, 0, 113, 0), 24),   // documentation
-    (Ipv4Addr::new(224, 0, 0, 0), 3),      // multicast, reserved, broadcast
+const SPECIAL_V4: [Ipv4Net; 18] = [
+    v4([0, 0, 0, 0], 8),        // this network
+    v4([10, 0, 0, 0], 8),       // private
+    v4([100, 64, 0, 0], 10),    // carrier-grade NAT
+    v4([127, 0, 0, 0], 8),      // loopback
+    v4([168, 63, 129, 16], 32), // the metadata service of Azure, which is a public address by number only
+    v4([169, 254, 0, 0], 16),   // link-local, and the metadata services of other clouds
+    v4([172, 16, 0, 0], 12),    // private
+    v4([192, 0, 0, 0], 24),     // protocol assignments
+    v4([192, 0, 2, 0], 24),     // documentation
+    v4([192, 31, 196, 0], 24),  // AS112
+    v4([192, 52, 193, 0], 24),  // AMT
+    v4([192, 88, 99, 0], 24),   // 6to4 relays
+    v4([192, 168, 0, 0], 16),   // private
+    v4([192, 175, 48, 0], 24),  // AS112, direct delegation
+    v4([198, 18, 0, 0], 15),    // benchmarks
+    v4([198, 51, 100, 0], 24),  // documentation
+    v4([203, 0, 113, 0], 24),   // documentation
+    v4([224, 0, 0, 0], 3),      // multicast, reserved, broadcast
 ];
 
 /// IPv6 networks inside `2000::/3` that are not the public internet. Everything outside `2000::/3` is refused anyway.
-pub const SPECIAL_V6: [(Ipv6Addr, u8); 5] = [
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocol assignments: Teredo, benchmarks, ORCHID
-    (Ipv6Addr::new(0x2001, 0x0db8, 0, 0, 0, 0, 0, 0), 32), // documentation
-    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16), // 6to4
-    (Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48), // AS112
-    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
+const SPECIAL_V6: [Ipv6Net; 5] = [
+    v6([0x2001, 0, 0], 23),         // protocol assignments: Teredo, benchmarks, ORCHID
+    v6([0x2001, 0x0db8, 0], 32),    // documentation
+    v6([0x2002, 0, 0], 16),         // 6to4
+    v6([0x2620, 0x4f, 0x8000], 48), // AS112
+    v6([0x3fff, 0, 0], 20),         // documentation
 ];
 
 /// The only block of IPv6 from which IANA allocates global unicast addresses.
-const GLOBAL_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+const GLOBAL_V6: Ipv6Net = v6([0x2000, 0, 0], 3);
 
-static REFUSED_V4: LazyLock<Vec<Ipv4Net>> =
-    LazyLock::new(|| SPECIAL_V4.iter().map(|&(network, bits)| Ipv4Net::new_assert(network, bits)).collect());
-static REFUSED_V6: LazyLock<Vec<Ipv6Net>> =
-    LazyLock::new(|| SPECIAL_V6.iter().map(|&(network, bits)| Ipv6Net::new_assert(network, bits)).collect());
+const fn v4([a, b, c, d]: [u8; 4], bits: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), bits)
+}
+
+/// The network of an address that begins with these segments; the others are 0.
+const fn v6([a, b, c]: [u16; 3], bits: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), bits)
+}
 
 /// What the operator lets through.
 #[derive(Args, Clone, Debug, Default)]
@@ -75,8 +81,7 @@ impl FromStr for Networks {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = items(text).map(str::parse).collect::<Result<_, _>>();
-        all.map(Self).map_err(|_| "accepted: networks with commas between, such as 127.0.0.0/8,::1/128".to_owned())
+        list(text, |item| item.parse().ok(), "networks with commas between, such as 127.0.0.0/8,::1/128").map(Self)
     }
 }
 
@@ -88,13 +93,8 @@ impl FromStr for Ports {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = items(text).map(|port| port.parse().map(NonZeroU16::get)).collect::<Result<_, _>>();
-        all.map(Self).map_err(|_| "accepted: ports with commas between, such as 81,444".to_owned())
+        list(text, |item| item.parse().ok().map(NonZeroU16::get), "ports with commas between, such as 81,444").map(Self)
     }
-}
-
-fn items(text: &str) -> impl Iterator<Item = &str> {
-    (!text.trim().is_empty()).then(|| text.split(',').map(str::trim)).into_iter().flatten()
 }
 
 /// Why a webhook may not be sent to a URL. It reveals nothing about the network behind the address.
@@ -119,29 +119,20 @@ pub enum Forbidden {
 pub struct Guard {
     allowed: Arc<[IpNet]>,
     ports: Arc<[u16]>,
-    own: Own,
+    own: OwnAddresses,
 }
 
 impl Guard {
     /// Creates a guard from the settings, for this machine.
     #[must_use]
     pub fn new(settings: &AddressSettings) -> Self {
-        Self::for_machine(settings, Own::Interfaces(Arc::default()))
-    }
-
-    /// Creates a guard for a machine with the addresses `own`.
-    #[must_use]
-    pub fn with_own(settings: &AddressSettings, own: &[IpAddr]) -> Self {
-        Self::for_machine(settings, Own::Given(own.into()))
-    }
-
-    fn for_machine(settings: &AddressSettings, own: Own) -> Self {
-        Self { allowed: settings.webhook_allow_networks.0.clone().into(), ports: settings.webhook_allow_ports.0.clone().into(), own }
+        let AddressSettings { webhook_allow_networks: Networks(allowed), webhook_allow_ports: Ports(ports) } = settings.clone();
+        Self { allowed: allowed.into(), ports: ports.into(), own: OwnAddresses::default() }
     }
 
     /// A guard that also allows what `others` allow.
     #[must_use]
-    pub fn or(&self, others: &AddressSettings) -> Self {
+    pub fn allowing_also(&self, others: &AddressSettings) -> Self {
         Self {
             allowed: self.allowed.iter().chain(&others.webhook_allow_networks.0).copied().collect(),
             ports: self.ports.iter().chain(&others.webhook_allow_ports.0).copied().collect(),
@@ -200,21 +191,16 @@ pub fn canonical(mut url: url::Url) -> url::Url {
 
 fn is_public(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(address) => REFUSED_V4.iter().all(|network| !network.contains(&address)),
+        IpAddr::V4(address) => SPECIAL_V4.iter().all(|network| !network.contains(&address)),
         // An address that embeds another one (mapped, NAT64, 6to4, Teredo) is always refused: it lies outside `2000::/3` or in a special
         // network.
-        IpAddr::V6(address) => {
-            Ipv6Net::new_assert(GLOBAL_V6.0, GLOBAL_V6.1).contains(&address) && REFUSED_V6.iter().all(|network| !network.contains(&address))
-        }
+        IpAddr::V6(address) => GLOBAL_V6.contains(&address) && SPECIAL_V6.iter().all(|network| !network.contains(&address)),
     }
 }
 
 /// The machine's own addresses. Even a public one leads back to this machine, past every firewall in front of it.
-#[derive(Clone, Debug)]
-enum Own {
-    Given(Arc<[IpAddr]>),
-    Interfaces(Arc<Mutex<Option<Interfaces>>>),
-}
+#[derive(Clone, Debug, Default)]
+struct OwnAddresses(Arc<Mutex<Option<Interfaces>>>);
 
 /// The addresses of the interfaces, and when they were read.
 #[derive(Debug)]
@@ -226,18 +212,13 @@ struct Interfaces {
 /// How long the addresses of the interfaces are used before they are read again. Addresses come and go.
 const BELIEVED_FOR: Duration = Duration::from_secs(5);
 
-impl Own {
+impl OwnAddresses {
     fn contains(&self, address: IpAddr) -> bool {
-        match self {
-            Self::Given(own) => own.contains(&address),
-            Self::Interfaces(read) => {
-                let mut read = read.lock().unwrap_or_else(PoisonError::into_inner);
-                if read.as_ref().is_none_or(|known| known.read_at.elapsed() > BELIEVED_FOR) {
-                    believe(&mut read, interfaces());
-                }
-                may_be_own(read.as_ref(), address)
-            }
+        let mut read = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.as_ref().is_none_or(|known| known.read_at.elapsed() > BELIEVED_FOR) {
+            believe(&mut read, interfaces());
         }
+        may_be_own(read.as_ref(), address)
     }
 }
 

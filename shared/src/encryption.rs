@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::rand::SecureRandom;
 use ring::{hkdf, hmac};
 use uuid::Uuid;
 
-use crate::secret::Secret;
+use crate::secret::{Secret, random_bytes};
+use crate::settings::list;
 
 /// Where an encrypted value is stored. It can be decrypted only for this place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,23 +87,20 @@ impl fmt::Debug for Keyring {
     }
 }
 
-const ACCEPTED: &str = "accepted: NAME:BASE64 with 1 to 32 letters, digits, - or _ and the base64 of 32 bytes (`openssl rand -base64 32`); \
+const ACCEPTED: &str = "NAME:BASE64 with 1 to 32 letters, digits, - or _ and the base64 of 32 bytes (`openssl rand -base64 32`); \
     several with commas between: the first one encrypts, all decrypt";
 
 impl FromStr for Keyring {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.trim().is_empty() {
-            return Ok(Self::default());
-        }
-        let keys: Vec<Key> = text.split(',').map(|item| read(item.trim()).ok_or(ACCEPTED)).collect::<Result<_, _>>()?;
+        let keys = list(text, parse_key, ACCEPTED)?;
         let twice = keys.iter().enumerate().any(|(index, key)| keys[..index].iter().any(|other| other.id == key.id));
         if twice { Err("accepted: each name once".to_owned()) } else { Ok(Self(keys.into())) }
     }
 }
 
-fn read(item: &str) -> Option<Key> {
+fn parse_key(item: &str) -> Option<Key> {
     let (id, encoded) = item.split_once(':')?;
     let named = (1..=32).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     let bytes = STANDARD.decode(encoded.trim()).ok().filter(|bytes| named && bytes.len() == 32)?;
@@ -135,8 +132,7 @@ impl Keyring {
     #[must_use]
     pub fn seal(&self, place: SealedFor<'_>, plain: &[u8]) -> AtRest {
         let Some(key) = self.0.first() else { return AtRest { key_id: None, bytes: plain.to_vec() } };
-        let mut nonce = [0; NONCE_LEN];
-        ring::rand::SystemRandom::new().fill(&mut nonce).expect("the operating system gives random bytes");
+        let nonce = random_bytes::<NONCE_LEN>();
         let mut ciphertext = plain.to_vec();
         let sealed = key.cipher.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(place.name()), &mut ciphertext);
         sealed.expect("what is encrypted is far below the limit of 64 GiB");

@@ -1,6 +1,6 @@
 //! Code that `api` and `worker` share.
 //!
-//! - formats: [`contract`] (bodies of answers and webhooks), [`message`], [`standard_webhooks`];
+//! - formats: [`contract`] (bodies of answers and webhooks), [`message`], [`standard_webhooks`], [`call_error`] (why a call failed);
 //! - storage: [`store`] (all SQL statements, and the only module that uses sqlx), [`encryption`] (of the secrets in it);
 //! - decisions: [`backoff`] (when a message is tried again), [`policy`] (which message is tried next), [`forecast`] (when a message will be
 //!   signed), [`address_guard`] (where webhooks may go);

@@ -6,9 +6,9 @@
 //! prefers a retry that has been due for [`RETRY_OVERDUE_WINDOWS`] windows. The count is kept in the slot, so this holds for any number of
 //! workers, and for a single slot too.
 //!
-//! The claim (`store::sign_claim`) does this in SQL, with these constants; a test compares it with [`pick`]. The simulation that the
-//! constants were chosen with runs [`pick`] itself. This module does not depend on the rest of the crate, so that the simulation can
-//! include it.
+//! The claim (`store::sign_claim`) does this in SQL, with these constants. [`pick`] is a model of it: a test compares the two, and the
+//! simulation that the constants were chosen with runs [`pick`]. This module does not depend on the rest of the crate, so that the
+//! simulation can include it.
 
 use std::time::Duration;
 

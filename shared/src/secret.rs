@@ -1,6 +1,8 @@
-//! A value that never prints.
+//! A value that never prints, and the random bytes that secrets are made of.
 
 use std::fmt;
+
+use ring::rand::SecureRandom;
 
 /// Wraps a value that must not reach a log, a span or an error message. Reading it takes an explicit call, which is easy to search for.
 #[derive(Clone, PartialEq, Eq)]
@@ -22,6 +24,17 @@ impl<T> fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
     }
+}
+
+/// Random bytes that nobody can predict.
+///
+/// # Panics
+/// If the operating system provides none.
+#[must_use]
+pub fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
+    bytes
 }
 
 #[cfg(test)]

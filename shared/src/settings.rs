@@ -103,6 +103,17 @@ pub fn non_empty<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -
     if text.trim().is_empty() { Ok(None) } else { parse(text.trim()).map(Some) }
 }
 
+/// Parses a list with commas between, each item with `read`; empty: no items.
+///
+/// # Errors
+/// What is `accepted`, if `read` takes an item for wrong.
+pub fn list<T>(text: &str, read: impl Fn(&str) -> Option<T>, accepted: &str) -> Result<Vec<T>, String> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    text.split(',').map(|item| read(item.trim()).ok_or_else(|| format!("accepted: {accepted}"))).collect()
+}
+
 /// A whole number within `range`.
 pub fn whole_number<T: FromStr + PartialOrd + Display + Clone>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone {
     move |text| {

@@ -4,9 +4,9 @@
 use std::str::FromStr;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use ring::{hmac, rand::SecureRandom};
+use ring::hmac;
 
-use crate::secret::Secret;
+use crate::secret::{Secret, random_bytes};
 
 const PREFIX: &str = "whsec_";
 
@@ -32,9 +32,7 @@ impl WebhookSecret {
     /// If the operating system can't provide random bytes.
     #[must_use]
     pub fn generate() -> Self {
-        let mut bytes = vec![0; 32];
-        ring::rand::SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
-        Self(Secret::new(bytes))
+        Self(Secret::new(random_bytes::<32>().to_vec()))
     }
 
     /// The decoded bytes, for the store.

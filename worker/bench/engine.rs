@@ -11,9 +11,9 @@ use std::sync::Arc;
 use clap::Parser;
 use shared::settings::DatabaseSettings;
 use shared::store::low_water::Marks;
-use shared::store::receivers::Wanted;
+use shared::store::receivers::{Room, Wanted};
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{Call, SignEnding, SignFinish, UpstreamNews};
 use shared::store::upstream::WorkerId;
 use shared::store::webhook_claim::WebhookJob;
 use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
@@ -21,7 +21,7 @@ use shared::store::{Audience, Claimed, Hint, JobKind, Store, StoreError};
 use shared::units::Rate;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use worker::driver::{self, NextClaim, Pace, Queue};
+use worker::driver::{self, NextClaim, Pace, Queue, Stop};
 use worker::finisher::Finisher;
 use worker::settings::Queues;
 use worker::sign::claims::Claims;
@@ -63,12 +63,12 @@ impl Queue for Sign {
         self.claims.claim(most).await
     }
 
-    async fn work(&self, job: SignJob, _give_up: CancellationToken) -> NextClaim {
+    async fn work(&self, job: SignJob, _stop: Stop) -> NextClaim {
         let finish = SignFinish {
             digest: job.message.digest(),
             lease: job.lease,
             ending: SignEnding::Signed("c2lnbmF0dXJl".to_owned()),
-            called: true,
+            call: Call::Ended,
             status: Some(200),
             error: None,
             upstream: UpstreamNews::None,
@@ -93,10 +93,12 @@ impl Queue for Webhook {
     }
 
     async fn claim(&self, most: usize) -> Result<Claimed<WebhookJob>, StoreError> {
-        Ok(self.store.claim_webhook_jobs(&Wanted::up_to(most), LEASE).await?.claimed)
+        let any = Room { in_all: u32::MAX, of_one_server: u32::MAX };
+        let wanted = Wanted { most, per_receiver: u32::MAX, held: Vec::new(), newcomers: any, troubled: any };
+        Ok(self.store.claim_webhook_jobs(&wanted, None, LEASE).await?.0)
     }
 
-    async fn work(&self, job: WebhookJob, _give_up: CancellationToken) -> NextClaim {
+    async fn work(&self, job: WebhookJob, _stop: Stop) -> NextClaim {
         let finish = WebhookFinish {
             lease: job.lease,
             ending: WebhookEnding::Delivered,

@@ -30,8 +30,8 @@ pub trait Queue: Send + Sync + 'static {
     /// Claims up to `most` jobs.
     fn claim(&self, most: usize) -> impl Future<Output = Result<Claimed<Self::Job>, StoreError>> + Send;
 
-    /// Works on a job and writes its outcome. If `give_up` is cancelled, gives the job back instead.
-    fn work(&self, job: Self::Job, give_up: CancellationToken) -> impl Future<Output = NextClaim> + Send;
+    /// Works on a job and writes its outcome, or gives it back because of `stop`.
+    fn work(&self, job: Self::Job, stop: Stop) -> impl Future<Output = NextClaim> + Send;
 }
 
 /// What the end of a job means for the next claim.
@@ -41,6 +41,15 @@ pub enum NextClaim {
     AsPlanned,
     /// There is something to claim that no claim knew of: the job is tried again, or its place is free.
     AtOnce,
+}
+
+/// Tells the jobs in flight to stop.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// Once this is cancelled, no call begins: a job without one is given back.
+    pub begin_nothing: CancellationToken,
+    /// Once this is cancelled, every job is given back, whatever it is doing.
+    pub give_up: CancellationToken,
 }
 
 /// The timing of a driver.
@@ -76,7 +85,7 @@ const GATHER_FOR: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration
 /// something changes. The end of a job in flight is such a change if another job waits for what it held. Whether one waits is known from
 /// the last claim, or is seen by the claim in flight.
 pub async fn run<Q: Queue>(queue: Arc<Q>, pace: Pace, wake: Arc<Notify>, stop: CancellationToken) {
-    let mut driver = Driver::new(queue, wake);
+    let mut driver = Driver::new(queue, wake, stop.clone());
     let claimed = AssertUnwindSafe(driver.claim_until(&stop, pace.poll)).catch_unwind().await;
     if claimed.is_err() {
         stop.cancel();
@@ -101,7 +110,7 @@ struct Driver<Q> {
     /// Whether the last claim failed.
     failing: bool,
     tasks: TaskTracker,
-    give_up: CancellationToken,
+    stop: Stop,
 }
 
 /// A job in flight. It counts until this is dropped.
@@ -121,7 +130,7 @@ impl Drop for InFlight {
 }
 
 impl<Q: Queue> Driver<Q> {
-    fn new(queue: Arc<Q>, wake: Arc<Notify>) -> Self {
+    fn new(queue: Arc<Q>, wake: Arc<Notify>, stop: CancellationToken) -> Self {
         Self {
             queue,
             wake,
@@ -130,7 +139,7 @@ impl<Q: Queue> Driver<Q> {
             others_wait: Arc::new(AtomicBool::new(true)),
             failing: false,
             tasks: TaskTracker::new(),
-            give_up: CancellationToken::new(),
+            stop: Stop { begin_nothing: stop, give_up: CancellationToken::new() },
         }
     }
 
@@ -148,6 +157,7 @@ impl<Q: Queue> Driver<Q> {
             let pause = match claimed {
                 Ok(claimed) => {
                     self.others_wait.store(more_is_due || claimed.next_in.is_some(), Ordering::SeqCst);
+                    // If none was got though one is due, others are just taking it.
                     let again = more_is_due || !claimed.jobs.is_empty() && claimed.next_in == Some(Duration::ZERO);
                     let again_in = claimed.again_in();
                     self.start(claimed.jobs);
@@ -212,10 +222,10 @@ impl<Q: Queue> Driver<Q> {
     /// Starts the claimed jobs.
     fn start(&self, jobs: Vec<Q::Job>) {
         for job in jobs {
-            let (in_flight, queue, give_up) = (InFlight::count_in(self.in_flight.clone()), Arc::clone(&self.queue), self.give_up.clone());
+            let (in_flight, queue, stop) = (InFlight::count_in(self.in_flight.clone()), Arc::clone(&self.queue), self.stop.clone());
             let (wake, others_wait) = (Arc::clone(&self.wake), Arc::clone(&self.others_wait));
             self.tasks.spawn(async move {
-                let next = queue.work(job, give_up).await;
+                let next = queue.work(job, stop).await;
                 drop(in_flight);
                 if next == NextClaim::AtOnce || others_wait.load(Ordering::SeqCst) {
                     wake.notify_one();
@@ -229,7 +239,7 @@ impl<Q: Queue> Driver<Q> {
         self.tasks.close();
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
             tracing::info!(queue = Q::NAME, jobs = self.tasks.len(), "the grace is over: giving back what is in flight");
-            self.give_up.cancel();
+            self.stop.give_up.cancel();
             let _ = tokio::time::timeout(GIVE_BACK_WITHIN, self.tasks.wait()).await;
         }
     }

@@ -32,9 +32,6 @@ const MOST_SIGN_CALLS: u16 = 256;
 /// How long a connection of an operator, or of a metrics collector, may be idle.
 const IDLE: Duration = Duration::from_mins(2);
 
-/// A receiver is not given up before it has been down for this long, however short the retry schedule is.
-const SHORTEST_SCHEDULE: Duration = Duration::from_hours(1);
-
 /// Runs until SIGTERM or SIGINT, then finishes what is in flight.
 ///
 /// # Errors
@@ -62,7 +59,10 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
     let membership = match join(&settings, &store, &stop).await {
         Ok(membership) => {
             start_queues(&settings, &store, Clients { upstream, policy, sender }, &tasks, &stop);
-            prepared.done();
+            // If it is told to stop while it waits, it is not.
+            if !stop.is_cancelled() {
+                prepared.done();
+            }
             membership
         }
         Err(error) => {
@@ -105,7 +105,7 @@ struct Clients {
 fn start_queues(settings: &Settings, store: &Store, clients: Clients, tasks: &Tasks, stop: &CancellationToken) {
     let (sign_wake, webhook_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let finisher = Arc::new(Finisher::new(store.clone()));
-    tasks.spawn(maintenance::run(store.clone(), ages(settings), Arc::clone(&finisher), stop.clone()));
+    tasks.spawn(maintenance::run(store.clone(), Ages::of(settings), Arc::clone(&finisher), stop.clone()));
     let pace = Pace { poll: settings.poll_interval, grace: settings.shutdown_grace };
     if let Some(upstream) = clients.upstream {
         let calls = settings.upstream.upstream_rate.calls().min(MOST_SIGN_CALLS).into();
@@ -113,7 +113,6 @@ fn start_queues(settings: &Settings, store: &Store, clients: Clients, tasks: &Ta
         let queue = SignQueue {
             claims: Claims::new(store.clone(), marks, settings.upstream.upstream_rate, queue::lease(upstream.timeout())),
             calls: Calls::new(calls),
-            stop: stop.clone(),
             upstream,
             retryable: settings.upstream.upstream_retryable_statuses.clone(),
             policy: clients.policy,
@@ -126,25 +125,15 @@ fn start_queues(settings: &Settings, store: &Store, clients: Clients, tasks: &Ta
         let limits = Limits { calls, per_receiver: settings.webhook.webhook_receiver_concurrency.into() };
         let queue = WebhookQueue {
             store: store.clone(),
-            stop: stop.clone(),
             sender,
             seats: Seats::new(limits),
             cursor: Cursor::default(),
             schedule: settings.webhook.webhook_retry_schedule.clone(),
-            finisher: Arc::new(Finisher::new(store.clone())),
+            finisher: Finisher::new(store.clone()),
         };
         tasks.spawn(driver::run(Arc::new(queue), pace, Arc::clone(&webhook_wake), stop.clone()));
     }
     tasks.spawn(listen(store.clone(), sign_wake, webhook_wake, stop.clone()));
-}
-
-fn ages(settings: &Settings) -> Ages {
-    let whole_schedule = settings.webhook.webhook_retry_schedule.whole();
-    Ages {
-        deadline: settings.worker_queues.sign.then_some(settings.sign.sign_deadline),
-        webhooks: settings.worker_queues.webhook.then(|| whole_schedule.max(SHORTEST_SCHEDULE)),
-        retention: settings.retention,
-    }
 }
 
 /// Wakes the drivers when there is something to claim.

@@ -9,7 +9,8 @@ use clap::{Args, Parser};
 use shared::address_guard::AddressSettings;
 use shared::backoff::{Backoff, Jitter, Strategy};
 use shared::secret::Secret;
-use shared::settings::{DatabaseSettings, TelemetrySettings, http_url, listen_address, positive_duration, whole_number};
+use shared::settings::{DatabaseSettings, TelemetrySettings, http_url, list, listen_address, positive_duration, whole_number};
+use shared::store::JobKind;
 use shared::units::{Rate, duration};
 
 /// Calls the signing API for pending requests, within its budget, and delivers webhooks.
@@ -143,11 +144,6 @@ fn header_value(text: &str) -> Result<Secret<http::HeaderValue>, String> {
     Ok(Secret::new(value))
 }
 
-/// Parses a comma-separated list, each item with `read`.
-fn list<T>(text: &str, read: impl Fn(&str) -> Option<T>, accepted: &str) -> Result<Vec<T>, String> {
-    text.split(',').map(|item| read(item.trim()).ok_or_else(|| format!("accepted: {accepted}"))).collect()
-}
-
 /// Which queues a process works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queues {
@@ -161,9 +157,10 @@ impl FromStr for Queues {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let names = list(text, |name| matches!(name, "sign" | "webhook").then(|| name.to_owned()), "sign, webhook, or sign,webhook")?;
-        let has = |name: &str| names.iter().any(|given| given == name);
-        Ok(Self { sign: has("sign"), webhook: has("webhook") })
+        const ACCEPTED: &str = "sign, webhook, or sign,webhook";
+        let kinds = list(text, |name| [JobKind::Sign, JobKind::Webhook].into_iter().find(|kind| kind.name() == name), ACCEPTED)?;
+        let queues = Self { sign: kinds.contains(&JobKind::Sign), webhook: kinds.contains(&JobKind::Webhook) };
+        if kinds.is_empty() { Err(format!("accepted: {ACCEPTED}")) } else { Ok(queues) }
     }
 }
 
@@ -183,9 +180,6 @@ impl FromStr for Statuses {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.trim().is_empty() {
-            return Ok(Self(BTreeSet::new()));
-        }
         let read = |item: &str| item.parse().ok().filter(|status| (400..=599).contains(status));
         list(text, read, "HTTP statuses from 400 to 599 with commas between, such as 429,500,502")
             .map(|all| Self(all.into_iter().collect()))
@@ -220,9 +214,6 @@ impl FromStr for Schedule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.trim().is_empty() {
-            return Ok(Self(Vec::new()));
-        }
         list(text, |item| duration(item).ok(), "durations with commas between, such as 5s,5m,30m").map(Self)
     }
 }

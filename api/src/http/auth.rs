@@ -44,8 +44,8 @@ enum Failed {
 }
 
 impl Keys {
-    /// Starts the task that looks up keys in this store. Until the process is `prepared`, no key is reported as unknown: the bootstrap key may not exist
-    /// yet.
+    /// Starts the task that looks up keys in this store. Until the process is `prepared`, no key is reported as unknown: the bootstrap key
+    /// may not exist yet.
     #[must_use]
     pub fn new(store: Store, prepared: Prepared) -> Self {
         let cache = Cache::builder().max_capacity(MOST_CACHED).time_to_live(BELIEVED_FOR).build();

@@ -20,7 +20,7 @@ use url::Url;
 
 use super::Services;
 use super::fields::Fields;
-use super::headers::{CLIENT_REQUEST_ID, is_client_request_id};
+use super::headers::{ACCEPTED_CLIENT_REQUEST_ID, is_client_request_id};
 use super::problem::{ApiError, Flaw};
 use super::read::read;
 
@@ -100,14 +100,10 @@ impl<'a> ApiExtractor<'a> for Posted {
         if let Some((_, url)) = &parsed.webhook
             && let Err(forbidden) = webhook_addresses.judge(url).await?
         {
-            parsed.flaws.push(flaw("#/webhookUrl", accepted(forbidden)));
+            parsed.flaws.push(Flaw::at("#/webhookUrl", accepted(forbidden)));
         }
         Ok(parsed.posted(most, received_at)?)
     }
-}
-
-pub(super) fn flaw(pointer: &str, detail: impl Into<String>) -> Flaw {
-    Flaw { pointer: pointer.to_owned(), detail: detail.into() }
 }
 
 /// The valid fields of a body, and the flaws of the others.
@@ -129,11 +125,11 @@ impl Parsed {
     fn of(bytes: &[u8]) -> Result<Self, ApiError> {
         let Fields { values: mut fields, repeated } = serde_json::from_slice(bytes).map_err(|error| {
             let not_json = || format!("not JSON: line {}, column {}", error.line(), error.column());
-            ApiError::Invalid(vec![flaw("#", if error.is_data() { "accepted: an object".to_owned() } else { not_json() })])
+            ApiError::Invalid(vec![Flaw::at("#", if error.is_data() { "accepted: an object".to_owned() } else { not_json() })])
         })?;
-        let mut flaws: Vec<Flaw> = repeated.iter().map(|name| flaw(&format!("#/{}", escaped(name)), "there more than once")).collect();
+        let mut flaws: Vec<Flaw> = repeated.iter().map(|name| Flaw::at(format!("#/{}", escaped(name)), "there more than once")).collect();
         if !fields.contains_key("message") {
-            flaws.push(flaw("#/message", "missing"));
+            flaws.push(Flaw::at("#/message", "missing"));
         }
         let message =
             text(&mut fields, "message", &mut flaws, |text| if text.is_empty() { Err("accepted: at least one byte") } else { Ok(()) });
@@ -143,11 +139,11 @@ impl Parsed {
             Ok(())
         });
         let webhook_headers = headers(fields.remove("webhookHeaders"), &mut flaws);
-        let check_id = |id: &str| if is_client_request_id(id) { Ok(()) } else { Err(CLIENT_REQUEST_ID) };
+        let check_id = |id: &str| if is_client_request_id(id) { Ok(()) } else { Err(ACCEPTED_CLIENT_REQUEST_ID) };
         let client_request_id = text(&mut fields, "clientRequestId", &mut flaws, check_id);
         for name in fields.keys() {
             let accepted = "unknown field; accepted: message, webhookUrl, webhookHeaders, clientRequestId";
-            flaws.push(flaw(&format!("#/{}", escaped(name)), accepted));
+            flaws.push(Flaw::at(format!("#/{}", escaped(name)), accepted));
         }
         Ok(Self { message, webhook: posted_url.zip(url), webhook_headers, client_request_id, flaws })
     }
@@ -178,7 +174,7 @@ fn first_flaws(mut flaws: Vec<Flaw>) -> Vec<Flaw> {
             flaw.pointer.truncate(end);
         }
     }
-    flaws.extend((more > 0).then(|| flaw("#", format!("and {more} more"))));
+    flaws.extend((more > 0).then(|| Flaw::at("#", format!("and {more} more"))));
     flaws
 }
 
@@ -196,7 +192,7 @@ fn text(
         },
         _ => "accepted: text",
     };
-    flaws.push(flaw(&format!("#/{name}"), problem));
+    flaws.push(Flaw::at(format!("#/{name}"), problem));
     None
 }
 
@@ -226,7 +222,7 @@ fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, Stri
         None => return headers,
         Some(Value::Object(given)) if given.len() <= MOST_HEADERS => given,
         Some(_) => {
-            flaws.push(flaw("#/webhookHeaders", format!("accepted: an object of up to {MOST_HEADERS} header names with their values")));
+            flaws.push(Flaw::at("#/webhookHeaders", format!("accepted: an object of up to {MOST_HEADERS} header names with their values")));
             return headers;
         }
     };
@@ -237,7 +233,7 @@ fn headers(value: Option<Value>, flaws: &mut Vec<Flaw>) -> BTreeMap<String, Stri
         } else {
             let accepted =
                 format!("accepted: a header name of up to {LONGEST_HEADER_NAME} characters with a value of up to {LONGEST_HEADER_VALUE}");
-            flaws.push(flaw(&format!("#/webhookHeaders/{}", escaped(&name)), accepted));
+            flaws.push(Flaw::at(format!("#/webhookHeaders/{}", escaped(&name)), accepted));
         }
     }
     headers
@@ -327,7 +323,7 @@ mod tests {
 
     #[test]
     fn addresses_with_credentials_or_another_scheme_are_refused() {
-        let guard = Guard::with_own(&AddressSettings::default(), &[]);
+        let guard = Guard::new(&AddressSettings::default());
         for url in [
             "http://u:p@h/",
             "http://u@h/",

@@ -19,8 +19,8 @@ impl Preferences {
     pub fn of(headers: &HeaderMap) -> Self {
         let mut preferences = Self::default();
         let lines = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
-        for preference in lines.flat_map(|line| line.split(',')) {
-            let preference = preference.split(';').next().unwrap_or_default().trim();
+        for preference in lines.flat_map(|line| unquoted_parts(line, ',')) {
+            let preference = unquoted_parts(preference, ';').next().unwrap_or_default().trim();
             let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
             match name.trim().to_ascii_lowercase().as_str() {
                 "respond-async" => preferences.respond_async = true,
@@ -51,14 +51,28 @@ impl Preferences {
     }
 }
 
+/// Splits `text` at `separator`, except inside quoted strings.
+fn unquoted_parts(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |c| {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            _ => return c == separator && !quoted,
+        }
+        false
+    })
+}
+
 /// Parses a number of seconds. A number that is too large for any wait becomes the largest.
 fn seconds(text: &str) -> Option<u32> {
     let is_number = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
     is_number.then(|| text.parse().unwrap_or(u32::MAX))
 }
 
-/// What `clientRequestId` and `Idempotency-Key` accept.
-pub const CLIENT_REQUEST_ID: &str = "1 to 128 printable characters";
+/// What `clientRequestId` accepts.
+pub const ACCEPTED_CLIENT_REQUEST_ID: &str = "accepted: 1 to 128 printable characters";
 /// Maximum number of characters of one.
 pub const LONGEST_CLIENT_REQUEST_ID: usize = 128;
 
@@ -77,7 +91,7 @@ pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, &'static s
     const REFUSED: &str = "Idempotency-Key: accepted: 1 to 128 printable characters, bare or in quotes, once";
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else { return Ok(None) };
-    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| REFUSED)?.trim();
+    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| REFUSED)?.trim_matches([' ', '\t']);
     let key = match text.strip_prefix('"') {
         Some(quoted) => unquoted(quoted).ok_or(REFUSED)?,
         None => text.to_owned(),
@@ -118,6 +132,10 @@ mod tests {
         assert_eq!(prefers(&["handling=lenient, Wait=10; x=y"]), Preferences { respond_async: false, wait: Some(10) });
         assert_eq!(prefers(&["respond-async", "wait=5, wait=9"]), Preferences { respond_async: true, wait: Some(5) });
         assert_eq!(prefers(&["wait=soon, wait=-1, wait"]), Preferences::default());
+        assert_eq!(
+            prefers(&[r#"note="x, respond-async; \", wait=3", wait="7"; a="b;c""#]),
+            Preferences { respond_async: false, wait: Some(7) }
+        );
     }
 
     #[test]
@@ -138,6 +156,7 @@ mod tests {
         let read = |text: &str| idempotency_key(&headers("idempotency-key", &[text]));
         assert_eq!(read("abc-1"), Ok(Some("abc-1".to_owned())));
         assert_eq!(read("\"abc-1\""), read("abc-1"));
+        assert_eq!(read("\u{3000}a\t"), Ok(Some("\u{3000}a".to_owned())), "as the body says it");
         assert_eq!(read(r#""a\"b\\c""#), Ok(Some(r#"a"b\c"#.to_owned())));
         for text in ["", "\"", "\"a", "\"a\"b", r#""\x""#, &"x".repeat(129)] {
             assert!(read(text).is_err(), "{text}");

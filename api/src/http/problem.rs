@@ -42,6 +42,14 @@ pub struct Flaw {
     pub pointer: String,
 }
 
+impl Flaw {
+    /// What is wrong at this place.
+    #[must_use]
+    pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { detail: detail.into(), pointer: pointer.into() }
+    }
+}
+
 /// Why a request failed.
 #[derive(Clone, Debug)]
 pub enum ApiError {
@@ -181,9 +189,9 @@ impl IntoResponse for ApiError {
             status: status.as_u16(),
             errors: match &self {
                 Self::Invalid(flaws) => Some(flaws.clone()),
-                Self::MessageTooLong(_) => Some(vec![Flaw { detail: detail.clone(), pointer: "#/message".to_owned() }]),
+                Self::MessageTooLong(_) => Some(vec![Flaw::at("#/message", detail.clone())]),
                 // The header means the same as this field.
-                Self::BadIdempotencyKey(_) => Some(vec![Flaw { detail: detail.clone(), pointer: "#/clientRequestId".to_owned() }]),
+                Self::BadIdempotencyKey(_) => Some(vec![Flaw::at("#/clientRequestId", detail.clone())]),
                 _ => None,
             },
             detail,

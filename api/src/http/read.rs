@@ -6,8 +6,7 @@ use poem::http::header;
 use poem::{Body, Request};
 use tokio::io::AsyncReadExt;
 
-use super::body::flaw;
-use super::problem::ApiError;
+use super::problem::{ApiError, Flaw};
 
 /// How long a body may take to arrive.
 const READ_WITHIN: Duration = Duration::from_secs(10);
@@ -26,7 +25,7 @@ pub(super) async fn read(request: &Request, body: Body, most: usize) -> Result<V
     match tokio::time::timeout(READ_WITHIN, read_up_to(body, most)).await {
         Ok(Ok(Some(bytes))) => Ok(bytes),
         Ok(Ok(None)) => Err(ApiError::TooLarge),
-        Ok(Err(_)) => Err(ApiError::Invalid(vec![flaw("#", "the body ended before its announced end")])),
+        Ok(Err(_)) => Err(ApiError::Invalid(vec![Flaw::at("#", "the body ended before its announced end")])),
         Err(_) => Err(ApiError::SlowBody),
     }
 }

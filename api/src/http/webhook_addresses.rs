@@ -40,6 +40,6 @@ impl WebhookAddresses {
             tracing::warn!(error = display_chain(&error), "can't ask where workers send webhooks");
             ApiError::Unavailable
         })?;
-        Ok(allowed.map_or(Ok(()), |allowed| self.own.or(&allowed).check(url)))
+        Ok(allowed.map_or(Ok(()), |allowed| self.own.allowing_also(&allowed).check(url)))
     }
 }

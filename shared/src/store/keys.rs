@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use ring::{hmac, rand::SecureRandom};
+use ring::hmac;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Result, Store, StoreError, duration, listen};
+use super::{Result, Store, StoreError, duration, listen, place};
 use crate::encryption::SealedFor;
 use crate::message::sha256;
-use crate::secret::Secret;
+use crate::secret::{Secret, random_bytes};
 use crate::standard_webhooks::WebhookSecret;
 use crate::telemetry::display_chain;
 
@@ -61,9 +61,7 @@ impl ApiKey {
     /// If the operating system provides no random bytes.
     #[must_use]
     pub fn generate() -> Self {
-        let mut bytes = [0; 32];
-        ring::rand::SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
-        Self(Secret::new(format!("cs_{}", URL_SAFE_NO_PAD.encode(bytes))))
+        Self(Secret::new(format!("cs_{}", URL_SAFE_NO_PAD.encode(random_bytes::<32>()))))
     }
 
     /// A key that a caller presented.
@@ -183,7 +181,7 @@ impl Store {
         .await?;
         let mut callers = vec![None; digests.len()];
         for row in rows {
-            let place = usize::try_from(row.ord - 1).map_err(|_| StoreError::Corrupt("place"))?;
+            let place = place(row.ord)?;
             if digests[place].is(&row.digest) {
                 let scopes: Result<Vec<Scope>, _> = row.scopes.iter().map(|scope| scope.parse()).collect();
                 // An expiry too far away to be represented is never.

@@ -1,4 +1,4 @@
-//! Who holds a job, and until when; the results of claims and finishes, for any kind of job.
+//! Jobs of any kind: who holds one, and until when; the results of claims and finishes.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,9 +8,29 @@ use uuid::Uuid;
 use super::Result;
 use crate::telemetry::display_chain;
 
-/// Identifies a job.
+/// The kind of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct JobId(pub(super) i64);
+pub enum JobKind {
+    /// Get a message signed.
+    Sign,
+    /// Send a webhook to a receiver.
+    Webhook,
+}
+
+impl JobKind {
+    /// Its name in notifications, logs and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sign => "sign",
+            Self::Webhook => "webhook",
+        }
+    }
+}
+
+/// Identifies a job.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct JobId(pub(super) i64);
 
 /// The right to work on one job. Only a claim creates one, and finishing the job takes it: there is no other way to write an outcome.
 ///
@@ -57,19 +77,6 @@ impl Lease {
     /// The same lease, with a slot of the upstream's budget.
     pub(super) fn with_slot(self, slot: Slot) -> Self {
         Self { slot: Some(slot), ..self }
-    }
-
-    /// The same lease, but the slot stays taken as if nobody had freed it: until a window after the end of the lease. For a call that may
-    /// not have arrived yet.
-    #[must_use]
-    pub fn leaving_its_slot(self) -> Self {
-        Self { slot: None, ..self }
-    }
-
-    /// The job.
-    #[must_use]
-    pub fn job(&self) -> JobId {
-        self.job
     }
 
     /// How much of the lease is left. Work that can take longer must not begin.

@@ -5,27 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Store;
-
-/// The kind of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum JobKind {
-    /// Get a message signed.
-    Sign,
-    /// Send a webhook to a receiver.
-    Webhook,
-}
-
-impl JobKind {
-    /// Its name in notifications, logs and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Sign => "sign",
-            Self::Webhook => "webhook",
-        }
-    }
-}
+use super::{JobKind, Store};
 
 /// What a notification hints at.
 #[derive(Clone, Debug, PartialEq, Eq)]

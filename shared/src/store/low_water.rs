@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
-use super::{Result, Store};
+use super::{Result, Store, within};
 use crate::telemetry::display_chain;
 
 /// Where a scan starts. The default is the beginning.
@@ -109,14 +109,10 @@ impl Marks {
     async fn scan_behind(self, mark: LowWater) {
         let began = Instant::now();
         // A server that vanished silently must not block all later full scans.
-        let found = match tokio::time::timeout(WITHIN, self.store.behind(mark)).await {
-            Ok(Ok(found)) => Some(found),
-            Ok(Err(error)) => {
-                tracing::warn!(error = display_chain(&error), "can't scan for jobs behind the low-water mark");
-                None
-            }
-            Err(_) => None,
-        };
+        let found = within(WITHIN, self.store.behind(mark)).await;
+        let found =
+            found.inspect_err(|error| tracing::warn!(error = display_chain(error), "can't scan for jobs behind the low-water mark"));
+        let found = found.ok();
         self.state().record_full_scan(began.elapsed(), found);
         if found.is_some_and(|found| found != LowWater::default()) {
             self.wake.notify_one();

@@ -73,8 +73,9 @@ use crate::encryption::{EncryptionError, Keyring};
 use crate::settings::DatabaseSettings;
 use crate::telemetry::display_chain;
 
-pub use lease::{Claimed, Finished, JobId, Lease};
-pub use listen::{Audience, Hint, JobKind};
+use lease::JobId;
+pub use lease::{Claimed, Finished, JobKind, Lease};
+pub use listen::{Audience, Hint};
 
 /// Why a store operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -272,6 +273,11 @@ fn seconds(duration: Duration) -> f64 {
 /// Seconds, as Postgres's `extract(epoch …)` gives them, as a duration. The past is zero.
 fn duration(seconds: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds.max(0.0)).ok()
+}
+
+/// The index of an item of a statement that was given `with ordinality`, which counts from 1.
+fn place(ord: i64) -> Result<usize> {
+    usize::try_from(ord - 1).map_err(|_| StoreError::Corrupt("place"))
 }
 
 /// A count that Postgres returned as a signed number.

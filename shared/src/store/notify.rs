@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::database::Database;
-use super::listen::{Hint, JOBS, JobKind, MOST_HINTS, RESULTS, results_payload};
-use super::{Store, StoreError};
+use super::listen::{Hint, JOBS, MOST_HINTS, RESULTS, results_payload};
+use super::{JobKind, Store, within};
 use crate::telemetry::display_chain;
 
 /// The pause from the end of one notification to the start of the next, for those that are sent after a commit. Each one wakes everything
@@ -74,8 +74,7 @@ impl Notifier {
                 &payloads,
             )
             .fetch_all(&database);
-            let sent = tokio::time::timeout(SEND_WITHIN, send).await;
-            if let Err(error) = sent.map_err(|_| StoreError::TimedOut).and_then(|sent| sent.map_err(StoreError::from)) {
+            if let Err(error) = within(SEND_WITHIN, async { Ok(send.await?) }).await {
                 tracing::debug!(error = display_chain(&error), "could not notify; those who wait look by themselves");
             }
             tokio::time::sleep(BETWEEN).await;

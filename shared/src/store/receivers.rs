@@ -9,13 +9,7 @@ pub(super) const WATCHED_WITHIN: Duration = Duration::from_hours(1);
 
 /// Identifies a receiver: an address without its identifiers, for one API key (`receiver_of` in the migrations).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReceiverId(pub(super) Uuid);
-
-impl From<Uuid> for ReceiverId {
-    fn from(id: Uuid) -> Self {
-        Self(id)
-    }
-}
+pub struct ReceiverId(pub Uuid);
 
 /// What is known about a receiver. New and troubled ones may hold a call for long, so each of these standings has a limited share of the
 /// calls, and can't get in the way of the others.
@@ -42,8 +36,6 @@ pub struct Wanted {
     pub newcomers: Room,
     /// The maximum number of jobs of receivers that are [troubled](Standing::Troubled).
     pub troubled: Room,
-    /// The receiver at which the last claim stopped; `None` to begin with the first.
-    pub after: Option<ReceiverId>,
 }
 
 /// The jobs of one receiver that a process holds.
@@ -66,17 +58,4 @@ pub struct Room {
     pub in_all: u32,
     /// How many of one server there may be, including those that are held.
     pub of_one_server: u32,
-}
-
-impl Room {
-    /// Room for any number.
-    pub const UNLIMITED: Self = Self { in_all: u32::MAX, of_one_server: u32::MAX };
-}
-
-impl Wanted {
-    /// Up to `most` jobs, for any receivers.
-    #[must_use]
-    pub fn up_to(most: usize) -> Self {
-        Self { most, per_receiver: u32::MAX, held: Vec::new(), newcomers: Room::UNLIMITED, troubled: Room::UNLIMITED, after: None }
-    }
 }

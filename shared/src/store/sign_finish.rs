@@ -12,7 +12,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::slots::CLOCKS_DRIFT;
-use super::{Finished, Hint, JobKind, Lease, Result, Store, StoreError, listen, notify, seconds};
+use super::{Finished, Hint, JobKind, Lease, Result, Store, StoreError, listen, notify, place, seconds};
 use crate::call_error::CallError;
 use crate::message::MessageDigest;
 
@@ -27,8 +27,8 @@ pub struct SignFinish {
     pub digest: MessageDigest,
     /// What becomes of the job.
     pub ending: SignEnding,
-    /// Whether the call may have reached the upstream. If not, its slot is free again at once.
-    pub called: bool,
+    /// What is known of the call.
+    pub call: Call,
     /// The HTTP status that the upstream answered, if it did.
     pub status: Option<u16>,
     /// What went wrong, if something did.
@@ -38,12 +38,23 @@ pub struct SignFinish {
 }
 
 impl SignFinish {
-    /// The end of a job that is past its deadline. The upstream is not called for it any more.
+    /// The end of an attempt that made no call.
     #[must_use]
-    pub fn past_deadline(lease: Lease, digest: MessageDigest) -> Self {
-        let ending = SignEnding::Failed(Failure::DeadlineExceeded);
-        Self { lease, digest, ending, called: false, status: None, error: None, upstream: UpstreamNews::None }
+    pub fn without_call(lease: Lease, digest: MessageDigest, ending: SignEnding, upstream: UpstreamNews) -> Self {
+        Self { lease, digest, ending, call: Call::NotMade, status: None, error: None, upstream }
     }
+}
+
+/// What is known of the call of an attempt. Says when its slot is free again, and whether the job has had its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// It can't have reached the upstream. Its slot is free at once, and a job that is given back keeps its place.
+    NotMade,
+    /// It has ended. Its slot is free a window from now.
+    Ended,
+    /// Nobody waits for it any more, but it may still arrive. Its slot stays taken as if nobody had freed it: until a window after the end
+    /// of the lease.
+    Abandoned,
 }
 
 /// What becomes of a sign job.
@@ -233,7 +244,7 @@ async fn write(
                 lease_token = null,
                 -- What has to wait waits with the retries.
                 lane = case when o.state = 'pending' and o.delay is not null then 1 else j.lane end,
-                -- An attempt that does not count: it keeps its place, unless there was an answer.
+                -- An attempt that does not count: it keeps its place, unless there was a call.
                 next_run_at = case
                     when o.delay is not null then now() + make_interval(secs => o.delay)
                     when o.called then now()
@@ -311,7 +322,6 @@ async fn write(
     )
     .fetch_all(executor)
     .await?;
-    let place = |ord: i64| usize::try_from(ord - 1).map_err(|_| StoreError::Corrupt("place"));
     written.into_iter().map(|row| Ok(Written { place: place(row.ord)?, opens_webhooks: row.opens_webhooks })).collect()
 }
 
@@ -342,14 +352,15 @@ impl Columns {
                 SignEnding::Unavailable { .. } => ("pending", "unavailable"),
                 SignEnding::Released => ("pending", "released"),
                 // No call was made, so this is not an attempt that counts.
-                SignEnding::Failed(_) if !finish.called => ("failed", "released"),
+                SignEnding::Failed(_) if finish.call == Call::NotMade => ("failed", "released"),
                 SignEnding::Failed(Failure::Refused) => ("failed", "refused"),
                 SignEnding::Failed(_) => ("failed", "try_again"),
             };
             columns.jobs.push(finish.lease.job.0);
             columns.tokens.push(finish.lease.token);
-            columns.slots.push(finish.lease.slot.map(|slot| slot.number));
-            columns.taken_until.push(finish.lease.slot.map(|slot| slot.taken_until));
+            let freed = finish.lease.slot.filter(|_| finish.call != Call::Abandoned);
+            columns.slots.push(freed.map(|slot| slot.number));
+            columns.taken_until.push(freed.map(|slot| slot.taken_until));
             columns.states.push(state);
             columns.verdicts.push(verdict);
             columns.delays.push(match finish.ending {
@@ -368,7 +379,7 @@ impl Columns {
             });
             columns.statuses.push(finish.status.map(i32::from));
             columns.errors.push(finish.error.map(CallError::code));
-            columns.called.push(finish.called);
+            columns.called.push(finish.call != Call::NotMade);
         }
         columns
     }

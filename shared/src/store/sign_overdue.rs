@@ -8,12 +8,12 @@ use crate::message::MessageDigest;
 
 /// Which waiting jobs are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum Scan {
     /// Those at the beginning of the queue. A job that was never tried is usually due since it was posted, so the old ones are there.
     /// Retries, and jobs that met an upstream that was down, are due since later, and are not found.
-    AtThoseDueFirst,
+    OfThoseDueFirst,
     /// Every waiting job. The statement reads all of them.
-    AtAll,
+    Full,
 }
 
 impl Store {
@@ -25,7 +25,7 @@ impl Store {
     pub async fn claim_overdue_sign_jobs(
         &self,
         deadline: Duration,
-        look: Look,
+        scan: Scan,
         most: u32,
         lease: Duration,
     ) -> Result<Vec<(Lease, MessageDigest)>> {
@@ -70,7 +70,7 @@ impl Store {
             seconds(deadline),
             i64::from(most),
             seconds(lease),
-            look == Look::AtAll,
+            scan == Scan::Full,
         )
         .fetch_all(&self.database)
         .await?;

@@ -1,8 +1,10 @@
 //! The addresses that the most recently started worker allows for webhooks. An `api` reads them before it refuses one, because its own
 //! settings may lack it.
 
+use ipnet::IpNet;
+
 use super::{Result, Store, StoreError};
-use crate::address_guard::AddressSettings;
+use crate::address_guard::{AddressSettings, Networks, Ports};
 
 impl Store {
     /// Publishes what this worker allows besides the public internet.
@@ -32,13 +34,11 @@ impl Store {
             .fetch_optional(&self.database)
             .await?;
         let Some(row) = allowed else { return Ok(None) };
-        let corrupt = StoreError::Corrupt("network");
-        let ports = row.ports.into_iter().map(|port| port.to_string()).collect::<Vec<_>>().join(",");
-        match (row.networks.join(",").parse(), ports.parse()) {
-            (Ok(webhook_allow_networks), Ok(webhook_allow_ports)) => {
-                Ok(Some(AddressSettings { webhook_allow_networks, webhook_allow_ports }))
-            }
-            _ => Err(corrupt),
-        }
+        let networks: Result<Vec<IpNet>, _> = row.networks.iter().map(|network| network.parse()).collect();
+        let ports: Result<Vec<u16>, _> = row.ports.into_iter().map(u16::try_from).collect();
+        Ok(Some(AddressSettings {
+            webhook_allow_networks: Networks(networks.map_err(|_| StoreError::Corrupt("network"))?),
+            webhook_allow_ports: Ports(ports.map_err(|_| StoreError::Corrupt("port"))?),
+        }))
     }
 }

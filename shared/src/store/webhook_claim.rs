@@ -83,21 +83,18 @@ pub struct Confidential {
     pub secrets: Vec<WebhookSecret>,
 }
 
-/// What a claim found, and where it stopped looking.
-#[derive(Debug)]
-pub struct ClaimedWebhooks {
-    /// The jobs, and when there can be more.
-    pub claimed: Claimed<WebhookJob>,
-    /// Where the next claim should continue; `None` if every receiver was looked at.
-    pub stopped_at: Option<ReceiverId>,
-}
-
 impl Store {
-    /// Claims webhook jobs for `lease`, a fair share from each receiver.
+    /// Claims webhook jobs for `lease`, a fair share from each receiver. Begins after the receiver `after`; `None`: with the first one. Also
+    /// returns the receiver after which the next claim should begin; `None` if all of the rest were looked at.
     ///
     /// # Errors
     /// If a statement fails. Then nothing was claimed or, if the connection broke during the commit, the leases expire by themselves.
-    pub async fn claim_webhook_jobs(&self, wanted: &Wanted, lease: Duration) -> Result<ClaimedWebhooks> {
+    pub async fn claim_webhook_jobs(
+        &self,
+        wanted: &Wanted,
+        after: Option<ReceiverId>,
+        lease: Duration,
+    ) -> Result<(Claimed<WebhookJob>, Option<ReceiverId>)> {
         let sent_at = ClaimSentAt::now();
         let number = |jobs: u32| i32::try_from(jobs).unwrap_or(i32::MAX);
         let held_by: Vec<Uuid> = wanted.held.iter().map(|held| held.receiver.0).collect();
@@ -239,7 +236,7 @@ impl Store {
                 from retired_webhook_secrets s
                 where s.api_key_id = k.id and s.signs_until > now()
             ) retired on true"#,
-            wanted.after.map_or(Uuid::nil(), |receiver| receiver.0),
+            after.map_or(Uuid::nil(), |receiver| receiver.0),
             STEPS,
             i32::try_from(wanted.per_receiver).unwrap_or(i32::MAX),
             &held_by,
@@ -261,7 +258,7 @@ impl Store {
         let stopped_at = rows.first().and_then(|row| row.stopped_at).map(ReceiverId);
         let ids: Vec<Uuid> = rows.iter().filter_map(|row| row.request_id).collect();
         if ids.is_empty() {
-            return Ok(ClaimedWebhooks { claimed: Claimed { jobs: Vec::new(), next_in, look_again_in: None }, stopped_at });
+            return Ok((Claimed { jobs: Vec::new(), next_in, look_again_in: None }, stopped_at));
         }
         let mut states = match self.requests(&ids).await {
             Ok(states) => states,
@@ -275,7 +272,7 @@ impl Store {
             Err(error) => return Err(error),
         };
         let jobs = readable(rows.into_iter().filter_map(|row| row.into_job(self, &mut states, sent_at, lease)));
-        Ok(ClaimedWebhooks { claimed: Claimed { jobs, next_in, look_again_in: None }, stopped_at })
+        Ok((Claimed { jobs, next_in, look_again_in: None }, stopped_at))
     }
 
     /// Decrypts the secrets and headers of one job. A value that can't be read affects only this job, and must not keep the others from

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Finished, Lease, Result, Store, seconds};
+use super::{Finished, Lease, Result, Store, place, seconds};
 use crate::call_error::CallError;
 
 /// The outcome of an attempt to deliver.
@@ -176,7 +176,11 @@ impl Store {
         )
         .fetch_all(&self.database)
         .await?;
-        Ok((1..).take(finishes.len()).map(|ord| if written.contains(&ord) { Finished::Written } else { Finished::LeaseLost }).collect())
+        let mut results = vec![Finished::LeaseLost; finishes.len()];
+        for ord in written {
+            results[place(ord)?] = Finished::Written;
+        }
+        Ok(results)
     }
 }
 

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use shared::call_error::CallError;
 use shared::store::low_water::LowWater;
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{Call, SignEnding, SignFinish, UpstreamNews};
 use tokio::time::Instant;
 
 use crate::fixture::{EXPIRE, Fixture, LEASE, finish};
@@ -130,7 +130,7 @@ async fn a_probe_that_is_asked_to_wait_has_been_answered_and_one_that_was_not_ma
     let job = f.claim(1).await.remove(0);
     assert!(f.claim(1).await.is_empty());
     let not_made = UpstreamNews::NotProbed { failures: job.breaker_failures };
-    f.store.finish_sign_jobs(&[SignFinish { called: false, upstream: not_made, ..finish(job, SignEnding::Released) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { call: Call::NotMade, upstream: not_made, ..finish(job, SignEnding::Released) }]).await.unwrap();
     let job = f.claim(1).await.remove(0);
     assert_eq!(job.breaker_failures, 3);
     let paused = UpstreamNews::Pause { until: Instant::now() + Duration::from_secs(5), probed: true };
@@ -196,7 +196,7 @@ async fn while_the_breaker_is_open_all_that_wait_say_why() {
     let (one, other) = (f.post("one").await, f.post("other").await);
     let job = f.claim(1).await.remove(0);
     let down = UpstreamNews::Down { probe_in: LEASE, failures: 1 };
-    let gone = SignFinish { called: false, error: Some(CallError::Connection), upstream: down, ..finish(job, UNAVAILABLE) };
+    let gone = SignFinish { call: Call::NotMade, error: Some(CallError::Connection), upstream: down, ..finish(job, UNAVAILABLE) };
     f.store.finish_sign_jobs(&[gone]).await.unwrap();
     let states = f.states(&[one, other]).await;
     let code = |id| states[&id].request.last_error.clone().unwrap().code;

@@ -9,11 +9,10 @@ use shared::settings::DatabaseSettings;
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::accept::{NewRequest, Rejection};
 use shared::store::keys::{ApiKey, Bootstrapped, Changed, Scope};
-use shared::store::receivers::Wanted;
 use shared::store::webhook_claim::WebhookJob;
 use shared::store::{Store, StoreError};
 
-use crate::fixture::{Fixture, LEASE, id, webhook_to};
+use crate::fixture::{Fixture, LEASE, any_receiver, id, webhook_to};
 
 const A: &str = "a:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const B: &str = "b:BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBE=";
@@ -47,7 +46,7 @@ fn request(f: &Fixture, token: &str, idempotency_key: Option<&str>) -> NewReques
 }
 
 async fn claim(store: &Store) -> WebhookJob {
-    store.claim_webhook_jobs(&Wanted::up_to(1), LEASE).await.unwrap().claimed.jobs.remove(0)
+    store.claim_webhook_jobs(&any_receiver(1), None, LEASE).await.unwrap().0.jobs.remove(0)
 }
 
 /// Makes every webhook job and every probe due again.
@@ -135,7 +134,7 @@ async fn a_secret_that_cannot_be_read_holds_up_its_own_webhook_and_no_other() {
         select distinct receiver, 0, null::timestamptz from jobs where kind = 'webhook'",
     )
     .await;
-    let jobs = a.claim_webhook_jobs(&Wanted::up_to(10), LEASE).await.unwrap().claimed.jobs;
+    let jobs = a.claim_webhook_jobs(&any_receiver(10), None, LEASE).await.unwrap().0.jobs;
     let of = |id| jobs.iter().find(|job| job.request.id == id).unwrap();
     assert_eq!(token(of(one)), "one");
     assert_eq!(of(two).confidential.as_ref().unwrap_err(), &EncryptionError::Forged("a".to_owned()));

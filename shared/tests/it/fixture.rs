@@ -15,9 +15,10 @@ use shared::standard_webhooks::WebhookSecret;
 use shared::store::accept::{Accepted, NewRequest, Stored, WebhookTarget};
 use shared::store::keys::{ApiKey, KeyId, Scope};
 use shared::store::low_water::LowWater;
+use shared::store::receivers::{Room, Wanted};
 use shared::store::requests::RequestState;
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{Call, SignEnding, SignFinish, UpstreamNews};
 use shared::store::upstream::{Agreement, WorkerId};
 use shared::store::{Claimed, Store, StoreError};
 use shared::units::Rate;
@@ -257,12 +258,20 @@ impl Fixture {
     }
 }
 
+/// Room for any number of jobs.
+pub(crate) const ANY_NUMBER: Room = Room { in_all: u32::MAX, of_one_server: u32::MAX };
+
+/// Up to `most` jobs, for any receivers.
+pub(crate) fn any_receiver(most: usize) -> Wanted {
+    Wanted { most, per_receiver: u32::MAX, held: Vec::new(), newcomers: ANY_NUMBER, troubled: ANY_NUMBER }
+}
+
 pub(crate) fn finish(job: SignJob, ending: SignEnding) -> SignFinish {
     SignFinish {
         digest: job.message.digest(),
         lease: job.lease,
         ending,
-        called: true,
+        call: Call::Ended,
         status: None,
         error: None,
         upstream: UpstreamNews::None,

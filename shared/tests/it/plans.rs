@@ -5,14 +5,13 @@ use std::time::Duration;
 use shared::store::accept::NewRequest;
 use shared::store::deliveries::Replay;
 use shared::store::low_water::LowWater;
-use shared::store::receivers::Wanted;
 use shared::store::sign_finish::{SignEnding, SignFinish};
-use shared::store::sign_overdue::Look;
+use shared::store::sign_overdue::Scan;
 use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFinish};
 
 use sqlx::Connection;
 
-use crate::fixture::{Fixture, LEASE, finish};
+use crate::fixture::{Fixture, LEASE, any_receiver, finish};
 
 /// Rows of the backlog, which must not affect a statement that works on a few rows.
 const BACKLOG: i64 = 30_000;
@@ -40,7 +39,7 @@ async fn work(f: &Fixture, round: &str) {
     let mut delivered = 0;
     // The first time, the receiver has to show that it works.
     while delivered < 20 {
-        let claimed = f.store.claim_webhook_jobs(&Wanted::up_to(20), LEASE).await.unwrap().claimed.jobs;
+        let claimed = f.store.claim_webhook_jobs(&any_receiver(20), None, LEASE).await.unwrap().0.jobs;
         assert!(!claimed.is_empty());
         delivered += claimed.len();
         let finishes: Vec<WebhookFinish> = claimed
@@ -214,7 +213,7 @@ async fn to_look_for_overdue_jobs_at_the_beginning_of_the_queue_reads_no_waiting
     )
     .await;
     f.count_anew().await;
-    assert!(f.store.claim_overdue_sign_jobs(RETENTION, Look::AtThoseDueFirst, 10, LEASE).await.unwrap().is_empty());
+    assert!(f.store.claim_overdue_sign_jobs(RETENTION, Scan::OfThoseDueFirst, 10, LEASE).await.unwrap().is_empty());
     let f = f.with_new_sessions().await;
     let read = f.counted("select (select sum(idx_tup_read) from pg_stat_user_indexes)::bigint + (select sum(seq_tup_read) from pg_stat_user_tables where relname = 'jobs')::bigint").await;
     assert!(read < 100, "{read} rows were read");

@@ -5,8 +5,8 @@ use futures_util::future::join_all;
 use shared::contract::Status;
 use shared::store::Finished;
 use shared::store::low_water::LowWater;
-use shared::store::sign_finish::{SignEnding, SignFinish};
-use shared::store::sign_overdue::Look;
+use shared::store::sign_finish::{Call, Failure, SignEnding, SignFinish, UpstreamNews};
+use shared::store::sign_overdue::Scan;
 use sqlx::Connection;
 
 use crate::fixture::{EXPIRE, Fixture, LEASE, finish};
@@ -22,7 +22,7 @@ async fn no_more_jobs_are_claimed_than_there_are_slots_and_none_twice() {
     let f = Fixture::new().await;
     f.post_many(50).await;
     let claims = join_all((0..8).map(|_| f.claim(4))).await;
-    let jobs: Vec<_> = claims.iter().flatten().map(|job| job.lease.job()).collect();
+    let jobs: Vec<_> = claims.iter().flatten().map(|job| job.message.text()).collect();
     assert_eq!(jobs.len(), 10);
     assert_eq!(jobs.iter().collect::<HashSet<_>>().len(), 10);
     assert!(f.claim(10).await.is_empty());
@@ -49,7 +49,7 @@ async fn a_call_that_was_never_made_gives_its_slot_back_at_once() {
     f.post_many(2).await;
     let job = f.claim(1).await.remove(0);
     assert!(f.claim(1).await.is_empty());
-    f.store.finish_sign_jobs(&[SignFinish { called: false, ..finish(job, SignEnding::Released) }]).await.unwrap();
+    f.store.finish_sign_jobs(&[SignFinish { call: Call::NotMade, ..finish(job, SignEnding::Released) }]).await.unwrap();
     let again = f.claim(1).await.remove(0);
     assert_eq!((again.message.text(), again.attempt), ("message 0", 1), "it kept its place, and the attempt does not count");
 }
@@ -66,7 +66,7 @@ async fn a_retry_that_was_never_called_keeps_its_place_among_the_retries() {
     let claimed = f.claim(2).await;
     assert_eq!(claimed.len(), 2);
     for job in claimed {
-        f.store.finish_sign_jobs(&[SignFinish { called: false, ..finish(job, SignEnding::Released) }]).await.unwrap();
+        f.store.finish_sign_jobs(&[SignFinish { call: Call::NotMade, ..finish(job, SignEnding::Released) }]).await.unwrap();
     }
     assert_eq!(f.claim(1).await[0].message.text(), "message 0", "it has been due for longer, though the other one is older");
 }
@@ -231,9 +231,12 @@ async fn what_waits_past_its_deadline_is_found_even_when_no_claim_reaches_it() {
     f.run("update jobs set created_at = now() - interval '2 days'; update upstream set paused_until = 'infinity'").await;
     f.post("in time").await;
     let overdue = async |look| f.store.claim_overdue_sign_jobs(Duration::from_hours(24), look, 10, LEASE).await.unwrap();
-    let found = overdue(Look::AtThoseDueFirst).await;
-    assert_eq!((found.len(), overdue(Look::AtThoseDueFirst).await.len(), overdue(Look::AtAll).await.len()), (1, 0, 1));
-    let ends: Vec<_> = found.into_iter().map(|(lease, digest)| SignFinish::past_deadline(lease, digest)).collect();
+    let found = overdue(Scan::OfThoseDueFirst).await;
+    assert_eq!((found.len(), overdue(Scan::OfThoseDueFirst).await.len(), overdue(Scan::Full).await.len()), (1, 0, 1));
+    let ends: Vec<_> = found
+        .into_iter()
+        .map(|(lease, digest)| SignFinish::without_call(lease, digest, SignEnding::Failed(Failure::DeadlineExceeded), UpstreamNews::None))
+        .collect();
     f.store.finish_sign_jobs(&ends).await.unwrap();
     let id = late.id;
     let state = f.state(id).await;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{SignEnding, SignFinish};
+use shared::store::sign_finish::{Call, SignEnding, SignFinish};
 use shared::units::Rate;
 
 use crate::fixture::{Fixture, LEASE, finish};
@@ -96,7 +96,7 @@ impl Play {
             0 => {}
             1 | 2 => self.calls.push((claimed, arrives)),
             // Never sent: given back, or no connection was made.
-            3 => self.open.push((answered, SignFinish { called: false, ending: SignEnding::Released, ..outcome })),
+            3 => self.open.push((answered, SignFinish { call: Call::NotMade, ending: SignEnding::Released, ..outcome })),
             // Suspended after its call, for longer than its lease.
             4 => {
                 self.calls.push((claimed, arrives));

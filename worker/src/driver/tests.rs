@@ -64,14 +64,14 @@ impl Queue for Memory {
         Ok(Claimed { jobs, next_in, look_again_in })
     }
 
-    async fn work(&self, job: u32, give_up: CancellationToken) -> NextClaim {
+    async fn work(&self, job: u32, stop: Stop) -> NextClaim {
         tokio::select! {
             permit = self.finish.0.acquire() => {
                 permit.unwrap().forget();
                 self.done.lock().unwrap().push(job);
                 if job < TRIED_AGAIN { NextClaim::AsPlanned } else { NextClaim::AtOnce }
             }
-            () = give_up.cancelled() => {
+            () = stop.give_up.cancelled() => {
                 self.given_back.fetch_add(1, Ordering::SeqCst);
                 NextClaim::AtOnce
             }

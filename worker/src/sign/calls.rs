@@ -22,17 +22,17 @@ const MOST_FOR_A_CALL: usize = 16;
 /// The mean duration of calls is taken over about this many calls.
 const MEAN_OF: u64 = 256;
 
-/// Hands out turns to call.
+/// Hands out permits to call.
 #[derive(Debug)]
 pub struct Calls {
     at_once: usize,
-    turns: Semaphore,
+    permits: Semaphore,
     mean_nanos: AtomicU64,
 }
 
-/// A turn to call, until it is dropped.
+/// The right to make one call, until it is dropped.
 #[derive(Debug)]
-pub struct Turn<'a> {
+pub struct Permit<'a> {
     calls: &'a Calls,
     _permit: SemaphorePermit<'a>,
 }
@@ -41,13 +41,13 @@ impl Calls {
     /// Allows up to `at_once` calls at the same time. How long they take is not known yet.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
-        Self { at_once, turns: Semaphore::new(at_once), mean_nanos: AtomicU64::new(nanos(BESIDE_THE_CALL)) }
+        Self { at_once, permits: Semaphore::new(at_once), mean_nanos: AtomicU64::new(nanos(BESIDE_THE_CALL)) }
     }
 
-    /// Waits for a turn.
-    pub async fn turn(&self) -> Turn<'_> {
-        let permit = self.turns.acquire().await.expect("the semaphore is never closed");
-        Turn { calls: self, _permit: permit }
+    /// Waits until a call may be made.
+    pub async fn permit(&self) -> Permit<'_> {
+        let permit = self.permits.acquire().await.expect("the semaphore is never closed");
+        Permit { calls: self, _permit: permit }
     }
 
     /// Maximum number of jobs that should be leased, including those whose calls are in flight.
@@ -60,8 +60,8 @@ impl Calls {
     }
 }
 
-impl Turn<'_> {
-    /// Records that the call of this turn began at `began` and has now ended.
+impl Permit<'_> {
+    /// Records that the call of this permit began at `began` and has now ended.
     pub fn ended(self, began: Instant) {
         let took = nanos(began.elapsed());
         let mean = |mean: u64| Some(mean - mean / MEAN_OF + took / MEAN_OF);
@@ -80,10 +80,10 @@ mod tests {
     /// The number of jobs to lease after many calls that each took `took`.
     async fn leased_after(calls: &Calls, took: Duration) -> usize {
         for _ in 0..10 * MEAN_OF {
-            let turn = calls.turn().await;
+            let permit = calls.permit().await;
             let began = Instant::now();
             tokio::time::advance(took).await;
-            turn.ended(began);
+            permit.ended(began);
         }
         calls.most_leased()
     }
@@ -99,20 +99,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_that_nobody_used_says_nothing_of_calls() {
+    async fn a_permit_that_nobody_used_says_nothing_of_calls() {
         let calls = Calls::new(10);
         for _ in 0..10 * MEAN_OF {
-            drop(calls.turn().await);
+            drop(calls.permit().await);
         }
         assert_eq!(calls.most_leased(), 20);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_have_a_turn_at_a_time_than_may() {
+    async fn no_more_have_a_permit_at_a_time_than_may() {
         let calls = Calls::new(2);
-        let (first, _second) = (calls.turn().await, calls.turn().await);
-        assert!(tokio::time::timeout(Duration::from_secs(1), calls.turn()).await.is_err());
+        let (first, _second) = (calls.permit().await, calls.permit().await);
+        assert!(tokio::time::timeout(Duration::from_secs(1), calls.permit()).await.is_err());
         drop(first);
-        calls.turn().await;
+        calls.permit().await;
     }
 }

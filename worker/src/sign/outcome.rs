@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 use shared::backoff::{Backoff, FailedAttempt, Jitter, doubling};
 use shared::call_error::CallError;
-use shared::store::sign_finish::{Failure, SignEnding, UpstreamNews};
+use shared::store::sign_finish::{Call, Failure, SignEnding, UpstreamNews};
 use tokio::time::Instant;
 
 use super::upstream::{BodyError, Reply};
@@ -39,21 +39,23 @@ pub struct Verdict {
     pub status: Option<u16>,
     /// What went wrong, if something did.
     pub error: Option<CallError>,
-    /// Whether the call may have reached the upstream.
-    pub called: bool,
+    /// What is known of the call.
+    pub call: Call,
 }
 
 /// The table of outcomes. `retryable` takes precedence over the rules for single statuses.
 #[must_use]
 pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
-    let verdict = |outcome, status, error| Verdict { outcome, status, error: Some(error), called: true };
+    let verdict = |outcome, status, error| Verdict { outcome, status, error: Some(error), call: Call::Ended };
     match reply {
-        Reply::NotConnected => Verdict { called: false, ..verdict(Outcome::Unavailable { answered: false }, None, CallError::Connection) },
+        Reply::NotConnected => {
+            Verdict { call: Call::NotMade, ..verdict(Outcome::Unavailable { answered: false }, None, CallError::Connection) }
+        }
         Reply::TimedOut => verdict(Outcome::TryAgain, None, CallError::Timeout),
         Reply::Broken => verdict(Outcome::TryAgain, None, CallError::Reset),
         Reply::Answered { status: 200, body, .. } => match body.map(String::from_utf8) {
             Ok(Ok(signature)) if !signature.is_empty() => {
-                Verdict { outcome: Outcome::Signed(signature), status: Some(200), error: None, called: true }
+                Verdict { outcome: Outcome::Signed(signature), status: Some(200), error: None, call: Call::Ended }
             }
             Ok(_) | Err(BodyError::Truncated | BodyError::TooLarge) => verdict(Outcome::TryAgain, Some(200), CallError::Body),
         },

@@ -6,18 +6,17 @@ use std::time::Duration;
 use shared::backoff::FailedAttempt;
 use shared::call_error::CallError;
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{Failure, SignEnding, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{Call, Failure, SignEnding, SignFinish, UpstreamNews};
 use shared::store::{Claimed, JobKind, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
 
 use super::calls::Calls;
 use super::claims::Claims;
 use super::outcome::{RetryPolicy, judge};
 use super::upstream::{Reply, Upstream};
-use crate::driver::{NextClaim, Queue};
+use crate::driver::{NextClaim, Queue, Stop};
 use crate::finisher::Finisher;
 use crate::settings::Statuses;
 
@@ -36,10 +35,8 @@ pub struct SignQueue {
     pub claims: Claims,
     /// Signs the messages.
     pub upstream: Upstream,
-    /// Hands out turns to call.
+    /// Limits the calls.
     pub calls: Calls,
-    /// Cancelled to stop: jobs whose calls have not begun are given back.
-    pub stop: CancellationToken,
     /// The statuses after which a message is tried again.
     pub retryable: Statuses,
     /// When and how often a message is tried again.
@@ -60,7 +57,7 @@ impl Queue for SignQueue {
         self.claims.claim(most).await
     }
 
-    async fn work(&self, job: SignJob, give_up: CancellationToken) -> NextClaim {
+    async fn work(&self, job: SignJob, stop: Stop) -> NextClaim {
         let span = tracing::info_span!(
             "sign.attempt",
             otel.kind = "consumer",
@@ -70,12 +67,14 @@ impl Queue for SignQueue {
         );
         continue_trace(&span, job.traceparent.as_deref());
         let attempt = job.attempt;
-        let finish = self.attempt(job, give_up).instrument(span.clone()).await;
+        let finish = self.attempt(job, stop).instrument(span.clone()).await;
         span.in_scope(|| report(&finish, attempt));
         // A used slot is not free before a window has passed, so the end of this job is no reason to claim. But a worker that receives no
         // notifications must claim whenever there may be a reason.
         let next = match finish.ending {
-            SignEnding::Signed(_) | SignEnding::Failed(_) if finish.called && self.claims.is_listening() => NextClaim::AsPlanned,
+            SignEnding::Signed(_) | SignEnding::Failed(_) if finish.call == Call::Ended && self.claims.is_listening() => {
+                NextClaim::AsPlanned
+            }
             _ => NextClaim::AtOnce,
         };
         self.finisher.finish(finish).instrument(span).await;
@@ -84,52 +83,43 @@ impl Queue for SignQueue {
 }
 
 impl SignQueue {
-    async fn attempt(&self, job: SignJob, give_up: CancellationToken) -> SignFinish {
+    async fn attempt(&self, job: SignJob, stop: Stop) -> SignFinish {
         let began = Instant::now();
         let digest = job.message.digest();
         let not_probed = match job.breaker_failures {
             0 => UpstreamNews::None,
             failures => UpstreamNews::NotProbed { failures },
         };
-        let unsent = |job: SignJob, ending| SignFinish {
-            lease: job.lease,
-            digest,
-            ending,
-            called: false,
-            status: None,
-            error: None,
-            upstream: not_probed,
-        };
+        let without_call = |job: SignJob, ending| SignFinish::without_call(job.lease, digest, ending, not_probed);
         if self.policy.is_overdue(job.age) {
-            return unsent(job, SignEnding::Failed(Failure::DeadlineExceeded));
+            return without_call(job, SignEnding::Failed(Failure::DeadlineExceeded));
         }
-        let turn = tokio::select! {
+        let permit = tokio::select! {
             biased;
-            turn = self.calls.turn() => turn,
-            () = self.stop.cancelled() => return unsent(job, SignEnding::Released),
+            permit = self.calls.permit() => permit,
+            () = stop.begin_nothing.cancelled() => return without_call(job, SignEnding::Released),
         };
-        // A job that waited long for its turn, or was claimed by a process that then stood still, could end when its slot already belongs
+        // A job that waited long for its permit, or was claimed by a process that then stood still, could end when its slot already belongs
         // to another job. So a call that can't end within the lease is not begun.
         if job.lease.left() < self.upstream.timeout() {
             tracing::warn!("too late for a call within the lease");
-            return unsent(job, SignEnding::Released);
+            return without_call(job, SignEnding::Released);
         }
         let called = Instant::now();
         let reply = tokio::select! {
             reply = self.call(&job) => reply,
-            () = give_up.cancelled() => {
-                let unsent = unsent(job, SignEnding::Released);
-                // The call may still be on its way, and could arrive when a slot that is freed now is used again.
-                return SignFinish { lease: unsent.lease.leaving_its_slot(), called: true, upstream: UpstreamNews::None, ..unsent };
+            () = stop.give_up.cancelled() => {
+                let given_back = SignFinish::without_call(job.lease, digest, SignEnding::Released, UpstreamNews::None);
+                return SignFinish { call: Call::Abandoned, ..given_back };
             }
         };
-        turn.ended(called);
+        permit.ended(called);
         // The age was measured at the claim.
         let age = job.age + began.elapsed();
         let attempt = FailedAttempt { attempt: job.attempt, competing: job.competing, interval: job.interval, age };
         let verdict = judge(reply, &self.retryable);
         let (ending, upstream) = self.policy.decide(attempt, job.breaker_failures, verdict.outcome, Instant::now(), &mut rand::rng());
-        SignFinish { lease: job.lease, digest, ending, called: verdict.called, status: verdict.status, error: verdict.error, upstream }
+        SignFinish { lease: job.lease, digest, ending, call: verdict.call, status: verdict.status, error: verdict.error, upstream }
     }
 
     async fn call(&self, job: &SignJob) -> Reply {
@@ -157,7 +147,7 @@ fn report(finish: &SignFinish, attempt: u32) {
         SignEnding::Released => "released",
         SignEnding::Failed(failure) => failure.code(),
     };
-    metrics::counter!("countersign_attempts_total", "queue" => "sign", "outcome" => outcome).increment(1);
+    metrics::counter!("countersign_attempts_total", "queue" => SignQueue::NAME, "outcome" => outcome).increment(1);
     let span = tracing::Span::current();
     span.record("outcome", outcome);
     if error.is_some() {

@@ -6,72 +6,51 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use shared::address_guard::{Forbidden, Guard};
 use tokio::sync::Semaphore;
-
-/// Resolves names to addresses.
-pub trait LookUp: Send + Sync + 'static {
-    /// Returns all addresses of `name`, in the order in which to try them.
-    fn look_up(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
-}
 
 /// Maximum number of look-ups at a time: half of the threads that the runtime has for what blocks. A look-up can't be cancelled. One that
 /// nobody waits for any more still has its thread until the name server's silence is long enough for the operating system. Without a limit,
 /// names of one tenant could take all threads, and the upstream's name would wait for one.
 const LOOK_UPS: usize = 256;
 
-/// The operating system's resolver.
-#[derive(Clone, Debug)]
-pub struct System {
-    free: Arc<Semaphore>,
-    ask: fn(&str) -> io::Result<Vec<IpAddr>>,
-}
-
-impl Default for System {
-    fn default() -> Self {
-        let ask = |name: &str| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect());
-        Self { free: Arc::new(Semaphore::new(LOOK_UPS)), ask }
-    }
-}
-
-impl LookUp for System {
-    fn look_up(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        let (name, ask, free) = (name.to_owned(), self.ask, Arc::clone(&self.free));
-        Box::pin(async move {
-            let permit = free.acquire_owned().await.map_err(io::Error::other)?;
-            let looking_up = tokio::task::spawn_blocking(move || {
-                let found = ask(&name);
-                drop(permit);
-                found
-            });
-            looking_up.await.map_err(io::Error::other)?
-        })
-    }
-}
+/// Returns all addresses of a name, in the order in which to try them. Blocks.
+type LookUp = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// A resolver that returns only addresses that the guard allows.
 pub struct GuardedResolver {
     guard: Guard,
-    look_up: Arc<dyn LookUp>,
+    look_up: Arc<LookUp>,
+    free: Arc<Semaphore>,
 }
 
 impl GuardedResolver {
-    /// Creates a resolver that returns what `look_up` finds and `guard` allows.
-    pub fn new(guard: Guard, look_up: impl LookUp) -> Self {
-        Self { guard, look_up: Arc::new(look_up) }
+    /// Creates a resolver that returns what the operating system finds and `guard` allows.
+    pub fn new(guard: Guard) -> Self {
+        Self::looking_up(guard, LOOK_UPS, |name| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect()))
+    }
+
+    /// The same, with another way to look up names, and with another limit.
+    fn looking_up(guard: Guard, at_once: usize, look_up: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static) -> Self {
+        Self { guard, look_up: Arc::new(look_up), free: Arc::new(Semaphore::new(at_once)) }
     }
 }
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (guard, found) = (self.guard.clone(), self.look_up.look_up(name.as_str()));
+        let (guard, look_up, free) = (self.guard.clone(), Arc::clone(&self.look_up), Arc::clone(&self.free));
         Box::pin(async move {
+            let permit = free.acquire_owned().await?;
+            let looking_up = tokio::task::spawn_blocking(move || {
+                let found = look_up(name.as_str());
+                drop(permit);
+                found
+            });
             // To the tenant, a name that does not exist and one that leads to a forbidden address look the same. Otherwise a tenant could
             // probe for names in the operator's own network.
-            let allowed: Vec<SocketAddr> = found
-                .await
+            let allowed: Vec<SocketAddr> = looking_up
+                .await?
                 .unwrap_or_default()
                 .into_iter()
                 .filter(|address| guard.allows(*address))
@@ -88,6 +67,7 @@ impl Resolve for GuardedResolver {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::sync::Mutex;
     use std::time::Duration;
 
     use futures_util::FutureExt;
@@ -97,48 +77,40 @@ mod tests {
 
     use super::*;
 
-    struct Fixed(Vec<IpAddr>);
-
-    impl LookUp for Fixed {
-        fn look_up(&self, _: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-            let addresses = self.0.clone();
-            Box::pin(async move { Ok(addresses) })
-        }
-    }
-
     fn guard(networks: &str) -> Guard {
-        Guard::with_own(&AddressSettings { webhook_allow_networks: networks.parse().unwrap(), ..AddressSettings::default() }, &[])
+        Guard::new(&AddressSettings { webhook_allow_networks: networks.parse().unwrap(), ..AddressSettings::default() })
     }
 
     #[tokio::test]
     async fn a_name_that_does_not_exist_and_one_that_leads_to_a_forbidden_address_fail_alike() {
         let resolve = async |name: &str| {
-            let resolved = GuardedResolver::new(guard(""), System::default()).resolve(name.parse().unwrap()).await;
+            let resolved = GuardedResolver::new(guard("")).resolve(name.parse().unwrap()).await;
             *resolved.err().unwrap().downcast::<Forbidden>().unwrap()
         };
         assert_eq!(resolve("localhost").await, Forbidden::Address);
         assert_eq!(resolve("does-not-exist.invalid").await, Forbidden::Address);
-        let allowed = GuardedResolver::new(guard("127.0.0.0/8,::1/128"), System::default()).resolve("localhost".parse().unwrap()).await;
+        let allowed = GuardedResolver::new(guard("127.0.0.0/8,::1/128")).resolve("localhost".parse().unwrap()).await;
         assert!(allowed.unwrap().all(|address| address.ip().is_loopback()));
     }
 
     #[tokio::test]
     async fn a_look_up_that_nobody_waits_for_still_counts_until_it_ends() {
-        static ANSWERS: std::sync::Mutex<()> = std::sync::Mutex::new(());
-        let silent = ANSWERS.lock().unwrap();
-        let ask = |_: &str| {
-            drop(ANSWERS.lock());
+        let silence = Arc::new(Mutex::new(()));
+        let silent = silence.lock().unwrap();
+        let name_server = Arc::clone(&silence);
+        let resolver = GuardedResolver::looking_up(guard(""), 2, move |_| {
+            drop(name_server.lock());
             Ok(Vec::new())
-        };
-        let system = System { free: Arc::new(Semaphore::new(2)), ask };
+        });
+        let resolve = |name: &str| resolver.resolve(name.parse().unwrap());
         for name in ["one", "two"] {
             // Polled once, and given up.
-            assert!(system.look_up(name).now_or_never().is_none());
+            assert!(resolve(name).now_or_never().is_none());
         }
-        assert_eq!(system.free.available_permits(), 0);
-        assert!(system.look_up("three").now_or_never().is_none());
+        assert_eq!(resolver.free.available_permits(), 0);
+        assert!(resolve("three").now_or_never().is_none());
         drop(silent);
-        assert!(system.look_up("four").await.unwrap().is_empty());
+        assert!(resolve("four").await.err().unwrap().is::<Forbidden>());
     }
 
     /// Makes real connections: a listener on every loopback address sees which ones the client connects to.
@@ -182,7 +154,13 @@ mod tests {
         let _entered = runtime.enter();
         let outcome = runner.run(&addresses, |addresses| {
             let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5));
-            let client = client.dns_resolver(GuardedResolver::new(guard.clone(), Fixed(addresses.clone()))).build().unwrap();
+            let client = client
+                .dns_resolver(GuardedResolver::looking_up(guard.clone(), 1, {
+                    let addresses = addresses.clone();
+                    move |_| Ok(addresses.clone())
+                }))
+                .build()
+                .unwrap();
             let any_allowed = addresses.iter().any(|address| guard.allows(*address));
             // The listener closes the connection, so the request fails in any case.
             let sent = runtime.block_on(client.post(format!("http://receiver.example:{port}/")).send());

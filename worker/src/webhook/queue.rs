@@ -1,27 +1,30 @@
 //! The attempt to deliver one webhook, between a claim and a finish.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use shared::call_error::CallError;
-use shared::store::receivers::Wanted;
 use shared::store::webhook_claim::WebhookJob;
 use shared::store::webhook_finish::{WebhookEnding, WebhookFinish};
 use shared::store::{Claimed, JobKind, Store, StoreError};
 use shared::telemetry::{continue_trace, traceparent};
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, field};
 
 use super::outcome::{decide, news};
 use super::seats::{Seat, Seats};
 use super::sender::Sender;
 use super::walk::{Circle, Cursor};
-use crate::driver::{NextClaim, Queue};
+use crate::driver::{NextClaim, Queue, Stop};
 use crate::finisher::Finisher;
 use crate::settings::Schedule;
 
-/// The part of a lease that is not for deliveries: time to start the delivery, and to write its outcome.
+/// The part of a lease that is not for deliveries: time to start the delivery, and to write its outcome, half of it for each.
 const MARGIN: Duration = Duration::from_secs(10);
+
+/// How long a job is leased for a delivery that takes up to `timeout`. Twice that: before its own delivery begins, a job may wait for as
+/// long as another one's takes.
+fn lease(timeout: Duration) -> Duration {
+    timeout * 2 + MARGIN
+}
 
 /// The queue of webhook jobs.
 pub struct WebhookQueue {
@@ -33,12 +36,10 @@ pub struct WebhookQueue {
     pub seats: Seats,
     /// Where the last claim stopped.
     pub cursor: Cursor,
-    /// Cancelled to stop: deliveries that have not begun are given back.
-    pub stop: CancellationToken,
     /// When a delivery is tried again.
     pub schedule: Schedule,
     /// Writes the outcomes.
-    pub finisher: Arc<Finisher<WebhookFinish>>,
+    pub finisher: Finisher<WebhookFinish>,
 }
 
 /// A job and its seat.
@@ -52,22 +53,20 @@ impl Queue for WebhookQueue {
     const NAME: &'static str = JobKind::Webhook.name();
 
     fn most_leased(&self) -> usize {
-        self.seats.most()
+        self.seats.most_leased()
     }
 
     async fn claim(&self, most: usize) -> Result<Claimed<Seated>, StoreError> {
-        // Twice the timeout: before its own delivery begins, a job may wait for as long as another one's delivery takes.
-        let lease = self.sender.timeout() * 2 + MARGIN;
-        let mut circle = Circle::from(self.cursor.get());
+        let lease = lease(self.sender.timeout());
+        let mut circle = Circle::after(self.cursor.get());
         let mut soonest: Option<Duration> = None;
         loop {
-            let wanted = Wanted { after: self.cursor.get(), ..self.seats.wanted(most) };
-            let found = self.store.claim_webhook_jobs(&wanted, lease).await?;
-            self.cursor.set(found.stopped_at);
-            let (jobs, next_in) = (found.claimed.jobs, found.claimed.next_in);
+            let (found, stopped_at) = self.store.claim_webhook_jobs(&self.seats.wanted(most), self.cursor.get(), lease).await?;
+            self.cursor.set(stopped_at);
+            let Claimed { jobs, next_in, .. } = found;
             soonest = soonest.into_iter().chain(next_in).min();
             // These receivers have no job to claim: go on to the next ones, until the circle is complete.
-            if jobs.is_empty() && !circle.advance(found.stopped_at) {
+            if jobs.is_empty() && !circle.completes_at(stopped_at) {
                 continue;
             }
             let seat = |job: WebhookJob| Seated { seat: self.seats.take(job.receiver, job.standing), job };
@@ -75,7 +74,7 @@ impl Queue for WebhookQueue {
         }
     }
 
-    async fn work(&self, Seated { job, seat }: Seated, give_up: CancellationToken) -> NextClaim {
+    async fn work(&self, Seated { job, seat }: Seated, stop: Stop) -> NextClaim {
         let span = tracing::info_span!(
             "webhook.attempt",
             otel.kind = "producer",
@@ -85,7 +84,7 @@ impl Queue for WebhookQueue {
         );
         continue_trace(&span, job.traceparent.as_deref());
         let attempt = job.attempt;
-        let finish = self.attempt(job, &seat, give_up).instrument(span.clone()).await;
+        let finish = self.attempt(job, &seat, stop).instrument(span.clone()).await;
         span.in_scope(|| report(&finish, attempt));
         self.finisher.finish(finish).instrument(span).await;
         // Free the seat only now, so that the next claim does not count on an outcome that is not written yet. Other jobs may wait for the
@@ -96,12 +95,12 @@ impl Queue for WebhookQueue {
 }
 
 impl WebhookQueue {
-    async fn attempt(&self, job: WebhookJob, seat: &Seat, give_up: CancellationToken) -> WebhookFinish {
+    async fn attempt(&self, job: WebhookJob, seat: &Seat, stop: Stop) -> WebhookFinish {
         let sending = async {
-            let _call = tokio::select! {
+            let _permit = tokio::select! {
                 biased;
-                call = seat.call() => call,
-                () = self.stop.cancelled() => return None,
+                permit = seat.permit() => permit,
+                () = stop.begin_nothing.cancelled() => return None,
             };
             // Give back a job that has waited so long that another worker could take it before the delivery ends.
             if job.lease.left() < self.sender.timeout() + MARGIN / 2 {
@@ -111,7 +110,7 @@ impl WebhookQueue {
         };
         let answer = tokio::select! {
             answer = sending => answer,
-            () = give_up.cancelled() => None,
+            () = stop.give_up.cancelled() => None,
         };
         let before = job.failures;
         let Some(answer) = answer else { return WebhookFinish::released(job.lease, before) };
@@ -138,7 +137,7 @@ fn report(finish: &WebhookFinish, attempt: u32) {
         WebhookEnding::Exhausted(failure) => failure.code(),
         WebhookEnding::Released => "released",
     };
-    metrics::counter!("countersign_attempts_total", "queue" => "webhook", "outcome" => outcome).increment(1);
+    metrics::counter!("countersign_attempts_total", "queue" => WebhookQueue::NAME, "outcome" => outcome).increment(1);
     let span = tracing::Span::current();
     span.record("http.response.status_code", status);
     if error.is_some() && finish.ending != WebhookEnding::Delivered {

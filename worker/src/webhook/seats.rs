@@ -28,12 +28,7 @@ pub struct Limits {
 pub struct Seats {
     limits: Limits,
     calls: Arc<Semaphore>,
-    table: Arc<Mutex<Table>>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    receivers: HashMap<ReceiverId, Receiver>,
+    receivers: Arc<Mutex<HashMap<ReceiverId, Receiver>>>,
 }
 
 #[derive(Debug)]
@@ -53,7 +48,7 @@ pub struct Seat {
 
 /// The right to make one call.
 #[derive(Debug)]
-pub struct Call {
+pub struct Permit {
     _receiver: OwnedSemaphorePermit,
     _process: OwnedSemaphorePermit,
 }
@@ -62,12 +57,12 @@ impl Seats {
     /// Creates the seats for `limits`.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, calls: Arc::new(Semaphore::new(limits.calls)), table: Arc::default() }
+        Self { limits, calls: Arc::new(Semaphore::new(limits.calls)), receivers: Arc::default() }
     }
 
     /// Maximum number of jobs that are seated.
     #[must_use]
-    pub fn most(&self) -> usize {
+    pub fn most_leased(&self) -> usize {
         self.limits.calls * SEATS_PER_CALL
     }
 
@@ -75,10 +70,10 @@ impl Seats {
     /// share two eighths of the calls, unknown receivers three; the receivers of one server have at most half of either. So however many
     /// there are, the others keep their share, and receivers that work have the other three eighths. Of few calls, unknown receivers have
     /// two, and so has one server of them: one that hangs does not keep another one waiting. With fewer than four calls, that may be all of
-    /// them. Begins with the first receiver.
+    /// them.
     #[must_use]
     pub fn wanted(&self, most: usize) -> Wanted {
-        let held: Vec<Held> = self.table().receivers.values().map(|receiver| receiver.held).collect();
+        let held: Vec<Held> = self.receivers().values().map(|receiver| receiver.held).collect();
         let room = |eighths: usize, least: usize, taken: fn(&Held) -> u32| {
             let all = (self.limits.calls * eighths / 8).max(least.min(self.limits.calls));
             let of_one_server = all.div_ceil(2).max(least).min(all);
@@ -91,7 +86,6 @@ impl Seats {
             newcomers: room(3, 2, |held| held.as_new),
             troubled: room(2, 1, |held| held.as_troubled),
             held,
-            after: None,
         }
     }
 
@@ -102,8 +96,8 @@ impl Seats {
             held: Held { receiver: id, jobs: 0, as_new: 0, as_troubled: 0 },
             calls: Arc::new(Semaphore::new(self.limits.per_receiver)),
         };
-        let mut table = self.table();
-        let receiver = table.receivers.entry(id).or_insert_with(new);
+        let mut receivers = self.receivers();
+        let receiver = receivers.entry(id).or_insert_with(new);
         receiver.held.jobs += 1;
         if let Some(of_standing) = of_standing(&mut receiver.held, standing) {
             *of_standing += 1;
@@ -111,8 +105,8 @@ impl Seats {
         Seat { receiver: id, standing, calls: Arc::clone(&receiver.calls), seats: self.clone() }
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn receivers(&self) -> MutexGuard<'_, HashMap<ReceiverId, Receiver>> {
+        self.receivers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -127,24 +121,24 @@ fn of_standing(held: &mut Held, standing: Standing) -> Option<&mut u32> {
 
 impl Seat {
     /// Waits until this job may call.
-    pub async fn call(&self) -> Call {
+    pub async fn permit(&self) -> Permit {
         let never_closed = "the semaphores are never closed";
         let receiver = Arc::clone(&self.calls).acquire_owned().await.expect(never_closed);
         let process = Arc::clone(&self.seats.calls).acquire_owned().await.expect(never_closed);
-        Call { _receiver: receiver, _process: process }
+        Permit { _receiver: receiver, _process: process }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut table = self.seats.table();
-        let Some(receiver) = table.receivers.get_mut(&self.receiver) else { return };
+        let mut receivers = self.seats.receivers();
+        let Some(receiver) = receivers.get_mut(&self.receiver) else { return };
         receiver.held.jobs -= 1;
         if let Some(of_standing) = of_standing(&mut receiver.held, self.standing) {
             *of_standing -= 1;
         }
         if receiver.held.jobs == 0 {
-            table.receivers.remove(&self.receiver);
+            receivers.remove(&self.receiver);
         }
     }
 }
@@ -160,21 +154,21 @@ mod tests {
     }
 
     fn id(number: u128) -> ReceiverId {
-        ReceiverId::from(uuid::Uuid::from_u128(number))
+        ReceiverId(uuid::Uuid::from_u128(number))
     }
 
     #[test]
     fn a_slow_receiver_never_holds_more_calls_than_its_own() {
         let seats = seats();
         let slow: Vec<Seat> = (0..6).map(|_| seats.take(id(1), Standing::Good)).collect();
-        let calling: Vec<Option<Call>> = slow.iter().map(|seat| seat.call().now_or_never()).collect();
+        let calling: Vec<Option<Permit>> = slow.iter().map(|seat| seat.permit().now_or_never()).collect();
         assert_eq!(calling.iter().flatten().count(), 2);
         let quick: Vec<Seat> = [2, 3].map(|number| seats.take(id(number), Standing::Good)).into();
-        let others: Vec<Call> = quick.iter().filter_map(|seat| seat.call().now_or_never()).collect();
+        let others: Vec<Permit> = quick.iter().filter_map(|seat| seat.permit().now_or_never()).collect();
         assert_eq!(others.len(), 2);
-        assert!(seats.take(id(4), Standing::Good).call().now_or_never().is_none(), "the process has no more");
+        assert!(seats.take(id(4), Standing::Good).permit().now_or_never().is_none(), "the process has no more");
         drop(others);
-        assert!(seats.take(id(4), Standing::Good).call().now_or_never().is_some());
+        assert!(seats.take(id(4), Standing::Good).permit().now_or_never().is_some());
     }
 
     #[test]

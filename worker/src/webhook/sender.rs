@@ -14,7 +14,7 @@ use shared::store::webhook_claim::{Confidential, WebhookJob};
 use shared::store::webhook_finish::LARGEST_RESPONSE;
 use time::OffsetDateTime;
 
-use super::guard::{GuardedResolver, System};
+use super::guard::GuardedResolver;
 use crate::retry_after::retry_after;
 use crate::settings::WebhookSettings;
 
@@ -68,7 +68,7 @@ impl Sender {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
-            .dns_resolver(GuardedResolver::new(guard.clone(), System::default()))
+            .dns_resolver(GuardedResolver::new(guard.clone()))
             .connect_timeout(settings.webhook_connect_timeout.min(settings.webhook_timeout))
             .pool_idle_timeout(IDLE)
             // More than this are never in use at once.

@@ -31,12 +31,12 @@ pub struct Circle {
 impl Circle {
     /// Begins after this receiver.
     #[must_use]
-    pub fn from(after: Option<ReceiverId>) -> Self {
+    pub fn after(after: Option<ReceiverId>) -> Self {
         Self { began_after: after, wrapped: after.is_none() }
     }
 
-    /// Advances to where a walk stopped; `None` if it reached the last receiver. Returns true once every receiver has been visited.
-    pub fn advance(&mut self, stopped_at: Option<ReceiverId>) -> bool {
+    /// Whether every receiver has been visited once a walk stopped here; `None` if it reached the last receiver.
+    pub fn completes_at(&mut self, stopped_at: Option<ReceiverId>) -> bool {
         match stopped_at {
             None => std::mem::replace(&mut self.wrapped, true),
             Some(at) => self.wrapped && self.began_after.is_some_and(|began| at >= began),
@@ -49,18 +49,18 @@ mod tests {
     use super::*;
 
     fn id(number: u128) -> ReceiverId {
-        ReceiverId::from(uuid::Uuid::from_u128(number))
+        ReceiverId(uuid::Uuid::from_u128(number))
     }
 
     /// The number of walks of 256 receivers that a claim makes if there are `receivers` in all, it begins after `began`, and it finds
     /// nothing.
     fn walks(receivers: u128, began: Option<u128>) -> u32 {
-        let mut circle = Circle::from(began.map(id));
+        let mut circle = Circle::after(began.map(id));
         let mut after = began.unwrap_or(0);
         for walks in 1..100 {
             let last = receivers.min(after + 256);
             let stopped_at = (last == after + 256).then(|| id(last));
-            if circle.advance(stopped_at) {
+            if circle.completes_at(stopped_at) {
                 return walks;
             }
             after = if stopped_at.is_some() { last } else { 0 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use devkit::upstream::SimulatorOptions;
 use shared::store::low_water::Marks;
-use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{Call, SignEnding, SignFinish, UpstreamNews};
 use shared::store::upstream::WorkerId;
 use shared::units::Rate;
 use worker::sign::claims::Claims;
@@ -52,7 +52,7 @@ async fn is_claimed_again(world: &World, marks: Marks) {
         digest: job.message.digest(),
         lease: job.lease,
         ending: SignEnding::Released,
-        called: false,
+        call: Call::NotMade,
         status: None,
         error: None,
         upstream: UpstreamNews::None,

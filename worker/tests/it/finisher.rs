@@ -6,7 +6,7 @@ use devkit::upstream::SimulatorOptions;
 use shared::contract::Status;
 use shared::store::low_water::LowWater;
 use shared::store::sign_claim::SignJob;
-use shared::store::sign_finish::{SignEnding, SignFinish, UpstreamNews};
+use shared::store::sign_finish::{Call, SignEnding, SignFinish, UpstreamNews};
 use shared::store::upstream::WorkerId;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
@@ -24,7 +24,7 @@ async fn outcomes(world: &World, count: usize) -> Vec<SignFinish> {
         digest: job.message.digest(),
         lease: job.lease,
         ending: SignEnding::Signed("s".to_owned()),
-        called: true,
+        call: Call::Ended,
         status: Some(200),
         error: None,
         upstream: UpstreamNews::None,

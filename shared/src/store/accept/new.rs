@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use super::columns::Columns;
 use super::{NewRequest, Stored};
 use crate::forecast::Waiting;
-use crate::store::{Hint, JobKind, Result, Store, StoreError, listen, notify};
+use crate::store::{Hint, JobKind, Result, Store, listen, notify, place};
 
 impl Store {
     /// Stores those `requests` whose message is new, in one statement, durably, and notifies the workers once. Returns one result per
@@ -90,9 +90,9 @@ impl Store {
             self.tell([Hint::Jobs(JobKind::Sign)]);
         }
         for row in rows {
-            let place = usize::try_from(row.ord - 1).ok().and_then(|index| firsts.get(index)).ok_or(StoreError::Corrupt("request"))?;
+            let place = firsts[place(row.ord.into())?];
             let waiting = Some(Waiting { fresh: true, turn: (row.created_at, row.job), in_flight: false });
-            accepted[*place] = Some(Stored { id: requests[*place].id, created_at: row.created_at, settled: false, waiting });
+            accepted[place] = Some(Stored { id: requests[place].id, created_at: row.created_at, settled: false, waiting });
         }
         Ok(accepted)
     }

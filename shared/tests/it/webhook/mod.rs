@@ -12,12 +12,12 @@ use shared::contract::{DeliveryOutcome, WebhookStatus};
 use shared::store::accept::NewRequest;
 use shared::store::deliveries::Replay;
 use shared::store::receivers::{Held, ReceiverId, Room, Wanted};
-use shared::store::webhook_claim::{ClaimedWebhooks, WebhookJob};
+use shared::store::webhook_claim::WebhookJob;
 use shared::store::webhook_finish::{ReceiverNews, WebhookEnding, WebhookFailure, WebhookFinish};
-use shared::store::{Finished, StoreError};
+use shared::store::{Claimed, Finished, StoreError};
 use uuid::Uuid;
 
-use crate::fixture::{Fixture, LEASE, webhook_to};
+use crate::fixture::{ANY_NUMBER, Fixture, LEASE, any_receiver, webhook_to};
 
 /// Stores a request with a webhook to `url`, for a message that is signed already.
 async fn told_at(f: &Fixture, url: &str) -> Uuid {
@@ -55,15 +55,20 @@ fn held(receiver: ReceiverId, jobs: u32) -> Held {
 }
 
 fn room(in_all: u32) -> Room {
-    Room { in_all, ..Room::UNLIMITED }
+    Room { in_all, ..ANY_NUMBER }
 }
 
-async fn claimed(f: &Fixture, wanted: &Wanted) -> ClaimedWebhooks {
-    f.store.claim_webhook_jobs(wanted, LEASE).await.unwrap()
+async fn claimed(f: &Fixture, wanted: &Wanted) -> Claimed<WebhookJob> {
+    claimed_after(f, wanted, None).await.0
+}
+
+/// What a claim finds that begins after this receiver, and where it stopped.
+async fn claimed_after(f: &Fixture, wanted: &Wanted, after: Option<ReceiverId>) -> (Claimed<WebhookJob>, Option<ReceiverId>) {
+    f.store.claim_webhook_jobs(wanted, after, LEASE).await.unwrap()
 }
 
 async fn claim(f: &Fixture) -> Vec<WebhookJob> {
-    claimed(f, &Wanted::up_to(10)).await.claimed.jobs
+    claimed(f, &any_receiver(10)).await.jobs
 }
 
 fn finish_of(job: WebhookJob, ending: WebhookEnding, status: u16, receiver: ReceiverNews) -> WebhookFinish {

@@ -9,11 +9,11 @@ async fn what_a_process_may_have_of_one_receiver_is_its_own_bound_whatever_anoth
     for _ in 0..9 {
         told(&f).await;
     }
-    let wanted = Wanted { per_receiver: 3, ..Wanted::up_to(10) };
+    let wanted = Wanted { per_receiver: 3, ..any_receiver(10) };
     let (one, other) = tokio::join!(claimed(&f, &wanted), claimed(&f, &wanted));
-    assert_eq!((one.claimed.jobs.len(), other.claimed.jobs.len()), (3, 3));
-    let full = Wanted { held: vec![held(one.claimed.jobs[0].receiver, 3)], ..wanted };
-    assert!(claimed(&f, &full).await.claimed.jobs.is_empty());
+    assert_eq!((one.jobs.len(), other.jobs.len()), (3, 3));
+    let full = Wanted { held: vec![held(one.jobs[0].receiver, 3)], ..wanted };
+    assert!(claimed(&f, &full).await.jobs.is_empty());
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn a_job_that_waits_is_announced_with_the_time_of_its_receivers_probe() {
     told(&f).await;
     let job = claim(&f).await.remove(0);
     fail(&f, job, Duration::from_secs(30)).await;
-    let next = claimed(&f, &Wanted::up_to(10)).await.claimed.next_in.unwrap();
+    let next = claimed(&f, &any_receiver(10)).await.next_in.unwrap();
     assert!(next > Duration::from_secs(25) && next <= Duration::from_secs(30), "{next:?}");
 }
 
@@ -174,11 +174,11 @@ async fn among_two_hundred_that_fail_a_new_receiver_is_told_at_once_and_each_has
     let f = Fixture::new().await;
     flood(&f, "http://hangs.example/", 199, true).await;
     f.run("insert into receivers (receiver, failures) select receiver, 2 from jobs where kind = 'webhook'").await;
-    let wanted = Wanted { newcomers: room(20), troubled: room(20), ..Wanted::up_to(100) };
+    let wanted = Wanted { newcomers: room(20), troubled: room(20), ..any_receiver(100) };
     let mut served = std::collections::HashSet::new();
     for round in 0..10 {
         let new = told_at(&f, &format!("http://new{round}.example/")).await;
-        let jobs = claimed(&f, &wanted).await.claimed.jobs;
+        let jobs = claimed(&f, &wanted).await.jobs;
         assert_eq!(jobs.len(), 21, "round {round}");
         for job in jobs {
             if job.request.id == new {
@@ -196,11 +196,11 @@ async fn among_two_hundred_that_fail_a_new_receiver_is_told_at_once_and_each_has
 async fn receivers_that_nobody_knows_are_tried_in_the_order_in_which_they_came() {
     let f = Fixture::new().await;
     flood(&f, "http://hangs.example/", 60, true).await;
-    let wanted = Wanted { newcomers: room(20), ..Wanted::up_to(100) };
+    let wanted = Wanted { newcomers: room(20), ..any_receiver(100) };
     let last = told_at(&f, "http://last.example/").await;
     let mut order = Vec::new();
     for _ in 0..4 {
-        order.extend(claimed(&f, &wanted).await.claimed.jobs.into_iter().map(|job| job.request.id));
+        order.extend(claimed(&f, &wanted).await.jobs.into_iter().map(|job| job.request.id));
     }
     assert_eq!(order.len(), 62);
     assert!(order[60..].contains(&last), "the others had been due for an hour, or were there before");
@@ -213,16 +213,15 @@ async fn many_unknown_receivers_of_one_server_leave_room_for_those_of_others() {
         told_at(&f, &format!("http://dead.example/{n}")).await;
     }
     let other = told_at(&f, "http://works.example/").await;
-    let wanted = Wanted { newcomers: Room { in_all: 24, of_one_server: 12 }, ..Wanted::up_to(100) };
-    let jobs = claimed(&f, &wanted).await.claimed.jobs;
+    let wanted = Wanted { newcomers: Room { in_all: 24, of_one_server: 12 }, ..any_receiver(100) };
+    let jobs = claimed(&f, &wanted).await.jobs;
     assert_eq!(jobs.len(), 13);
     assert!(jobs.iter().any(|job| job.request.id == other));
     // While they are under way, another one of the dead server waits, and one of a third server does not.
     let third = told_at(&f, "http://third.example/").await;
     let as_new = |job: &WebhookJob| Held { as_new: 1, ..held(job.receiver, 1) };
-    let wanted =
-        Wanted { held: jobs.iter().map(as_new).collect(), newcomers: Room { in_all: 11, of_one_server: 12 }, ..Wanted::up_to(100) };
-    let more = claimed(&f, &wanted).await.claimed.jobs;
+    let wanted = Wanted { held: jobs.iter().map(as_new).collect(), newcomers: Room { in_all: 11, of_one_server: 12 }, ..any_receiver(100) };
+    let more = claimed(&f, &wanted).await.jobs;
     assert_eq!(more.iter().map(|job| job.request.id).collect::<Vec<_>>(), [third]);
 }
 
@@ -235,13 +234,13 @@ async fn a_slow_receiver_has_one_delivery_at_a_time_in_a_process_until_it_is_qui
     for slow in [true, true, false] {
         let mut jobs = claim(&f).await;
         assert_eq!(jobs.len(), 1);
-        let held = Wanted { held: vec![held(jobs[0].receiver, 1)], ..Wanted::up_to(10) };
-        assert!(claimed(&f, &held).await.claimed.jobs.is_empty());
+        let held = Wanted { held: vec![held(jobs[0].receiver, 1)], ..any_receiver(10) };
+        assert!(claimed(&f, &held).await.jobs.is_empty());
         let news = ReceiverNews::Works { slow };
         f.store.finish_webhook_jobs(&[finish_of(jobs.remove(0), WebhookEnding::Delivered, 200, news)]).await.unwrap();
     }
-    let none_left = Wanted { troubled: room(0), newcomers: room(0), ..Wanted::up_to(10) };
-    assert_eq!(claimed(&f, &none_left).await.claimed.jobs.len(), 3);
+    let none_left = Wanted { troubled: room(0), newcomers: room(0), ..any_receiver(10) };
+    assert_eq!(claimed(&f, &none_left).await.jobs.len(), 3);
 }
 
 #[tokio::test]

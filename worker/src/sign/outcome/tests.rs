@@ -60,7 +60,7 @@ fn failures_of_the_upstream_are_told_from_failures_of_a_message() {
         assert_eq!(outcome(answered(status, "no")), Outcome::Unavailable { answered: true }, "{status}");
     }
     let refused = judge(Reply::NotConnected, &"500".parse().unwrap());
-    assert_eq!((refused.outcome, refused.called), (Outcome::Unavailable { answered: false }, false));
+    assert_eq!((refused.outcome, refused.call), (Outcome::Unavailable { answered: false }, Call::NotMade));
 }
 
 #[test]
