@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use shared::batch::BatchError;
-use shared::store::accept::{NewRequest, Rejection, Stored};
+use shared::store::accept::{Accepted, NewRequest, Rejection, Stored};
 use shared::store::{Store, StoreError, before, within};
 use shared::telemetry::display_chain;
 use tokio::time::Instant;
@@ -60,20 +60,38 @@ pub async fn store_new(store: &Store, requests: Vec<NewRequest>, most_pending: u
     }
 }
 
-/// Stores `requests` that may be known already, within [`STORE_WITHIN`]. If Postgres refuses them, or another transaction holds one of
-/// their messages, those of each message are stored on their own, so that one cannot fail the others. Each has its own timeout then: the
-/// result of a slow request is uncertain, but those that were stored in time are known to be stored.
-pub async fn store_known(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Vec<Result<Stored, NotStored>> {
-    let target = Target { store, most_pending, deadline: Instant::now() + STORE_WITHIN };
-    match target.store(&requests).await {
-        Ok(stored) => stored,
-        Err(error) if requests.len() > 1 && error.may_be_of_one_item() => target.store_by_message(requests).await,
-        Err(error) => vec![Err(not_stored(&error)); requests.len()],
+/// What became of a POST whose message or idempotency key may be known.
+pub enum SecondTry {
+    /// It is stored, or it is known why not.
+    Done(Result<Stored, NotStored>),
+    /// Another transaction holds its message, or its job: [`store_held`] waits for it.
+    Held(NewRequest),
+}
+
+/// Stores `requests` that may be known already, within [`STORE_WITHIN`]. If Postgres refuses them, or one of their messages is held, those
+/// of each message are stored on their own, so that one cannot fail the others, and nobody waits for one that is held.
+pub async fn store_known(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Vec<SecondTry> {
+    let target = Target { store, most_pending, deadline: Instant::now() + STORE_WITHIN, waits_for_held: false };
+    let several = requests.windows(2).any(|pair| pair[0].message.digest() != pair[1].message.digest());
+    if several {
+        match target.store(&requests).await {
+            Err(error) if error.may_be_of_one_item() => {}
+            stored => return done(stored, requests.len()),
+        }
     }
+    target.store_by_message(requests).await
+}
+
+/// Stores `requests` whose messages are held by others, within [`STORE_WITHIN`]. Those of each message are stored on their own: the result
+/// of one that is held for long is uncertain, but those that were stored in time are known to be stored.
+pub async fn store_held(store: &Store, requests: Vec<NewRequest>, most_pending: u64) -> Vec<Result<Stored, NotStored>> {
+    let target = Target { store, most_pending, deadline: Instant::now() + STORE_WITHIN, waits_for_held: true };
+    let tried = target.store_by_message(requests).await.into_iter();
+    tried.map(|tried| if let SecondTry::Done(stored) = tried { stored } else { Err(NotStored::Unknown) }).collect()
 }
 
 /// How many of the messages of a batch are stored at the same time, if they can't be stored together. A message that is held has a
-/// connection for half a second, and new messages need some, too.
+/// connection while it is waited for, and new messages need some, too.
 const MESSAGES_AT_ONCE: usize = 2;
 
 /// Where requests are stored, and until when.
@@ -82,43 +100,57 @@ struct Target<'a> {
     store: &'a Store,
     most_pending: u64,
     deadline: Instant,
+    waits_for_held: bool,
 }
 
 impl Target<'_> {
-    async fn store(self, requests: &[NewRequest]) -> Result<Vec<Result<Stored, NotStored>>, StoreError> {
-        let accepted = before(self.deadline, self.store.accept(requests, self.most_pending)).await?;
-        Ok(accepted.into_iter().map(|accepted| accepted.map_err(NotStored::Rejected)).collect())
+    async fn store(self, requests: &[NewRequest]) -> Result<Vec<Accepted>, StoreError> {
+        if self.waits_for_held {
+            before(self.deadline, self.store.accept(requests, self.most_pending)).await
+        } else {
+            before(self.deadline, self.store.accept_unless_held(requests, self.most_pending)).await
+        }
     }
 
-    async fn store_by_message(self, requests: Vec<NewRequest>) -> Vec<Result<Stored, NotStored>> {
+    async fn store_by_message(self, requests: Vec<NewRequest>) -> Vec<SecondTry> {
         let mut groups: HashMap<_, (Vec<usize>, Vec<NewRequest>)> = HashMap::new();
         for (place, request) in requests.into_iter().enumerate() {
             let (places, group) = groups.entry(request.message.digest()).or_default();
             places.push(place);
             group.push(request);
         }
-        let mut stored: Vec<_> = stream::iter(groups.into_values())
-            .map(|(places, group)| async move { places.into_iter().zip(self.store_group(&group).await).collect::<Vec<_>>() })
+        let mut tried: Vec<_> = stream::iter(groups.into_values())
+            .map(|(places, group)| async move { places.into_iter().zip(self.store_group(group).await).collect::<Vec<_>>() })
             .buffer_unordered(MESSAGES_AT_ONCE)
             .concat()
             .await;
-        stored.sort_unstable_by_key(|(place, _)| *place);
-        stored.into_iter().map(|(_, stored)| stored).collect()
+        tried.sort_unstable_by_key(|(place, _)| *place);
+        tried.into_iter().map(|(_, tried)| tried).collect()
     }
 
     /// Stores the requests for one message. Who waited in vain for others to release it does not wait again for each request.
-    async fn store_group(self, group: &[NewRequest]) -> Vec<Result<Stored, NotStored>> {
-        match self.store(group).await {
-            Ok(stored) => stored,
+    async fn store_group(self, group: Vec<NewRequest>) -> Vec<SecondTry> {
+        match self.store(&group).await {
+            Err(StoreError::Contended(_)) if !self.waits_for_held => group.into_iter().map(SecondTry::Held).collect(),
             Err(error) if group.len() > 1 && error.may_be_of_one_item() && !matches!(error, StoreError::Contended(_)) => {
-                let mut stored = Vec::with_capacity(group.len());
+                let mut tried = Vec::with_capacity(group.len());
                 for request in group {
-                    let alone = self.store(std::slice::from_ref(request)).await;
-                    stored.push(alone.unwrap_or_else(|error| vec![Err(not_stored(&error))]).pop().expect("one for each request"));
+                    tried.extend(done(self.store(std::slice::from_ref(&request)).await, 1));
                 }
-                stored
+                tried
             }
-            Err(error) => vec![Err(not_stored(&error)); group.len()],
+            stored => done(stored, group.len()),
+        }
+    }
+}
+
+/// What became of `count` requests that were stored together.
+fn done(stored: Result<Vec<Accepted>, StoreError>, count: usize) -> Vec<SecondTry> {
+    match stored {
+        Ok(stored) => stored.into_iter().map(|accepted| SecondTry::Done(accepted.map_err(NotStored::Rejected))).collect(),
+        Err(error) => {
+            let why = not_stored(&error);
+            (0..count).map(|_| SecondTry::Done(Err(why))).collect()
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::accept::{FirstTry, NotStored, STORE_WITHIN, store_known, store_new};
+use crate::accept::{FirstTry, NotStored, STORE_WITHIN, SecondTry, store_held, store_known, store_new};
 use crate::forecasts::Forecasts;
 use crate::waiters::{Waiter, Waiters};
 
@@ -97,7 +97,8 @@ pub struct Answers {
     store: Store,
     waiters: Waiters,
     new: Batcher<NewRequest, FirstTry, Infallible>,
-    known: Batcher<NewRequest, Result<Stored, NotStored>, Infallible>,
+    known: Batcher<NewRequest, SecondTry, Infallible>,
+    held: Batcher<NewRequest, Result<Stored, NotStored>, Infallible>,
     reads: Batcher<Uuid, Option<Result<RequestState, StoreError>>, StoreError>,
     forecasts: Forecasts,
     bounds: Bounds,
@@ -121,6 +122,13 @@ impl Answers {
             let store = accepting.clone();
             async move { Ok(store_known(&store, requests, bounds.pending).await) }
         });
+        let accepting = store.clone();
+        // One batch at a time, because it keeps its connections while it waits; so it is larger.
+        let held = Batches { largest: 4 * LARGEST_GROUP, at_once: 1, ..posts };
+        let held = Batcher::spawn(held, move |requests: Vec<NewRequest>| {
+            let store = accepting.clone();
+            async move { Ok(store_held(&store, requests, bounds.pending).await) }
+        });
         let reading = store.clone();
         let reads = Batcher::spawn(looks, move |ids: Vec<Uuid>| {
             let store = reading.clone();
@@ -132,7 +140,7 @@ impl Answers {
             }
         });
         let forecasts = Forecasts::new(store.clone());
-        Self { store, waiters, new, known, reads, forecasts, bounds, stop }
+        Self { store, waiters, new, known, held, reads, forecasts, bounds, stop }
     }
 
     /// Stores `request`. Its [outcome](Self::outcome) can be waited for until `wait` after `arrived`.
@@ -162,7 +170,10 @@ impl Answers {
     async fn accept(&self, request: NewRequest) -> Result<Stored, NotStored> {
         match self.new.submit(request).await? {
             FirstTry::Stored(stored) => Ok(stored),
-            FirstTry::Known(request) => self.known.submit(request).await?,
+            FirstTry::Known(request) => match self.known.submit(request).await? {
+                SecondTry::Done(stored) => stored,
+                SecondTry::Held(request) => self.held.submit(request).await?,
+            },
             FirstTry::Failed => Err(NotStored::Unknown),
         }
     }

@@ -3,7 +3,7 @@
 use shared::process::ProcessError;
 use shared::standard_webhooks::WebhookSecret;
 use shared::store::Store;
-use shared::store::keys::{ApiKey, Changed, Created};
+use shared::store::keys::{ApiKey, BOOTSTRAP, Changed, Created};
 
 use crate::settings::{KeysCommand, Settings};
 
@@ -22,6 +22,9 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), Proces
                 return Err(ProcessError::Command(format!(
                     "--name {name:?}: accepted: 1 to 64 characters, none of them a control character"
                 )));
+            }
+            if name == BOOTSTRAP {
+                return Err(ProcessError::Command(format!("--name {name}: the name of the key of BOOTSTRAP_API_KEY; choose another")));
             }
             let (key, secret) = (ApiKey::generate(), WebhookSecret::generate());
             match store.create_key(&name, &key, &scopes, &secret, expires_in).await? {
@@ -60,7 +63,7 @@ pub async fn run(settings: &Settings, command: KeysCommand) -> Result<(), Proces
                 let grace = humantime::format_duration(grace);
                 eprintln!("Keep it: it is not shown again. For {grace}, webhooks are signed with the old one too.");
             }
-            if name == "bootstrap" {
+            if name == BOOTSTRAP {
                 eprintln!("Where BOOTSTRAP_WEBHOOK_SECRET is set, change it too: it is put back when `api` starts.");
             }
         }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use shared::process::{self, ProcessError, Tasks};
 use shared::store::keys::{ApiKey, Bootstrapped};
-use shared::store::{Audience, Hint, Store};
+use shared::store::{Audience, Hint, PREPARE_WITHIN, Store, within};
 use shared::{operations, telemetry, tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -107,7 +107,8 @@ async fn prepare(settings: &Settings, store: &Store, stop: &CancellationToken) -
         store.prepare(settings.database.migrate_on_start).await?;
         if let Some(key) = &settings.bootstrap_api_key.0 {
             let secret = settings.bootstrap_webhook_secret.0.as_ref();
-            if store.bootstrap_key(&ApiKey::presented(key.expose()), secret).await? == Bootstrapped::LeftAlone {
+            let key = ApiKey::presented(key.expose());
+            if within(PREPARE_WITHIN, Box::pin(store.bootstrap_key(&key, secret))).await? == Bootstrapped::LeftAlone {
                 tracing::warn!("BOOTSTRAP_API_KEY: this key was revoked, or has another name; it stays as it is");
             }
         }

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::settings::in_one_line;
 use crate::store::StoreError;
 use crate::telemetry::{TelemetryError, display_chain};
 
@@ -67,7 +68,7 @@ pub fn run(program: impl Future<Output = Result<(), ProcessError>>) -> ExitCode 
     runtime.shutdown_background();
     ended.map_or_else(
         |error| {
-            eprintln!("{error}");
+            eprintln!("{}", in_one_line(&error.to_string()));
             error.exit_code()
         },
         |()| ExitCode::SUCCESS,

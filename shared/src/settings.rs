@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, ValueEnum};
 
@@ -15,17 +16,26 @@ use crate::units::{duration, fraction};
 /// standard error for a wrong value (exit code 2).
 #[must_use]
 pub fn parse<T: Parser>() -> T {
-    T::try_parse().unwrap_or_else(|error| {
+    let mut command = T::command().mut_args(unset_if_empty);
+    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| T::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
         if error.use_stderr() {
-            eprintln!("{}", in_one_line(&problem(&error, &T::command())));
+            eprintln!("{}", in_one_line(&problem(&error, &command)));
             std::process::exit(2);
         }
         error.exit()
     })
 }
 
+/// An empty variable of OpenTelemetry counts as unset, as its specification demands ("General SDK Configuration").
+fn unset_if_empty(setting: clap::Arg) -> clap::Arg {
+    let is_otel = setting.get_env().is_some_and(|name| name.to_string_lossy().starts_with("OTEL_"));
+    let is_empty = setting.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    if is_otel && is_empty { setting.env(Resettable::Reset) } else { setting }
+}
+
 /// The text with its control characters escaped: a value may have line breaks.
-fn in_one_line(text: &str) -> String {
+pub(crate) fn in_one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 

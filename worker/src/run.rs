@@ -6,7 +6,7 @@ use std::time::Duration;
 use poem::listener::{Acceptor, Listener, TcpListener};
 use shared::process::{self, ProcessError, Tasks};
 use shared::store::low_water::Marks;
-use shared::store::{Audience, Hint, JobKind, Store};
+use shared::store::{Audience, Hint, JobKind, PREPARE_WITHIN, Store, within};
 use shared::{operations, telemetry, tls};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -90,7 +90,9 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
 async fn join(settings: &Settings, store: &Store, stop: &CancellationToken) -> Result<Option<Membership>, ProcessError> {
     store.when_available(stop, async || store.prepare(settings.database.migrate_on_start).await).await?;
     if settings.worker_queues.webhook {
-        store.when_available(stop, async || store.allow_webhook_addresses(&settings.webhook.addresses).await).await?;
+        store
+            .when_available(stop, async || within(PREPARE_WITHIN, store.allow_webhook_addresses(&settings.webhook.addresses)).await)
+            .await?;
     }
     if settings.worker_queues.sign { Membership::join(store, settings.upstream.upstream_rate, stop).await } else { Ok(None) }
 }

@@ -45,6 +45,8 @@ async fn a_key_is_created_used_listed_and_revoked_and_is_nowhere_stored() {
     assert!(list.contains("billing") && list.contains("bootstrap") && !list.contains(&key));
     let stored = format!("select count(*) from api_keys where api_keys::text like '%{key}%' or encode(digest, 'escape') like '%{key}%'");
     assert_eq!(world.number(&stored).await, 0);
+    let (code, log) = api(&world, &["keys", "create", "--name", "bootstrap"]).await;
+    assert!(code != 0 && log.contains("BOOTSTRAP_API_KEY"), "a start of `api` would replace it: {log}");
     let (code, log) = api(&world, &["keys", "create", "--name", "billing"]).await;
     assert!(code == 1 && log.contains("a live key has this name"), "{log}");
     assert_eq!(api(&world, &["keys", "revoke", "billing"]).await.0, 0);

@@ -33,8 +33,8 @@ const ALONE_AFTER: Duration = Duration::from_millis(900);
 /// How long the hosts may take to report their role.
 const PROBE_WITHIN: Duration = Duration::from_secs(3);
 
-/// The maximum number of retired pools to one host that still have open connections. With the one in use, a process has at most three times
-/// its setting in connections to a host.
+/// The maximum number of retired pools to one server that still have open connections. With the one in use, a process has at most three
+/// times its setting in connections to a server.
 const MOST_RETIRED: usize = 2;
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
@@ -90,8 +90,10 @@ pub(super) struct Database {
 struct Primary {
     /// Connections to the host that was found last.
     pool: PgPool,
+    /// The server behind them; `None` if no host was asked yet.
+    server: Option<Server>,
     /// Earlier pools that still have open connections.
-    retired: Vec<PgPool>,
+    retired: Vec<(PgPool, Option<Server>)>,
     /// How long connections keep their session; `None` if no host was asked yet.
     pooling: Option<Pooling>,
     /// How often hosts were asked successfully.
@@ -99,6 +101,10 @@ struct Primary {
     /// When a connection was last acquired.
     last_acquired: Instant,
 }
+
+/// When a server was started, by which it is told from one that took its place under the same name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Server(String);
 
 impl Database {
     /// Creates a handle that connects on first use. `url` may name several hosts.
@@ -109,6 +115,7 @@ impl Database {
             .collect::<Result<Arc<[_]>, sqlx::Error>>()?;
         let primary = Primary {
             pool: pool(most, hosts[0].clone()),
+            server: None,
             retired: Vec::new(),
             pooling: None,
             generation: 0,
@@ -129,9 +136,21 @@ impl Database {
 
     /// Begins a transaction of several statements.
     pub(super) async fn begin(&self) -> Result<Transaction, sqlx::Error> {
+        self.begin_with(None).await
+    }
+
+    /// The same. With a `lock_timeout`, it waits for a lock for no longer than this, not for as long as the session does.
+    pub(super) async fn begin_with(&self, lock_timeout: Option<Duration>) -> Result<Transaction, sqlx::Error> {
         let pooling = self.pooling().await?;
         let connection = self.acquire().await?;
-        let settings = (pooling == Pooling::Transaction).then(|| AssertSqlSafe(BEGIN_WITH_SETTINGS.as_str()).into_sql_str());
+        let limit = lock_timeout.map(|limit| format!("set local lock_timeout = {}", limit.as_millis()));
+        let begin = if pooling == Pooling::Transaction { BEGIN_WITH_SETTINGS.as_str() } else { "begin" };
+        let settings = match limit {
+            Some(limit) => Some(format!("{begin}; {limit}")),
+            None if pooling == Pooling::Transaction => Some(begin.to_owned()),
+            None => None,
+        };
+        let settings = settings.map(|settings| AssertSqlSafe(settings).into_sql_str());
         // In its own task, because a BEGIN must not be cancelled: sqlx 0.9.0 counts a transaction as begun only after it has read the
         // answer. A connection that is returned before that would stay in a transaction that nobody ends
         // (https://github.com/launchbadge/sqlx/issues/4385).
@@ -214,23 +233,21 @@ impl Database {
     /// Asks all hosts, and switches to the first that reports that it accepts writes.
     async fn search(&self, before: Primary) -> Result<Pooling, sqlx::Error> {
         let probes = self.hosts.iter().map(|host| Box::pin(probe(host)));
-        let ((pooling, options), _) = match tokio::time::timeout(PROBE_WITHIN, select_ok(probes)).await {
+        let ((pooling, options, server), _) = match tokio::time::timeout(PROBE_WITHIN, select_ok(probes)).await {
             Ok(first) => first?,
             Err(_) => return Err(sqlx::Error::PoolTimedOut),
         };
         let mut retired = before.retired;
-        retired.retain(|pool| pool.size() > 0);
-        let same_host = |pool: &PgPool| {
-            let known = pool.connect_options();
-            (known.get_host(), known.get_port()) == (options.get_host(), options.get_port())
-        };
-        // The host answers, and still connections to it hang: for example, it lets nobody commit. More connections would only fill it up.
-        if retired.iter().filter(|pool| same_host(pool)).count() >= MOST_RETIRED {
+        retired.retain(|(pool, _)| pool.size() > 0);
+        // The server answers, and still connections to it hang: for example, it lets nobody commit. More connections would only fill it up.
+        // What hangs on a server that is gone hangs for ever, if the host vanished after it had received everything, and fills up nothing.
+        if retired.iter().filter(|(_, of)| *of == server).count() >= MOST_RETIRED {
             return Err(sqlx::Error::PoolTimedOut);
         }
-        retired.push(before.pool.clone());
+        retired.push((before.pool.clone(), before.server));
         let primary = Primary {
             pool: pool(self.most, options),
+            server,
             retired,
             pooling: Some(pooling),
             generation: before.generation + 1,
@@ -265,9 +282,9 @@ fn pool(most: u32, options: PgConnectOptions) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// Connects to `host` once. Returns how long its connections keep their session and how to make them, or an error if it does not accept
-/// writes.
-async fn probe(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions), sqlx::Error> {
+/// Connects to `host` once. Returns how long its connections keep their session, how to make them, and which server they reach, or an error
+/// if it does not accept writes.
+async fn probe(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions, Option<Server>), sqlx::Error> {
     let kept = host.clone().options(SESSION).options([(MARK, "kept")]);
     // Named statements would outlive the transaction, in a session that belongs to another client by then.
     let shared = host.clone().extra_float_digits(None).statement_cache_capacity(0);
@@ -278,10 +295,12 @@ async fn probe(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions), s
         Err(error) => return Err(error),
     };
     takes_writes(&mut connection).await?;
-    let mark = sqlx::raw_sql("select current_setting('countersign.session', true)").fetch_one(&mut connection).await?;
-    let pooling = if mark.try_get::<Option<&str>, _>(0)? == Some("kept") { Pooling::Session } else { Pooling::Transaction };
+    let about = "select current_setting('countersign.session', true), pg_postmaster_start_time()::text";
+    let row = sqlx::raw_sql(about).fetch_one(&mut connection).await?;
+    let pooling = if row.try_get::<Option<&str>, _>(0)? == Some("kept") { Pooling::Session } else { Pooling::Transaction };
+    let server = Some(Server(row.try_get(1)?));
     let _ = connection.close().await;
-    Ok((pooling, if pooling == Pooling::Session { options } else { shared }))
+    Ok((pooling, if pooling == Pooling::Session { options } else { shared }, server))
 }
 
 /// Converts an error from connecting. When Postgres refuses a connection, for example because the role may not log in at present or the

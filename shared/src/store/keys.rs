@@ -50,6 +50,9 @@ impl std::str::FromStr for Scope {
     }
 }
 
+/// The name of the key of `BOOTSTRAP_API_KEY`. No other key may have it: it would be taken for an earlier one, and replaced.
+pub const BOOTSTRAP: &str = "bootstrap";
+
 /// An API key as its holder sends it.
 #[derive(Clone, Debug)]
 pub struct ApiKey(Secret<String>);

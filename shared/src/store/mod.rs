@@ -76,6 +76,7 @@ use crate::telemetry::display_chain;
 use lease::JobId;
 pub use lease::{Claimed, Finished, JobKind, Lease};
 pub use listen::{Audience, Hint};
+pub use schema::PREPARE_WITHIN;
 
 /// Why a store operation failed.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Result, Store};
+use super::{Result, Store, within};
 use crate::telemetry::display_chain;
 
 /// The minimum time for which the cached number is used. The number does not include what other processes accept meanwhile.
@@ -86,7 +86,7 @@ impl Store {
             if self.pending.take_refresh() {
                 let store = self.clone();
                 self.tasks.spawn(async move {
-                    if let Err(error) = store.pending_requests().await {
+                    if let Err(error) = within(READ_WITHIN, store.pending_requests()).await {
                         tracing::debug!(error = display_chain(&error), "can't count the unfinished requests; the last number stands");
                     }
                 });

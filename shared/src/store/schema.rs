@@ -23,8 +23,8 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
 /// The advisory lock that serializes concurrent migrations; any number that nothing else uses.
 const LOCK: i64 = 0x636f_756e_7465_7273;
 
-/// The longest that checks may take. After that, the connection is taken for dead.
-const CHECK_WITHIN: Duration = Duration::from_secs(10);
+/// The longest that each step may take before a process serves, except a migration. After that, the connection is taken for dead.
+pub const PREPARE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where sessions are shared, sqlx's named statements would collide with those of a process that migrated before, in the same session.
 const FORGET_STATEMENTS: &str = r"do $$
@@ -44,8 +44,8 @@ impl Store {
         if migrate {
             self.migrate().await?;
         }
-        within(CHECK_WITHIN, self.check_schema()).await?;
-        within(CHECK_WITHIN, self.agree_on_encryption()).await
+        within(PREPARE_WITHIN, self.check_schema()).await?;
+        within(PREPARE_WITHIN, self.agree_on_encryption()).await
     }
 
     /// Brings the schema up to date in one transaction, all or nothing. If several processes call this at once, one works and the others
@@ -57,7 +57,7 @@ impl Store {
         let mut waiting = false;
         loop {
             // Whoever waits for another process asks again and again: it would not notice the end of a host while it waits for a lock.
-            if let Some(transaction) = within(CHECK_WITHIN, Box::pin(self.begin_migrating())).await? {
+            if let Some(transaction) = within(PREPARE_WITHIN, Box::pin(self.begin_migrating())).await? {
                 match Box::pin(self.run_migrations(transaction)).await {
                     Err(error @ StoreError::Contended(_)) => {
                         if !waiting {

@@ -3,9 +3,10 @@
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use devkit::postgres::{Cluster, ClusterOptions};
+use devkit::postgres::{Cluster, ClusterOptions, StopMode};
+use devkit::relay::Relay;
 use devkit::wait::until;
-use shared::store::StoreError;
+use shared::store::{StoreError, within};
 use sqlx::Connection;
 use uuid::Uuid;
 
@@ -91,6 +92,26 @@ async fn while_no_commit_ends_a_process_opens_no_more_than_three_times_its_conne
         let request = [f.request(&format!("after {round}"))];
         while store.accept_new(&request, u64::MAX).await.is_err() {}
         until("the connections that hung are closed", async || connections(&mut admin, "true").await <= MOST).await;
+    }
+}
+
+/// Each time, what is in flight hangs for ever: the host had received it, and sends nothing any more.
+#[tokio::test]
+async fn however_often_a_host_vanishes_the_one_in_its_place_is_used() {
+    let postgres = Cluster::start(ClusterOptions::default()).await.unwrap();
+    postgres.create_database("vanishes").await.unwrap();
+    let f = Fixture::in_database(postgres.url("vanishes")).await;
+    f.store.close().await;
+    let relay = Relay::to(postgres.port()).await.unwrap();
+    let store = connect_with(&format!("postgres://postgres@127.0.0.1:{}/vanishes", relay.port), 2);
+    for n in 0..4 {
+        store.accept_new(&[f.request(&format!("{n}"))], u64::MAX).await.unwrap();
+        relay.fall_silent();
+        postgres.stop(StopMode::Immediate).await.unwrap();
+        postgres.start_again().await.unwrap();
+        let request = [f.request(&format!("{n} again"))];
+        let again = async || within(Duration::from_secs(2), store.accept_new(&request, u64::MAX)).await.is_ok();
+        until("a request is stored by the server in its place", again).await;
     }
 }
 

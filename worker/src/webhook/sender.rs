@@ -22,8 +22,9 @@ use crate::settings::WebhookSettings;
 const LARGEST_ANSWER: usize = 64 * 1024;
 
 /// How long an idle connection is kept. Not long, because a thousand receivers with 16 connections each are more than a process may have
-/// open.
-const IDLE: Duration = Duration::from_secs(5);
+/// open; and for less time than servers usually keep one (Node.js: 5 s), because a delivery over a connection that is just being closed
+/// fails.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// The answer to a delivery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,6 +126,7 @@ impl Sender {
     }
 }
 
+/// Why no answer came. One that took too long is a timeout, whether it had a connection or not: a delivery may be repeated either way.
 fn class(error: &reqwest::Error) -> CallError {
     if is_forbidden(error) {
         CallError::Address

@@ -4,6 +4,7 @@
 //! while the tables may still be empty, when every plan looks cheap.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -17,6 +18,9 @@ use crate::store::{Hint, JobKind, Result, Store, StoreError};
 /// webhook job for each of them. With very many, that statement would time out on every attempt.
 const MOST_ATTACHED: i32 = 10_000;
 
+/// How long [`Store::accept_unless_held`] waits for a lock: somewhat longer than a statement of ours usually holds one.
+const HELD_AFTER: Duration = Duration::from_millis(100);
+
 impl Store {
     /// Stores `requests` in one transaction, durably, and notifies the workers once if there is new work. Returns one result per request,
     /// in order.
@@ -27,20 +31,37 @@ impl Store {
     /// # Errors
     /// If a statement fails. Then nothing was stored or, if the connection broke during the commit, everything was.
     pub async fn accept(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Accepted>> {
+        self.accept_with(None, requests, most_pending).await
+    }
+
+    /// The same, but does not wait for long if another transaction holds one of the messages, or its job.
+    ///
+    /// # Errors
+    /// As for [`accept`](Self::accept); [`StoreError::Contended`] if one is held.
+    pub async fn accept_unless_held(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Accepted>> {
+        self.accept_with(Some(HELD_AFTER), requests, most_pending).await
+    }
+
+    async fn accept_with(&self, lock_timeout: Option<Duration>, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Accepted>> {
         // Two batches that race for one idempotency key can make the second one's new job pointless. This shows as a request that was not
         // inserted. After a rollback, the next try sees the first one's rows.
         for _ in 0..3 {
-            if let Some(accepted) = self.try_accept(requests, most_pending).await? {
+            if let Some(accepted) = self.try_accept(lock_timeout, requests, most_pending).await? {
                 return Ok(accepted);
             }
         }
         Err(StoreError::LostRaces)
     }
 
-    async fn try_accept(&self, requests: &[NewRequest], most_pending: u64) -> Result<Option<Vec<Accepted>>> {
+    async fn try_accept(
+        &self,
+        lock_timeout: Option<Duration>,
+        requests: &[NewRequest],
+        most_pending: u64,
+    ) -> Result<Option<Vec<Accepted>>> {
         let columns = Columns::of(requests, &self.keyring);
         let room = self.room(requests.len(), most_pending).await?;
-        let mut transaction = self.database.begin().await?;
+        let mut transaction = self.database.begin_with(lock_timeout).await?;
 
         // Inserts new messages and locks existing ones (a row whose `where` fails is locked all the same), in the order of digests.
         let new = sqlx::query_scalar!(

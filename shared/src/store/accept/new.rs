@@ -21,8 +21,8 @@ impl Store {
     /// the batch needs, none is stored.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] if someone else stored one of the messages or idempotency keys at the same moment; and if a statement fails.
-    /// Then nothing was stored or, if the connection broke during the commit, everything was.
+    /// [`StoreError::Refused`](crate::store::StoreError::Refused) if someone else stored one of the messages or idempotency keys at the same
+    /// moment; and if a statement fails. Then nothing was stored or, if the connection broke during the commit, everything was.
     pub async fn accept_new(&self, requests: &[NewRequest], most_pending: u64) -> Result<Vec<Option<Stored>>> {
         let mut accepted = vec![None; requests.len()];
         let firsts = firsts(requests);
