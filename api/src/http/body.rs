@@ -37,6 +37,7 @@ pub struct SignRequest {
     #[oai(validator(max_length = 2048))]
     webhook_url: Option<String>,
     /// Headers that are sent along with the webhook. `host`, `content-*`, `webhook-*`, `traceparent` and hop-by-hop headers are left out.
+    /// Without a `webhookUrl` they mean nothing, and are no part of the payload.
     webhook_headers: Option<BTreeMap<String, String>>,
     /// Idempotency key: the same key with the same payload is the same request. The header `Idempotency-Key` means the same.
     #[oai(validator(min_length = 1, max_length = 128, pattern = r"^[^\u0000-\u001F\u007F-\u009F\u2028\u2029]+$"))]
