@@ -143,19 +143,17 @@ impl Database {
     pub(super) async fn begin_with(&self, lock_timeout: Option<Duration>) -> Result<Transaction, sqlx::Error> {
         let pooling = self.pooling().await?;
         let connection = self.acquire().await?;
-        let limit = lock_timeout.map(|limit| format!("set local lock_timeout = {}", limit.as_millis()));
         let begin = if pooling == Pooling::Transaction { BEGIN_WITH_SETTINGS.as_str() } else { "begin" };
-        let settings = match limit {
-            Some(limit) => Some(format!("{begin}; {limit}")),
-            None if pooling == Pooling::Transaction => Some(begin.to_owned()),
-            None => None,
+        let begin = match lock_timeout {
+            Some(limit) => format!("{begin}; set local lock_timeout = {}", limit.as_millis()),
+            None => begin.to_owned(),
         };
-        let settings = settings.map(|settings| AssertSqlSafe(settings).into_sql_str());
+        let begin = Some(AssertSqlSafe(begin).into_sql_str());
         // In its own task, because a BEGIN must not be cancelled: sqlx 0.9.0 counts a transaction as begun only after it has read the
         // answer. A connection that is returned before that would stay in a transaction that nobody ends
         // (https://github.com/launchbadge/sqlx/issues/4385).
-        let begin = tokio::spawn(sqlx::Transaction::begin(connection, settings));
-        Ok(Transaction { inner: begin.await.map_err(|_| sqlx::Error::WorkerCrashed)??, pooling })
+        let begun = tokio::spawn(sqlx::Transaction::begin(connection, begin));
+        Ok(Transaction { inner: begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??, pooling })
     }
 
     /// A connection that receives notifications. `None` where sessions are shared, because the notifications would reach other clients.
