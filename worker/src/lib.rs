@@ -6,6 +6,7 @@
 //! | `run` | builds everything and runs it until it is told to stop |
 //! | `driver` | the loop for any kind of job: claim, work, finish |
 //! | `finisher` | writes outcomes in batches, and keeps trying while Postgres is unavailable |
+//! | `listener` | the listener for operators |
 //! | `maintenance` | ends what has waited for too long, deletes what is old |
 //! | `retry_after` | a header that both sides send |
 //! | `sign` | sign jobs: the upstream's client, the table of outcomes, the decision about what happens next |
@@ -15,6 +16,7 @@
 
 pub mod driver;
 pub mod finisher;
+mod listener;
 mod maintenance;
 mod retry_after;
 pub mod run;

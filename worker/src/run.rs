@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::driver::{self, Pace};
 use crate::finisher::Finisher;
+use crate::listener::Unhurried;
 use crate::maintenance::{self, Ages};
 use crate::settings::Settings;
 use crate::sign::calls::Calls;
@@ -52,7 +53,7 @@ pub async fn until_stopped(settings: Settings) -> Result<(), ProcessError> {
 
     let tasks = Tasks::new(stop.clone());
     let prepared = operations::Prepared::default();
-    let server = poem::Server::new_with_acceptor(acceptor).idle_timeout(IDLE);
+    let server = poem::Server::new_with_acceptor(Unhurried(acceptor)).idle_timeout(IDLE);
     let routes = operations::routes(store.clone(), prepared.clone());
     let serving = server.run_with_graceful_shutdown(routes, stop.clone().cancelled_owned(), Some(Duration::from_secs(1)));
     tasks.spawn(async { serving.await.expect("accepting does not fail") });
