@@ -26,8 +26,8 @@ use crate::accept::{FirstTry, NotStored, STORE_WITHIN, SecondTry, store_held, st
 use crate::forecasts::Forecasts;
 use crate::waiters::{Waiter, Waiters};
 
-/// Maximum number of POSTs that one transaction stores, and of requests that one statement reads. With so many, the fixed cost of a batch is
-/// a sixth of it; where there are more, a second batch runs beside the first.
+/// Maximum number of POSTs that one transaction stores, except of those whose message is held, and of requests that one statement reads.
+/// With so many, the fixed cost of a batch is a sixth of it; where there are more, a second batch runs beside the first.
 const LARGEST_GROUP: usize = 96;
 
 /// A batch with this many items begins at once. With fewer, its fixed cost is the larger part of it.
