@@ -69,8 +69,7 @@ const LAST_CLAIM_WITHIN: Duration = Duration::from_secs(3);
 /// How long giving jobs back may take. It is one statement, and an unavailable Postgres must not keep the process alive.
 const GIVE_BACK_WITHIN: Duration = Duration::from_secs(3);
 
-/// Hints are followed at once. But if others are just taking the due jobs, the driver does not claim again sooner than this. Each further
-/// claim in vain doubles the pause, up to a poll: somebody may hold a due job in a transaction for hours.
+/// Hints are followed at once. But if others are just taking the due jobs, the driver does not claim again sooner than this.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(5);
 
 /// While more jobs are due than may be leased, the driver waits for half of those in flight to end before it claims: a claim for each job
@@ -147,7 +146,7 @@ impl<Q: Queue> Driver<Q> {
     /// Claims jobs and starts them, until `stop`.
     async fn claim_until(&mut self, stop: &CancellationToken, poll: Duration) {
         let wake = Arc::clone(&self.wake);
-        let (mut more_is_due, mut in_vain) = (false, 0_u32);
+        let mut more_is_due = false;
         while let Some(most) = stop.run_until_cancelled(self.room(more_is_due)).await {
             let hint = wake.notified();
             tokio::pin!(hint);
@@ -161,13 +160,11 @@ impl<Q: Queue> Driver<Q> {
                     // If none was got though one is due, others are just taking it.
                     let again = more_is_due || !claimed.jobs.is_empty() && claimed.next_in == Some(Duration::ZERO);
                     let again_in = claimed.again_in();
-                    in_vain = if claimed.jobs.is_empty() && claimed.next_in == Some(Duration::ZERO) { in_vain + 1 } else { 0 };
                     self.start(claimed.jobs);
                     if again {
                         continue;
                     }
-                    let shortest = SHORTEST_SLEEP * 2_u32.saturating_pow(in_vain.saturating_sub(1).min(16));
-                    again_in.map_or(poll, |next| next.max(shortest).min(poll))
+                    again_in.map_or(poll, |next| next.max(SHORTEST_SLEEP).min(poll))
                 }
                 Err(_) => poll,
             };

@@ -188,24 +188,6 @@ async fn sleeps_exactly_until_the_next_job_is_due_or_may_be_seen() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_due_job_that_somebody_holds_for_long_is_asked_for_less_and_less_often() {
-    let running = start(vec![], Pace { poll: Duration::from_secs(1), ..PACE });
-    *running.queue.next_in.lock().unwrap() = Some(Duration::ZERO);
-    let asked = || running.queue.asked_for.lock().unwrap().len();
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    assert!((6..=8).contains(&asked()), "after 0, 5, 15, 35, 75, 155, 315 ms: {}", asked());
-    tokio::time::sleep(Duration::from_mins(1)).await;
-    assert!(asked() < 90, "a poll a second: {}", asked());
-    // Once it is free it is taken, and the next one is asked for at once.
-    running.queue.due.lock().unwrap().extend([1, 2]);
-    running.queue.finish.0.add_permits(2);
-    tokio::time::sleep(Duration::from_millis(1300)).await;
-    assert_eq!(running.queue.done.lock().unwrap().len(), 2);
-    running.stop.cancel();
-    running.task.await.unwrap();
-}
-
 /// The number of claims made when `jobs` end after a claim that reported `next_in` and `look_again_in`.
 async fn claims_for(jobs: Vec<u32>, next_in: Option<Duration>, look_again_in: Option<Duration>) -> usize {
     let count = jobs.len();
