@@ -3,8 +3,9 @@
 //! A job may only be worked on with a slot of the budget, and claiming the two separately could strand either. So one statement claims
 //! both. Its parts:
 //!
-//! 1. `gate`, `room`: how many slots are free. None, unless the rate is the agreed one, the slots are set by the clock of this server (see
-//!    `slots`), and the upstream is neither paused nor down. One, if the circuit breaker is open and a probe is due.
+//! 1. `gate`, `wanted`, `room`: how many slots are free, up to as many as there is use for. None, unless the rate is the agreed one, the
+//!    slots are set by the clock of this server (see `slots`), and the upstream is neither paused nor down. One, if the circuit breaker is
+//!    open and a probe is due.
 //! 2. `fresh`, `retries`: the first due jobs of each lane, locked. `skip locked` passes over jobs that another worker is claiming at this
 //!    moment. The lock is `for no key update` instead of plain `for update`: it is the weakest lock that keeps two claims apart. An
 //!    expired lease is as good as none. A leased job stays in its place in the index: the claim steps over it.
@@ -35,6 +36,10 @@ use super::{Claimed, JobId, Lease, Result, Store, StoreError, count, duration, s
 use crate::message::Message;
 use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS};
 use crate::units::Rate;
+
+/// If fewer jobs than this are due, only as many free slots are counted. If more are, the jobs are not counted: most claims of many get as
+/// many as they asked for.
+const FEW: i64 = 16;
 
 /// A sign job that this process may work on.
 #[derive(Debug)]
@@ -77,11 +82,26 @@ impl Store {
                     and calls = $6 and window_length = make_interval(secs => $7)
                     and timeline = server_timeline()
             ),
+            wanted as materialized (
+                select case when (select probing from gate) then 1 when count(*) < $11 then least(count(*), $1::bigint) else $1::bigint end as n
+                from (
+                    (select from jobs
+                    where kind = 'sign' and state = 'pending' and lane = 0 and next_run_at between coalesce($8::timestamptz, '-infinity') and now()
+                    order by next_run_at limit $11)
+                    union all
+                    (select from jobs
+                    where kind = 'sign' and state = 'pending' and lane = 1 and next_run_at between coalesce($9::timestamptz, '-infinity') and now()
+                    order by next_run_at limit $11)
+                    limit $11
+                ) due
+            ),
             room as materialized (
                 select count(*) as n from (
                     select from upstream_slots
                     where free_at between coalesce($10::timestamptz, '-infinity') and now() and not retired
-                    limit (select case when probing then 1 else $1::bigint end from gate)
+                    -- The order of the index: or else a plan may look up all of them before it returns the first.
+                    order by free_at
+                    limit (select n from wanted)
                 ) free
                 where exists (select from gate)
             ),
@@ -231,6 +251,7 @@ impl Store {
             from.fresh,
             from.retries,
             from.slots,
+            FEW,
         )
         .fetch_all(&self.database)
         .await?;

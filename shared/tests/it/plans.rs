@@ -203,6 +203,27 @@ async fn a_claim_from_the_low_water_mark_on_steps_over_what_was_done_though_no_v
 }
 
 #[tokio::test]
+async fn a_claim_of_few_jobs_does_not_count_all_the_slots_that_are_free() {
+    const MOST: usize = 5000;
+    let mut f = Fixture::new().await;
+    f.agree("10000/60s").await;
+    // Around the number from which on no job is counted.
+    for jobs in [0, 1, 15, 16, 40] {
+        for n in 0..jobs {
+            f.post(&format!("{n} of {jobs}")).await;
+        }
+        f.count_anew().await;
+        let claimed = f.claim(MOST).await;
+        assert_eq!(claimed.len(), jobs);
+        let finishes: Vec<SignFinish> = claimed.into_iter().map(|job| finish(job, SignEnding::Signed("s".to_owned()))).collect();
+        f.store.finish_sign_jobs(&finishes).await.unwrap();
+        f = f.with_new_sessions().await;
+        let read = f.counted("select idx_tup_read from pg_stat_user_indexes where indexrelname = 'upstream_slots_by_time'").await;
+        assert_eq!(read < 200, jobs < 16, "{read} slots were read for {jobs} jobs");
+    }
+}
+
+#[tokio::test]
 async fn to_look_for_overdue_jobs_at_the_beginning_of_the_queue_reads_no_waiting_retry() {
     let f = Fixture::new().await;
     f.run(
