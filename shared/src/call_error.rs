@@ -9,6 +9,8 @@ pub enum CallError {
     Timeout,
     /// No connection.
     Connection,
+    /// No secure connection: the certificate is not trusted, or the two sides do not agree on one.
+    Tls,
     /// The connection broke, or what came is not HTTP.
     Reset,
     /// The body did not come completely, or is not what it should be.
@@ -27,6 +29,7 @@ impl CallError {
             Self::Status => "status",
             Self::Timeout => "timeout",
             Self::Connection => "connection",
+            Self::Tls => "tls",
             Self::Reset => "reset",
             Self::Body => "body",
             Self::Address => "address",

@@ -57,7 +57,7 @@ pub struct SigningRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Object)]
 #[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 pub struct LastError {
-    /// Stable error code: `status`, `timeout`, `connection`, `reset`, `body`; `outcome-unknown`: a crash on our side cut the call;
+    /// Stable error code: `status`, `timeout`, `connection`, `tls`, `reset`, `body`; `outcome-unknown`: a crash on our side cut the call;
     /// `upstream-unavailable`: the upstream does not work for any caller at present; and for a request that failed: `upstream-refused`,
     /// `attempts-exhausted` or `deadline-exceeded`.
     pub code: String,
@@ -123,8 +123,8 @@ pub struct DeliveryAttempt {
     pub outcome: DeliveryOutcome,
     /// The HTTP status of the receiver's answer, if it answered.
     pub status: Option<u16>,
-    /// Stable error code: `status`, `timeout`, `connection`, `reset`, `body`, `address` (no address that a webhook may go to), `unreadable`
-    /// (a defect on our side).
+    /// Stable error code: `status`, `timeout`, `connection`, `tls`, `reset`, `body`, `address` (no address that a webhook may go to),
+    /// `unreadable` (a defect on our side).
     pub error: Option<String>,
     /// The first 2 KiB of the receiver's answer. Bytes that are not UTF-8 are replaced.
     pub response: Option<String>,

@@ -39,7 +39,7 @@ pub enum ProcessError {
     #[error("a task ended unexpectedly; the log says why")]
     EndedEarly,
     /// An HTTP client can't be set up.
-    #[error("can't set up an HTTP client: {0}")]
+    #[error("can't set up TLS: {}; accepted: certificates of the system (package ca-certificates), or of SSL_CERT_FILE", display_chain(&**.0))]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A command can't do what it was asked to.
     #[error("{0}")]

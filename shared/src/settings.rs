@@ -202,7 +202,8 @@ pub enum TracesSampler {
 #[command(next_help_heading = "Logging and tracing")]
 pub struct TelemetrySettings {
     /// What is logged: a level, or levels per module as in `info,worker=debug`.
-    #[arg(long, env, default_value = "info,poem=warn,sqlx=warn")]
+    // rustls_platform_verifier calls each certificate that is not trusted an error; whose it is says the outcome of the call.
+    #[arg(long, env, default_value = "info,poem=warn,sqlx=warn,rustls_platform_verifier=off")]
     pub rust_log: String,
     /// How the log is written.
     #[arg(long, env, value_enum, default_value = "pretty")]

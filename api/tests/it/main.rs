@@ -10,5 +10,7 @@ mod outages;
 mod postgres;
 mod readme;
 mod settings;
+#[cfg(target_os = "linux")]
+mod tls;
 mod trace;
 mod world;

@@ -6,7 +6,7 @@ use devkit::upstream::{FaultKind, When};
 use serde_json::json;
 use sqlx::{Connection, PgConnection, Row};
 
-use crate::world::{Options, World, answer, env, until};
+use crate::world::{Env, Options, World, answer, env, until};
 
 #[tokio::test]
 async fn through_a_proxy_that_pools_transactions_all_works_by_polling_alone() {
@@ -25,7 +25,7 @@ async fn through_a_proxy_that_pools_transactions_all_works_by_polling_alone() {
     assert_eq!(answered.status, 200, "{answered:?}\n{}\n{}", world.api.log(), world.worker.log());
     // More requests at a time than there are sessions; a second worker; and a restart of the api.
     let ids = world.post_all((0..40).map(|n| format!("proxied {n}"))).await;
-    let another = world.another_worker().await;
+    let another = world.another_worker(&Env::new()).await;
     let replaced = std::mem::replace(&mut world.worker, another);
     world.restart_api().await;
     world.all_signed_and_delivered(&ids).await;

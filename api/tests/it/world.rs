@@ -161,10 +161,10 @@ impl World {
         self.worker = spawn(Binary::Worker, &[], &self.worker_env).await;
     }
 
-    /// Starts one more worker, configured like the first.
-    pub(crate) async fn another_worker(&self) -> Process {
+    /// Starts one more worker, configured like the first but for these settings.
+    pub(crate) async fn another_worker(&self, settings: &Env) -> Process {
         let listen = env(&[("WORKER_LISTEN", &format!("127.0.0.1:{}", free_port().unwrap()))]);
-        spawn(Binary::Worker, &[], &[self.worker_env.clone(), listen].concat()).await
+        spawn(Binary::Worker, &[], &[self.worker_env.clone(), listen, settings.clone()].concat()).await
     }
 
     /// Starts one more api with these settings, and returns it with its address. It may not be ready yet.

@@ -37,8 +37,8 @@ use crate::message::Message;
 use crate::policy::{RETRY_EVERY, RETRY_OVERDUE_WINDOWS};
 use crate::units::Rate;
 
-/// If fewer jobs than this are due, only as many free slots are counted. If more are, the jobs are not counted: most claims of many get as
-/// many as they asked for.
+/// If fewer jobs than this are due, leased ones included, only as many free slots are counted. If more are, the jobs are not counted: most
+/// claims of many get as many as they asked for.
 const FEW: i64 = 16;
 
 /// A sign job that this process may work on.

@@ -48,9 +48,7 @@ pub struct Verdict {
 pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
     let verdict = |outcome, status, error| Verdict { outcome, status, error: Some(error), call: Call::Ended };
     match reply {
-        Reply::NotConnected => {
-            Verdict { call: Call::NotMade, ..verdict(Outcome::Unavailable { answered: false }, None, CallError::Connection) }
-        }
+        Reply::NotConnected(why) => Verdict { call: Call::NotMade, ..verdict(Outcome::Unavailable { answered: false }, None, why) },
         Reply::TimedOut => verdict(Outcome::TryAgain, None, CallError::Timeout),
         Reply::Broken => verdict(Outcome::TryAgain, None, CallError::Reset),
         Reply::Answered { status: 200, body, .. } => match body.map(String::from_utf8) {

@@ -4,12 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use http::header::AUTHORIZATION;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use shared::call_error::CallError;
 use shared::message::Message;
 use shared::process::ProcessError;
 use shared::secret::Secret;
 use shared::units::Rate;
 use url::Url;
 
+use crate::no_answer::{in_one_line, not_connected};
 use crate::retry_after::retry_after;
 use crate::settings::UpstreamSettings;
 
@@ -34,8 +36,8 @@ pub enum Reply {
     },
     /// No status came within the timeout. The call may have arrived.
     TimedOut,
-    /// No connection was established. The call did not arrive.
-    NotConnected,
+    /// No connection was established, for this reason. The call did not arrive.
+    NotConnected(CallError),
     /// The connection broke before a status came. The call may have arrived.
     Broken,
 }
@@ -123,13 +125,30 @@ impl Upstream {
         }
         let mut response = match request.send().await {
             Ok(response) => response,
-            Err(error) if error.is_connect() => return Reply::NotConnected,
-            Err(error) if error.is_timeout() => return Reply::TimedOut,
-            Err(_) => return Reply::Broken,
+            Err(error) => {
+                let reply = without_answer(&error);
+                let error = in_one_line(error);
+                if reply == Reply::NotConnected(CallError::Tls) {
+                    tracing::warn!(error, "no secure connection to the upstream");
+                } else {
+                    tracing::debug!(error, "no answer");
+                }
+                return reply;
+            }
         };
         let retry_after = retry_after(response.headers(), SystemTime::now());
         let status = response.status().as_u16();
         Reply::Answered { status, body: read(&mut response).await, retry_after }
+    }
+}
+
+fn without_answer(error: &reqwest::Error) -> Reply {
+    if error.is_connect() {
+        Reply::NotConnected(not_connected(error))
+    } else if error.is_timeout() {
+        Reply::TimedOut
+    } else {
+        Reply::Broken
     }
 }
 

@@ -112,7 +112,9 @@ mod tests {
 
     #[test]
     fn timeouts_and_refused_connections_are_tried_again() {
-        for error in [CallError::Timeout, CallError::Connection, CallError::Reset, CallError::Address, CallError::Unreadable] {
+        for error in
+            [CallError::Timeout, CallError::Connection, CallError::Tls, CallError::Reset, CallError::Address, CallError::Unreadable]
+        {
             let answer = Answer { error: Some(error), ..Answer::default() };
             assert!(matches!(decide(&answer, 1, &"5s".parse().unwrap(), &mut rand::rng()), WebhookEnding::Retry(_)), "{error:?}");
         }

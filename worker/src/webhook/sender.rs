@@ -15,6 +15,7 @@ use shared::store::webhook_finish::LARGEST_RESPONSE;
 use time::OffsetDateTime;
 
 use super::guard::GuardedResolver;
+use crate::no_answer::{in_one_line, is_caused_by, not_connected};
 use crate::retry_after::retry_after;
 use crate::settings::WebhookSettings;
 
@@ -109,8 +110,12 @@ impl Sender {
         let body = WebhookEvent::of(job.request.clone()).ok_or(CallError::Unreadable)?.to_json_string();
         let headers = headers(job, confidential, &body, job.clock.now(), traceparent);
         let request = self.client.post(url).headers(headers).body(body).send();
-        let mut response =
-            tokio::time::timeout(self.patience.headers, request).await.map_err(|_| CallError::Timeout)?.map_err(|error| class(&error))?;
+        let response = tokio::time::timeout(self.patience.headers, request).await.map_err(|_| CallError::Timeout)?;
+        let mut response = response.map_err(|error| {
+            let class = class(&error);
+            tracing::debug!(error = in_one_line(error), "no answer");
+            class
+        })?;
         answer.retry_after = retry_after(response.headers(), SystemTime::now());
         answer.status = Some(response.status().as_u16());
         let mut read = 0;
@@ -128,26 +133,15 @@ impl Sender {
 
 /// Why no answer came. One that took too long is a timeout, whether it had a connection or not: a delivery may be repeated either way.
 fn class(error: &reqwest::Error) -> CallError {
-    if is_forbidden(error) {
+    if is_caused_by::<Forbidden>(error) {
         CallError::Address
     } else if error.is_timeout() {
         CallError::Timeout
     } else if error.is_connect() {
-        CallError::Connection
+        not_connected(error)
     } else {
         CallError::Reset
     }
-}
-
-fn is_forbidden(error: &reqwest::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if error.is::<Forbidden>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 /// The headers of a delivery. The caller's headers go in first, so that they can't replace those that matter.

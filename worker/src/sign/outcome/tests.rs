@@ -59,7 +59,7 @@ fn failures_of_the_upstream_are_told_from_failures_of_a_message() {
     for status in [302, 401, 403] {
         assert_eq!(outcome(answered(status, "no")), Outcome::Unavailable { answered: true }, "{status}");
     }
-    let refused = judge(Reply::NotConnected, &"500".parse().unwrap());
+    let refused = judge(Reply::NotConnected(CallError::Connection), &"500".parse().unwrap());
     assert_eq!((refused.outcome, refused.call), (Outcome::Unavailable { answered: false }, Call::NotMade));
 }
 
