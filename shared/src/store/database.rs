@@ -22,6 +22,7 @@ use tokio::sync::Mutex;
 
 use super::transaction::{Step, Transaction};
 use crate::settings::each_host;
+use crate::telemetry::display_chain;
 
 /// How long a statement waits for a free connection. It is short because callers are promised an answer within two seconds.
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(1);
@@ -81,8 +82,15 @@ pub(super) struct Database {
     hosts: Arc<[PgConnectOptions]>,
     most: u32,
     primary: Arc<RwLock<Primary>>,
-    /// Held by the only search at a time: when the last one that failed has ended.
-    discovering: Arc<Mutex<Option<Instant>>>,
+    /// Held by the only search at a time: the last one that failed.
+    discovering: Arc<Mutex<Option<FailedSearch>>>,
+}
+
+/// A search for the host that accepts writes, which found none.
+#[derive(Clone, Debug)]
+struct FailedSearch {
+    ended_at: Instant,
+    why: String,
 }
 
 /// The host that accepts writes, as far as is known.
@@ -213,17 +221,18 @@ impl Database {
     /// during an outage, searches must not queue up.
     async fn discover(&self, generation: u64) -> Result<Pooling, sqlx::Error> {
         let waits_since = Instant::now();
-        let mut failed_at = self.discovering.lock().await;
+        let mut last_failed = self.discovering.lock().await;
         let before = self.primary();
         if let (true, Some(pooling)) = (before.generation != generation, before.pooling) {
             return Ok(pooling);
         }
-        if failed_at.is_some_and(|at| at >= waits_since) {
-            return Err(sqlx::Error::PoolTimedOut);
+        if let Some(failed) = last_failed.as_ref().filter(|failed| failed.ended_at >= waits_since) {
+            return Err(unavailable(failed.why.clone()));
         }
         let searched = Box::pin(self.search(before)).await;
-        if searched.is_err() {
-            *failed_at = Some(Instant::now());
+        if let Err(error) = &searched {
+            let why = if let sqlx::Error::Configuration(why) = error { why.to_string() } else { display_chain(error) };
+            *last_failed = Some(FailedSearch { ended_at: Instant::now(), why });
         }
         searched
     }
@@ -233,14 +242,14 @@ impl Database {
         let probes = self.hosts.iter().map(|host| Box::pin(probe(host)));
         let ((pooling, options, server), _) = match tokio::time::timeout(PROBE_WITHIN, select_ok(probes)).await {
             Ok(first) => first?,
-            Err(_) => return Err(sqlx::Error::PoolTimedOut),
+            Err(_) => return Err(unavailable("no host answers")),
         };
         let mut retired = before.retired;
         retired.retain(|(pool, _)| pool.size() > 0);
         // The server answers, and still connections to it hang: for example, it lets nobody commit. More connections would only fill it up.
         // What hangs on a server that is gone hangs for ever, if the host vanished after it had received everything, and fills up nothing.
         if retired.iter().filter(|(_, of)| *of == server).count() >= MOST_RETIRED {
-            return Err(sqlx::Error::PoolTimedOut);
+            return Err(unavailable("the server answers, but statements hang"));
         }
         retired.push((before.pool.clone(), before.server));
         let primary = Primary {
@@ -305,15 +314,20 @@ async fn probe(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions, Op
 /// database accepts no connections, that is its state, and says nothing about the statement that was to follow.
 fn not_connected(error: sqlx::Error) -> sqlx::Error {
     match error {
-        sqlx::Error::Database(refused) => sqlx::Error::Configuration(refused.to_string().into()),
+        sqlx::Error::Database(refused) => unavailable(refused.to_string()),
         error => error,
     }
+}
+
+/// Why there is no connection, as an error of connecting.
+fn unavailable(why: impl Into<String>) -> sqlx::Error {
+    sqlx::Error::Configuration(why.into().into())
 }
 
 /// Returns an error if the server behind this connection is a standby.
 async fn takes_writes(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let row = sqlx::raw_sql("select pg_is_in_recovery()").fetch_one(connection).await?;
-    if row.try_get(0)? { Err(sqlx::Error::Configuration("this server is a standby".into())) } else { Ok(()) }
+    if row.try_get(0)? { Err(unavailable("this server is a standby")) } else { Ok(()) }
 }
 
 impl<'c> Executor<'c> for &'c Database {

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 use devkit::postgres::{Cluster, ClusterOptions, StopMode};
 use devkit::relay::Relay;
 use devkit::wait::until;
+use futures_util::future::join_all;
 use shared::store::{StoreError, within};
+use shared::telemetry::display_chain;
 use sqlx::Connection;
 use uuid::Uuid;
 
-use crate::fixture::{Fixture, connect_with};
+use crate::fixture::{Fixture, connect, connect_with};
 
 /// Sooner than Postgres itself ends a session that is idle in a transaction.
 const SOON: Duration = Duration::from_secs(3);
@@ -40,6 +42,17 @@ async fn a_transaction_whose_caller_goes_away_at_any_moment_is_not_left_open() {
         }
     }
     assert!(cut > 20, "{cut} were cut off");
+}
+
+#[tokio::test]
+async fn everybody_who_waits_for_a_connection_is_told_why_there_is_none() {
+    let f = Fixture::new().await;
+    // The server has no certificate.
+    let store = connect(&format!("{}?sslmode=verify-full", f.url));
+    let asked = join_all((0..8).map(|_| store.upstream())).await;
+    for error in asked.into_iter().map(Result::unwrap_err) {
+        assert!(error.is_transient() && display_chain(&error).contains("TLS"), "{error:?}");
+    }
 }
 
 #[tokio::test]
