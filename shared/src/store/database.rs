@@ -43,15 +43,18 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// How long after its last use a connection is assumed to work.
 const TRUSTED_FOR: Duration = Duration::from_millis(200);
 
-/// The settings of every session. A process that hangs in a transaction must not hold its row locks for long, and nobody may wait for them
-/// for long. An acknowledged commit is durable, whatever the server's default is. Plans are made once, and by indexes: statements are
+/// The settings of every session, whatever the defaults of the server, the database and the role are. A process that hangs in a transaction
+/// must not hold its row locks for long, and nobody may wait for them for long. An acknowledged commit is durable. A statement that waited
+/// for a row sees what became of it; at a stricter level it would fail instead. Plans are made once, and by indexes: statements are
 /// prepared while the tables may still be empty, when sequential scans look cheap, and joins are written so that an index lookup is the
 /// only possible plan. Planning on each execution would take longer than most statements run, and JIT compilation longer still.
-const SESSION: [(&str, &str); 8] = [
+const SESSION: [(&str, &str); 10] = [
     ("lock_timeout", "500ms"),
     ("statement_timeout", "10s"),
     ("idle_in_transaction_session_timeout", "5s"),
     ("synchronous_commit", "on"),
+    ("default_transaction_isolation", "read committed"),
+    ("standard_conforming_strings", "on"),
     ("enable_seqscan", "off"),
     ("enable_mergejoin", "off"),
     ("jit", "off"),
@@ -60,8 +63,9 @@ const SESSION: [(&str, &str); 8] = [
 
 /// The same settings for one transaction, where statements have no names and so no generic plans.
 static BEGIN_WITH_SETTINGS: LazyLock<String> = LazyLock::new(|| {
-    let settings = SESSION.iter().filter(|(name, _)| *name != "plan_cache_mode");
-    settings.fold("begin".to_owned(), |begin, (name, value)| format!("{begin}; set local {name} = '{value}'"))
+    let settings = SESSION.iter().filter(|(name, _)| !["plan_cache_mode", "default_transaction_isolation"].contains(name));
+    settings
+        .fold("begin isolation level read committed".to_owned(), |begin, (name, value)| format!("{begin}; set local {name} = '{value}'"))
 });
 
 /// A setting that only this program uses. A connection that still has it after connecting has a session of its own.

@@ -114,6 +114,12 @@ pub enum StoreError {
     /// Postgres does not let this program in: the database does not exist, or the role may not log in.
     #[error("{0}; accepted: an existing database, and a role that may log in")]
     NotLetIn(String),
+    /// The role may not do what this program does.
+    #[error("{0}; accepted: a role that may create tables, or read and write them with MIGRATE_ON_START=false once `api migrate` has run")]
+    NotAllowed(String),
+    /// The database stores text in another encoding, which lacks most characters, or counts bytes.
+    #[error("the encoding of the database is {0}; accepted: UTF8 (create database NAME encoding 'UTF8' template template0)")]
+    Encoding(String),
     /// Not all migrations of this program have been applied.
     #[error("the schema of the database is out of date; run `api migrate`, or start with MIGRATE_ON_START=true")]
     SchemaBehind,
@@ -128,15 +134,18 @@ impl StoreError {
     pub fn variable(&self) -> Option<&'static str> {
         match self {
             Self::Encryption(_) => Some("ENCRYPTION_KEY"),
-            Self::NoAddress | Self::Address(_) | Self::NotLetIn(_) | Self::Unavailable(_) | Self::TimedOut => Some("DATABASE_URL"),
-            _ => None,
+            Self::Unavailable(_) | Self::TimedOut => Some("DATABASE_URL"),
+            _ => self.is_a_wrong_setting().then_some("DATABASE_URL"),
         }
     }
 
     /// Whether that setting is wrong, regardless of the state of Postgres.
     #[must_use]
     pub fn is_a_wrong_setting(&self) -> bool {
-        matches!(self, Self::NoAddress | Self::Address(_) | Self::NotLetIn(_) | Self::Encryption(_))
+        matches!(
+            self,
+            Self::NoAddress | Self::Address(_) | Self::NotLetIn(_) | Self::NotAllowed(_) | Self::Encoding(_) | Self::Encryption(_)
+        )
     }
 
     /// Whether one item of a batch may have failed the others: each may succeed on its own.
@@ -162,6 +171,8 @@ impl From<sqlx::Error> for StoreError {
                 Some(code) if ["57", "08", "53", "25"].iter().any(|class| code.starts_with(class)) => Self::Unavailable(error),
                 // Invalid authorization, invalid catalog name.
                 Some(code) if code.starts_with("28") || code == "3D000" => Self::NotLetIn(refused.message().to_owned()),
+                // Insufficient privilege.
+                Some("42501") => Self::NotAllowed(refused.message().to_owned()),
                 _ => Self::Refused(error),
             },
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::Undecodable(error),

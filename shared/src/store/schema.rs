@@ -52,8 +52,10 @@ impl Store {
     /// wait.
     ///
     /// # Errors
-    /// [`StoreError::Schema`] if an applied migration was edited; another error if a migration or another statement fails.
+    /// [`StoreError::Encoding`] if the database is not in UTF-8; [`StoreError::Schema`] if an applied migration was edited; another error if
+    /// a migration or another statement fails.
     pub async fn migrate(&self) -> Result<()> {
+        within(PREPARE_WITHIN, self.check_encoding()).await?;
         let mut waiting = false;
         loop {
             // Whoever waits for another process asks again and again: it would not notice the end of a host while it waits for a lock.
@@ -70,6 +72,11 @@ impl Store {
             }
             tokio::time::sleep(TRY_AGAIN_AFTER).await;
         }
+    }
+
+    async fn check_encoding(&self) -> Result<()> {
+        let encoding: String = sqlx::query_scalar("show server_encoding").fetch_one(&self.database).await?;
+        if encoding == "UTF8" { Ok(()) } else { Err(StoreError::Encoding(encoding)) }
     }
 
     /// A transaction with the right to migrate, until its end. `None` while another process has it.

@@ -105,7 +105,13 @@ impl Fixture {
         self.store.close().await;
         let left = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'countersign'";
         until("the sessions have ended", async || self.number(left).await == 0).await;
-        Self { store: connect(&self.url), ..self }
+        let url = self.url.clone();
+        self.over(url)
+    }
+
+    /// The same over another address: of another role, or another database.
+    pub(crate) fn over(self, url: String) -> Self {
+        Self { store: connect(&url), url, ..self }
     }
 
     /// Agrees on this rate, as a worker that has left again; later claims use it.

@@ -7,6 +7,7 @@
 mod accept;
 mod breaker;
 mod connections;
+mod databases;
 mod encryption;
 mod fixture;
 mod listen;
