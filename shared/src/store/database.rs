@@ -123,7 +123,7 @@ impl Database {
     pub(super) fn connect_lazily(url: &str, most: u32) -> Result<Self, sqlx::Error> {
         let hosts = each_host(url)
             .iter()
-            .map(|url| Ok(url.parse::<PgConnectOptions>()?.application_name("countersign")))
+            .map(|url| Ok(without_brackets(url.parse::<PgConnectOptions>()?.application_name("countersign"))))
             .collect::<Result<Arc<[_]>, sqlx::Error>>()?;
         let primary = Primary {
             pool: pool(most, hosts[0].clone()),
@@ -271,6 +271,12 @@ impl Database {
     }
 }
 
+/// sqlx 0.9.0 keeps the brackets of an IPv6 address, and then looks it up like a name.
+fn without_brackets(host: PgConnectOptions) -> PgConnectOptions {
+    let address = host.get_host().trim_start_matches('[').trim_end_matches(']').to_owned();
+    host.host(&address)
+}
+
 /// A pool that connects on demand.
 fn pool(most: u32, options: PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
@@ -387,5 +393,17 @@ impl<'c> Executor<'c> for &'c Database {
         'c: 'e,
     {
         Box::pin(async move { self.primary().pool.describe(sql).await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn hosts_may_be_names_and_addresses_of_both_kinds() {
+        let database = Database::connect_lazily("postgres://u@[::1]:5433,127.0.0.1:5434,db.example/db", 1).expect("it is an address");
+        let hosts: Vec<_> = database.hosts.iter().map(|host| (host.get_host(), host.get_port())).collect();
+        assert_eq!(hosts, [("::1", 5433), ("127.0.0.1", 5434), ("db.example", 5432)]);
     }
 }
