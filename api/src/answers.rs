@@ -269,6 +269,7 @@ impl Answers {
                 state.request.queue_position = Some(place.position);
                 // The place is reckoned from a snapshot, which is a little older than the state.
                 state.request.estimated_completion_at = Some(place.expected_at.max(next));
+                state.request.next_attempt_at = Some(place.not_before.max(next));
                 state.request.status_url = Some(status_url(id));
             }
             Ok(Some(state))
@@ -313,7 +314,7 @@ pub fn status_url(id: Uuid) -> String {
 
 /// A placeholder for a place that could not be found out in time; `next` is when the job may be tried.
 fn unknown(next: OffsetDateTime) -> Place {
-    Place { position: 1, expected_at: next }
+    Place { position: 1, expected_at: next, not_before: next }
 }
 
 /// The part of a receipt that is known without reading the request.
@@ -339,7 +340,7 @@ impl Receipt {
             created_at,
             signed_at: None,
             failed_at: None,
-            next_attempt_at: Some(created_at),
+            next_attempt_at: Some(place.not_before.max(created_at)),
             queue_position: Some(place.position),
             estimated_completion_at: Some(place.expected_at),
             status_url: Some(status_url(id)),

@@ -77,6 +77,8 @@ pub struct Place {
     pub position: u32,
     /// When a signature is expected.
     pub expected_at: OffsetDateTime,
+    /// Nothing is called before this time.
+    pub not_before: OffsetDateTime,
 }
 
 impl Forecast {
@@ -84,7 +86,7 @@ impl Forecast {
     #[must_use]
     pub fn place(&self, job: Waiting) -> Place {
         if job.in_flight {
-            return Place { position: 1, expected_at: self.at };
+            return Place { position: 1, expected_at: self.at, not_before: self.at };
         }
         let position = if job.fresh {
             self.fresh.place(job.turn)
@@ -97,7 +99,7 @@ impl Forecast {
                 .saturating_add(rank.saturating_mul(policy::RETRY_EVERY.into()));
             behind_all_fresh.min(share)
         };
-        Place { position, expected_at: self.call(position).max(job.turn.0) }
+        Place { position, expected_at: self.call(position).max(job.turn.0), not_before: self.closed_until }
     }
 
     /// The number of waiting jobs, as far as the snapshot reaches.

@@ -7,6 +7,8 @@ use devkit::processes::Signal;
 use devkit::upstream::{FaultKind, Faults, SimulatorOptions, When};
 use serde_json::json;
 use sqlx::Connection;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::world::{KEY, Options, PATIENCE, World, answer, env, until};
 
@@ -335,4 +337,25 @@ async fn a_worker_that_is_told_to_stop_while_postgres_stands_still_stops() {
     world.worker.signal(Signal::Term).unwrap();
     assert_eq!(world.worker.wait_exit(PATIENCE).await.unwrap().code(), Some(0), "{}", world.worker.log());
     drop(frozen);
+}
+
+#[tokio::test]
+async fn while_the_upstream_asks_for_a_pause_no_call_is_announced_before_its_end() {
+    let world = World::new().await;
+    world.fault(FaultKind::TooMany { retry_after: 600 }, When::Next(1)).await;
+    let asynchronously = async |message: &str| {
+        answer(world.post(&json!({ "message": message })).header("Prefer", "respond-async").send().await.unwrap()).await
+    };
+    let first = asynchronously("first").await;
+    until("the pause has begun", async || {
+        world.number("select count(*) from upstream where paused_until > now() + interval '9 min'").await == 1
+    })
+    .await;
+    let later = asynchronously("later").await;
+    let second = answer(world.get(&later.id()).await).await;
+    for state in [answer(world.get(&first.id()).await).await, later, second] {
+        let time = |field: &str| OffsetDateTime::parse(state.body[field].as_str().unwrap(), &Rfc3339).unwrap();
+        let (next, expected) = (time("nextAttemptAt"), time("estimatedCompletionAt"));
+        assert!(next > OffsetDateTime::now_utc() + Duration::from_mins(9) && next <= expected, "{state:?}");
+    }
 }

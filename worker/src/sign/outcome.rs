@@ -62,7 +62,7 @@ pub fn judge(reply: Reply, retryable: &Statuses) -> Verdict {
                 429 if retryable.contains(429) => Outcome::Throttled(retry_after),
                 _ if retryable.contains(status) => Outcome::TryAgain,
                 // The key or the address is wrong, which affects every message.
-                300..=399 | 401 | 403 | 407 => Outcome::Unavailable { answered: true },
+                300..=399 | 401 | 403 | 404 | 405 | 407 => Outcome::Unavailable { answered: true },
                 // A success without a signature.
                 ..=299 => Outcome::TryAgain,
                 _ => Outcome::Refused,
@@ -130,19 +130,25 @@ impl RetryPolicy {
             Outcome::Unavailable { answered } => {
                 let failures = breaker_failures + 1;
                 let probe_in = Jitter::FIFTH.apply(doubling(FIRST_PROBE_AFTER, PROBE_EVERY, failures), rng).min(PROBE_EVERY);
-                // What the upstream says of everything may be about this message after all. Others must not wait behind it.
-                let again_in = answered.then(|| {
-                    let (delay, left) = (self.backoff.delay(attempt, rng), self.left(attempt));
-                    before_deadline(delay, left).unwrap_or(left)
-                });
+                let again_in = answered.then(|| self.behind_others(self.backoff.delay(attempt, rng), attempt));
                 (SignEnding::Unavailable { again_in }, UpstreamNews::Down { probe_in, failures })
             }
             Outcome::Throttled(wait) => {
-                let interval = attempt.interval;
-                let pause = wait.unwrap_or(interval).clamp(interval, LONGEST_PAUSE.max(interval));
-                (SignEnding::Unavailable { again_in: None }, UpstreamNews::Pause { until: now + pause, probed })
+                let (asked, interval) = (wait.unwrap_or_default(), attempt.interval);
+                let pause = asked.clamp(interval, LONGEST_PAUSE.max(interval));
+                // Without a hint how long, it waits as after a failure.
+                let delay = if asked.is_zero() { self.backoff.delay(attempt, rng).max(pause) } else { pause };
+                let again_in = Some(self.behind_others(delay, attempt));
+                (SignEnding::Unavailable { again_in }, UpstreamNews::Pause { until: now + pause, probed })
             }
         }
+    }
+
+    /// How long a message waits with the retries after an answer that says something of everybody. It may be about this message after all,
+    /// and no other must wait behind it.
+    fn behind_others(&self, delay: Duration, attempt: FailedAttempt) -> Duration {
+        let left = self.left(attempt);
+        before_deadline(delay, left).unwrap_or(left)
     }
 
     fn retry(&self, attempt: FailedAttempt, rng: &mut impl Rng) -> SignEnding {

@@ -47,7 +47,7 @@ fn failures_of_a_message_are_tried_again_and_refusals_are_final() {
     for status in [408, 425, 500, 502, 503, 504] {
         assert_eq!(outcome(answered(status, "no")), Outcome::TryAgain, "{status}");
     }
-    for status in [400, 404, 413, 422, 501] {
+    for status in [400, 410, 413, 422, 501] {
         assert_eq!(outcome(answered(status, "no")), Outcome::Refused, "{status}");
     }
     assert_eq!(outcome(Reply::TimedOut), Outcome::TryAgain);
@@ -56,7 +56,7 @@ fn failures_of_a_message_are_tried_again_and_refusals_are_final() {
 
 #[test]
 fn failures_of_the_upstream_are_told_from_failures_of_a_message() {
-    for status in [302, 401, 403] {
+    for status in [302, 401, 403, 404, 405] {
         assert_eq!(outcome(answered(status, "no")), Outcome::Unavailable { answered: true }, "{status}");
     }
     let refused = judge(Reply::NotConnected(CallError::Connection), &"500".parse().unwrap());
@@ -128,18 +128,33 @@ fn an_absent_upstream_is_probed_less_and_less_often_but_never_less_than_every_fi
     }
 }
 
+/// How long all pause after a 429, and how long its message waits with the retries.
+fn throttled(wait: Option<Duration>, breaker_failures: u32) -> (Duration, Duration, bool) {
+    let (now, outcome) = (Instant::now(), Outcome::Throttled(wait));
+    let (ending, news) = policy().decide(attempt(1, SECOND), breaker_failures, outcome, now, &mut SmallRng::seed_from_u64(1));
+    let SignEnding::Unavailable { again_in: Some(again_in) } = ending else { panic!("{ending:?}") };
+    let UpstreamNews::Pause { until, probed } = news else { panic!("{news:?}") };
+    (until - now, again_in, probed)
+}
+
 #[test]
 fn an_upstream_that_asks_all_to_wait_gets_at_least_an_interval_and_at_most_an_hour() {
-    let now = Instant::now();
     let pause = |wait, breaker_failures| {
-        let outcome = Outcome::Throttled(wait);
-        let (ending, news) = policy().decide(attempt(1, SECOND), breaker_failures, outcome, now, &mut SmallRng::seed_from_u64(1));
-        assert_eq!(ending, SignEnding::Unavailable { again_in: None });
-        let UpstreamNews::Pause { until, probed } = news else { panic!("{news:?}") };
-        (until - now, probed)
+        let (pause, _, probed) = throttled(wait, breaker_failures);
+        (pause, probed)
     };
     assert_eq!(pause(None, 0), (6 * SECOND, false));
     assert_eq!(pause(Some(Duration::ZERO), 0), (6 * SECOND, false));
     assert_eq!(pause(Some(20 * SECOND), 1), (20 * SECOND, true));
     assert_eq!(pause(Some(10 * LONGEST_PAUSE), 0), (LONGEST_PAUSE, false));
+}
+
+#[test]
+fn a_message_that_is_answered_429_waits_with_the_retries_as_after_a_failure_unless_it_is_told_how_long() {
+    let again_in = |wait| throttled(wait, 0).1;
+    assert_eq!(again_in(None), 10 * SECOND);
+    assert_eq!(again_in(Some(Duration::ZERO)), 10 * SECOND);
+    assert_eq!(again_in(Some(SECOND)), 6 * SECOND, "not sooner than all others");
+    assert_eq!(again_in(Some(20 * SECOND)), 20 * SECOND);
+    assert_eq!(again_in(Some(10 * LONGEST_PAUSE)), DEADLINE.saturating_sub(SECOND) / 2, "not past its deadline");
 }
