@@ -19,13 +19,16 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing::{Dispatch, Level, Metadata, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{Targets, dynamic_filter_fn, filter_fn};
+use tracing_subscriber::filter::{LevelFilter, Targets, dynamic_filter_fn, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::settings::{LogFormat, OtlpProtocol, TelemetrySettings, TracesSampler};
+
+/// The programs of this workspace, as they are named in `RUST_LOG`.
+const OWN: [&str; 3] = ["api", "worker", "shared"];
 
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +62,7 @@ impl Telemetry {
 /// # Errors
 /// If the filter can't be parsed, or the endpoint is not valid.
 pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, TelemetryError> {
-    let levels: Targets = settings.rust_log.parse().map_err(|_| TelemetryError::Filter(settings.rust_log.clone()))?;
+    let levels = levels(&settings.rust_log).ok_or_else(|| TelemetryError::Filter(settings.rust_log.clone()))?;
     let provider = match settings.otel_exporter_otlp_endpoint.trim() {
         "" => None,
         endpoint => Some(exporting_to(endpoint, settings, service)?),
@@ -68,6 +71,15 @@ pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, T
     let _ = subscriber(levels, settings.log_format, std::io::stderr, provider.as_ref()).try_init();
     log_panics();
     Ok(Telemetry(provider))
+}
+
+/// What `text` says is to be logged. `None` if it can't be parsed, or has nothing logged of this workspace because of a word that is no
+/// level, such as `inof`: `Targets` takes it for the name of a program.
+fn levels(text: &str) -> Option<Targets> {
+    let levels: Targets = text.parse().ok()?;
+    let logs_something = OWN.iter().any(|program| levels.would_enable(program, &Level::ERROR));
+    let are_levels = text.split(',').all(|part| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok());
+    (logs_something || are_levels).then_some(levels)
 }
 
 /// Has panics logged like everything else, besides what Rust prints.
@@ -115,7 +127,7 @@ fn is_line(metadata: &Metadata<'_>) -> bool {
 
 /// The spans of this workspace, but never those of the exporter's own HTTP client, which would export themselves.
 fn own() -> Targets {
-    Targets::new().with_targets(["api", "worker", "shared"].map(|program| (program, Level::INFO)))
+    Targets::new().with_targets(OWN.map(|program| (program, Level::INFO)))
 }
 
 fn exporting_to(endpoint: &str, settings: &TelemetrySettings, service: &str) -> Result<SdkTracerProvider, TelemetryError> {
@@ -225,6 +237,16 @@ mod tests {
             "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
         ] {
             assert!(!is_traceparent(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_level_that_is_none_would_log_nothing_and_is_refused() {
+        for text in ["", "off", "info", "info,worker=debug", "WARN, sqlx=debug", "worker", "sqlx=debug", "3"] {
+            assert!(levels(text).is_some(), "{text}");
+        }
+        for text in ["inof", "nonsense,sqlx=debug"] {
+            assert!(levels(text).is_none(), "{text}");
         }
     }
 

@@ -25,6 +25,7 @@ async fn a_wrong_setting_stops_the_program_with_one_line() {
         (Binary::Api, &api, "DATABASE_URL", "mysql://localhost", "postgres://"),
         (Binary::Api, &api, "RUST_LOG", "a=b=c", "level"),
         (Binary::Api, &api, "RUST_LOG", "a=b=c\n", "level"),
+        (Binary::Api, &api, "RUST_LOG", "inof", "level"),
         (Binary::Worker, &worker, "UPSTREAM_RATE", "fast", "10/60s"),
         (Binary::Worker, &worker, "UPSTREAM_URL", "ftp://x", "http"),
         (Binary::Worker, &worker, "SIGN_MAX_ATTEMPTS", "many", "from 1"),
