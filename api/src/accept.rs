@@ -178,7 +178,7 @@ impl Target<'_> {
 
 /// Why requests are not stored, or may not be.
 fn not_stored(error: &StoreError) -> NotStored {
-    if let StoreError::Refused(error) = error {
+    if let StoreError::Refused(_) | StoreError::NotAllowed(_) = error {
         tracing::error!(error = display_chain(error), "a request was refused");
         return NotStored::Unavailable;
     }

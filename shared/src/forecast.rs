@@ -55,7 +55,9 @@ pub struct Forecast {
     pub slots: u32,
     /// How long after its use a slot is free again.
     pub window: Duration,
-    /// No call is made before this time: the upstream asked for a pause, or is down.
+    /// No call is made before this time: the upstream asked for a pause.
+    pub paused_until: OffsetDateTime,
+    /// No call but a probe is made before this time: the same, or the upstream is down. Sooner, if a probe says that it is up again.
     pub closed_until: OffsetDateTime,
 }
 
@@ -99,7 +101,7 @@ impl Forecast {
                 .saturating_add(rank.saturating_mul(policy::RETRY_EVERY.into()));
             behind_all_fresh.min(share)
         };
-        Place { position, expected_at: self.call(position).max(job.turn.0), not_before: self.closed_until }
+        Place { position, expected_at: self.call(position).max(job.turn.0), not_before: self.paused_until }
     }
 
     /// The number of waiting jobs, as far as the snapshot reaches.
@@ -147,7 +149,7 @@ mod tests {
 
     fn forecast(fresh: u32, retries: u32) -> Forecast {
         let (fresh, retries) = (lane(fresh), lane(retries));
-        Forecast { at: NOW, fresh, retries, first_slots: vec![NOW; 10], slots: 10, window: WINDOW, closed_until: NOW }
+        Forecast { at: NOW, fresh, retries, first_slots: vec![NOW; 10], slots: 10, window: WINDOW, paused_until: NOW, closed_until: NOW }
     }
 
     fn seconds(place: Place) -> i64 {

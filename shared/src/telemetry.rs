@@ -27,7 +27,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::settings::{LogFormat, OtlpProtocol, TelemetrySettings, TracesSampler};
 
-/// The programs of this workspace, as they are named in `RUST_LOG`.
+/// The crates of this workspace, as they are named in `RUST_LOG`.
 const OWN: [&str; 3] = ["api", "worker", "shared"];
 
 /// Why telemetry could not start.
@@ -73,13 +73,12 @@ pub fn start(settings: &TelemetrySettings, service: &str) -> Result<Telemetry, T
     Ok(Telemetry(provider))
 }
 
-/// What `text` says is to be logged. `None` if it can't be parsed, or has nothing logged of this workspace because of a word that is no
-/// level, such as `inof`: `Targets` takes it for the name of a program.
+/// What `text` says is to be logged. `None` if it can't be parsed, or has a word that is neither a level nor a part of this workspace, such
+/// as `inof`: `Targets` would take it for the name of a module, and log nothing else.
 fn levels(text: &str) -> Option<Targets> {
-    let levels: Targets = text.parse().ok()?;
-    let logs_something = OWN.iter().any(|program| levels.would_enable(program, &Level::ERROR));
-    let are_levels = text.split(',').all(|part| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok());
-    (logs_something || are_levels).then_some(levels)
+    let is_own = |word: &str| OWN.iter().any(|name| word.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")));
+    let known = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok() || is_own(part);
+    text.split(',').all(|part| known(part.trim())).then(|| text.parse().ok())?
 }
 
 /// Has panics logged like everything else, besides what Rust prints.
@@ -127,7 +126,7 @@ fn is_line(metadata: &Metadata<'_>) -> bool {
 
 /// The spans of this workspace, but never those of the exporter's own HTTP client, which would export themselves.
 fn own() -> Targets {
-    Targets::new().with_targets(OWN.map(|program| (program, Level::INFO)))
+    Targets::new().with_targets(OWN.map(|name| (name, Level::INFO)))
 }
 
 fn exporting_to(endpoint: &str, settings: &TelemetrySettings, service: &str) -> Result<SdkTracerProvider, TelemetryError> {
@@ -241,11 +240,11 @@ mod tests {
     }
 
     #[test]
-    fn a_level_that_is_none_would_log_nothing_and_is_refused() {
-        for text in ["", "off", "info", "info,worker=debug", "WARN, sqlx=debug", "worker", "sqlx=debug", "3"] {
+    fn a_word_that_is_no_level_is_refused() {
+        for text in ["", "off", "info", "info,worker=debug", "WARN, sqlx=debug", "worker", "worker::sign", "sqlx=debug", "3"] {
             assert!(levels(text).is_some(), "{text}");
         }
-        for text in ["inof", "nonsense,sqlx=debug"] {
+        for text in ["inof", "inof,worker=debug", "workers", "a=b=c"] {
             assert!(levels(text).is_none(), "{text}");
         }
     }

@@ -60,7 +60,7 @@ impl Store {
                 (select case when min(free_at) > '-infinity' then least(min(free_at), now()) end from first_slots) as slots_reached,
                 u.calls as "calls?",
                 extract(epoch from u.window_length)::float8 as "window?",
-                greatest(now(), u.paused_until, u.probe_at) as "closed_until!"
+                greatest(now(), u.paused_until) as "paused_until!", greatest(now(), u.paused_until, u.probe_at) as "closed_until!"
             from (select) once left join upstream u on true"#,
             FARTHEST_PLACE,
             EXACT_PLACES,
@@ -77,6 +77,7 @@ impl Store {
             first_slots: row.slots_free,
             slots: row.calls.map_or(0, count),
             window: row.window.and_then(duration).unwrap_or_default(),
+            paused_until: row.paused_until,
             closed_until: row.closed_until,
         };
         let reached = |lane: &Lane| Some(lane.first().map_or(row.at, |first| first.min(row.at)) - LATE_BY);

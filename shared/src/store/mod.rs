@@ -151,7 +151,7 @@ impl StoreError {
     /// Whether one item of a batch may have failed the others: each may succeed on its own.
     #[must_use]
     pub fn may_be_of_one_item(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Contended(_) | Self::LostRaces)
+        matches!(self, Self::Refused(_) | Self::NotAllowed(_) | Self::Contended(_) | Self::LostRaces)
     }
 
     /// Whether a retry a moment later may succeed: the cause is the state of Postgres, or what other sessions do.

@@ -39,10 +39,12 @@ impl Store {
     /// Checks that the schema and the encryption keys fit this program. If `migrate` is set, brings the schema up to date first.
     ///
     /// # Errors
-    /// Those of [`migrate`](Self::migrate), [`check_schema`](Self::check_schema) and [`agree_on_encryption`](Self::agree_on_encryption).
+    /// [`StoreError::Encoding`], and those of [`migrate`](Self::migrate), [`check_schema`](Self::check_schema) and [`agree_on_encryption`](Self::agree_on_encryption).
     pub async fn prepare(&self, migrate: bool) -> Result<()> {
         if migrate {
             self.migrate().await?;
+        } else {
+            within(PREPARE_WITHIN, self.check_encoding()).await?;
         }
         within(PREPARE_WITHIN, self.check_schema()).await?;
         within(PREPARE_WITHIN, self.agree_on_encryption()).await

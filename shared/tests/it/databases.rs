@@ -14,8 +14,10 @@ async fn a_database_that_is_not_in_utf8_is_refused_and_nothing_is_created_in_it(
         f.run(&format!("create database {name} template template0 encoding '{encoding}' lc_collate 'C' lc_ctype 'C'")).await;
         let (server, _) = f.url.rsplit_once('/').unwrap();
         let other = Fixture::new().await.over(format!("{server}/{name}"));
-        let error = other.store.prepare(true).await.unwrap_err();
-        assert!(error.is_a_wrong_setting() && error.to_string().contains(encoding), "{error}");
+        for migrate in [true, false] {
+            let error = other.store.prepare(migrate).await.unwrap_err();
+            assert!(error.is_a_wrong_setting() && error.to_string().contains(encoding), "{error}");
+        }
         assert_eq!(other.number("select count(*) from pg_tables where schemaname = 'public'").await, 0);
     }
 }

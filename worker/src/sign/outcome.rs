@@ -136,7 +136,7 @@ impl RetryPolicy {
             Outcome::Throttled(wait) => {
                 let (asked, interval) = (wait.unwrap_or_default(), attempt.interval);
                 let pause = asked.clamp(interval, LONGEST_PAUSE.max(interval));
-                // Without a hint how long, it waits as after a failure.
+                // Unless it is told how long, the message waits as after a failure.
                 let delay = if asked.is_zero() { self.backoff.delay(attempt, rng).max(pause) } else { pause };
                 let again_in = Some(self.behind_others(delay, attempt));
                 (SignEnding::Unavailable { again_in }, UpstreamNews::Pause { until: now + pause, probed })

@@ -128,7 +128,7 @@ fn an_absent_upstream_is_probed_less_and_less_often_but_never_less_than_every_fi
     }
 }
 
-/// How long all pause after a 429, and how long its message waits with the retries.
+/// How long all pause after a 429, how long its message waits with the retries, and whether it answered a probe.
 fn throttled(wait: Option<Duration>, breaker_failures: u32) -> (Duration, Duration, bool) {
     let (now, outcome) = (Instant::now(), Outcome::Throttled(wait));
     let (ending, news) = policy().decide(attempt(1, SECOND), breaker_failures, outcome, now, &mut SmallRng::seed_from_u64(1));
