@@ -47,7 +47,7 @@ pub struct Forecast {
     pub at: OffsetDateTime,
     /// Jobs that were never tried.
     pub fresh: Lane,
-    /// Jobs that failed at least once.
+    /// Jobs whose message was called for without a signature.
     pub retries: Lane,
     /// When the first slots are free, in ascending order. If there are many slots, not all of them are included.
     pub first_slots: Vec<OffsetDateTime>,

@@ -1,15 +1,13 @@
-//! The connection to Postgres: which host, what kind of connection, and the settings of every session.
+//! The connection to Postgres: which host, and what kind of connection.
 //!
 //! In production, Postgres is usually more than one server, and often has a proxy in front.
 //!
 //! - **Several hosts.** The address may name more than one (`postgres://user@a:5432,b:5432/db`). The host that accepts writes is used, and
 //!   when it can't be reached any more, the hosts are searched again: that handles a failover. A standby is never used.
-//! - **A proxy that pools transactions**, such as PgBouncer. It gives each transaction another session, so no session state survives: no
-//!   setting, no prepared statement, no LISTEN. It is recognized by what it does with the session settings that a connection asks for: it
-//!   refuses them or forgets them. Then every statement runs in a transaction that brings its settings along, and is prepared without a
-//!   name.
+//! - **A proxy that pools transactions**, such as PgBouncer. No session state survives a transaction (see `session`), so every statement
+//!   runs in a transaction that brings its settings along, and nobody listens.
 
-use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_stream::try_stream;
@@ -17,9 +15,10 @@ use futures_util::future::{BoxFuture, select_ok};
 use futures_util::stream::{BoxStream, TryStreamExt};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Execute, Executor, PgConnection, Postgres, Row, SqlSafeStr, SqlStr};
+use sqlx::{AssertSqlSafe, Connection, Execute, Executor, Postgres, SqlSafeStr, SqlStr};
 use tokio::sync::Mutex;
 
+use super::session::{BEGIN_WITH_SETTINGS, Pooling, Server, probe, takes_writes, unavailable};
 use super::transaction::{Step, Transaction};
 use crate::settings::each_host;
 use crate::telemetry::display_chain;
@@ -42,43 +41,6 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long after its last use a connection is assumed to work.
 const TRUSTED_FOR: Duration = Duration::from_millis(200);
-
-/// The settings of every session, whatever the defaults of the server, the database and the role are. A process that hangs in a transaction
-/// must not hold its row locks for long, and nobody may wait for them for long. An acknowledged commit is durable. A statement that waited
-/// for a row sees what became of it; at a stricter level it would fail instead. Plans are made once, and by indexes: statements are
-/// prepared while the tables may still be empty, when sequential scans look cheap, and joins are written so that an index lookup is the
-/// only possible plan. Planning on each execution would take longer than most statements run, and JIT compilation longer still.
-const SESSION: [(&str, &str); 10] = [
-    ("lock_timeout", "500ms"),
-    ("statement_timeout", "10s"),
-    ("idle_in_transaction_session_timeout", "5s"),
-    ("synchronous_commit", "on"),
-    ("default_transaction_isolation", "read committed"),
-    ("standard_conforming_strings", "on"),
-    ("enable_seqscan", "off"),
-    ("enable_mergejoin", "off"),
-    ("jit", "off"),
-    ("plan_cache_mode", "force_generic_plan"),
-];
-
-/// The same settings for one transaction, where statements have no names and so no generic plans.
-static BEGIN_WITH_SETTINGS: LazyLock<String> = LazyLock::new(|| {
-    let settings = SESSION.iter().filter(|(name, _)| !["plan_cache_mode", "default_transaction_isolation"].contains(name));
-    settings
-        .fold("begin isolation level read committed".to_owned(), |begin, (name, value)| format!("{begin}; set local {name} = '{value}'"))
-});
-
-/// A setting that only this program uses. A connection that still has it after connecting has a session of its own.
-const MARK: &str = "countersign.session";
-
-/// How long a connection keeps its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pooling {
-    /// One Postgres session for as long as the connection is open.
-    Session,
-    /// A session for one transaction, and another one for the next.
-    Transaction,
-}
 
 /// Connections to the Postgres that accepts writes. Clones share them. Like a pool, it runs each statement in its own transaction.
 #[derive(Clone, Debug)]
@@ -113,10 +75,6 @@ struct Primary {
     /// When a connection was last acquired.
     last_acquired: Instant,
 }
-
-/// When a server was started, by which it is told from one that took its place under the same name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Server(String);
 
 impl Database {
     /// Creates a handle that connects on first use. `url` may name several hosts.
@@ -299,27 +257,6 @@ fn pool(most: u32, options: PgConnectOptions) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// Connects to `host` once. Returns how long its connections keep their session, how to make them, and which server they reach, or an error
-/// if it does not accept writes.
-async fn probe(host: &PgConnectOptions) -> Result<(Pooling, PgConnectOptions, Option<Server>), sqlx::Error> {
-    let kept = host.clone().options(SESSION).options([(MARK, "kept")]);
-    // Named statements would outlive the transaction, in a session that belongs to another client by then.
-    let shared = host.clone().extra_float_digits(None).statement_cache_capacity(0);
-    let (mut connection, options) = match kept.connect().await {
-        Ok(connection) => (connection, kept),
-        // PgBouncer answers "unsupported startup parameter".
-        Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some("08P01") => (shared.connect().await?, shared.clone()),
-        Err(error) => return Err(error),
-    };
-    takes_writes(&mut connection).await?;
-    let about = "select current_setting('countersign.session', true), pg_postmaster_start_time()::text";
-    let row = sqlx::raw_sql(about).fetch_one(&mut connection).await?;
-    let pooling = if row.try_get::<Option<&str>, _>(0)? == Some("kept") { Pooling::Session } else { Pooling::Transaction };
-    let server = Some(Server(row.try_get(1)?));
-    let _ = connection.close().await;
-    Ok((pooling, if pooling == Pooling::Session { options } else { shared }, server))
-}
-
 /// Converts an error from connecting. When Postgres refuses a connection, for example because the role may not log in at present or the
 /// database accepts no connections, that is its state, and says nothing about the statement that was to follow.
 fn not_connected(error: sqlx::Error) -> sqlx::Error {
@@ -327,17 +264,6 @@ fn not_connected(error: sqlx::Error) -> sqlx::Error {
         sqlx::Error::Database(refused) => unavailable(refused.to_string()),
         error => error,
     }
-}
-
-/// Why there is no connection, as an error of connecting.
-fn unavailable(why: impl Into<String>) -> sqlx::Error {
-    sqlx::Error::Configuration(why.into().into())
-}
-
-/// Returns an error if the server behind this connection is a standby.
-async fn takes_writes(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let row = sqlx::raw_sql("select pg_is_in_recovery()").fetch_one(connection).await?;
-    if row.try_get(0)? { Err(unavailable("this server is a standby")) } else { Ok(()) }
 }
 
 impl<'c> Executor<'c> for &'c Database {

@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `database`, `transaction` | the connection to Postgres: hosts, pools, sessions; several statements in one transaction |
+//! | `database`, `session`, `transaction` | the connection to Postgres: hosts and pools; settings and proxies; several statements in one transaction |
 //! | `accept` | a batch of POSTs becomes requests, messages and jobs |
 //! | `pending` | the number of unfinished requests |
 //! | `requests` | the state of requests, as callers see it |
@@ -47,6 +47,7 @@ pub mod requests;
 mod retention;
 mod schema;
 pub mod server_time;
+mod session;
 pub mod sign_claim;
 pub mod sign_finish;
 pub mod sign_overdue;

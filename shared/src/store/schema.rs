@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::database::Pooling;
+use super::session::Pooling;
 use super::transaction::Transaction;
 use super::{Result, Store, StoreError, TRY_AGAIN_AFTER, within};
 use crate::telemetry::display_chain;

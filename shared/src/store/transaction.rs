@@ -5,7 +5,7 @@ use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, PgConnection, Postgres, SqlStr};
 
-use super::database::Pooling;
+use super::session::Pooling;
 
 /// A transaction of several statements. Dropped without a commit, it is rolled back.
 #[derive(Debug)]

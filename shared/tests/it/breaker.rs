@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::fixture::{EXPIRE, Fixture, LEASE, finish};
 
-/// What becomes of a job whose call was answered with 429, or never arrived.
+/// What becomes of a job that keeps its place.
 const UNAVAILABLE: SignEnding = SignEnding::Unavailable { again_in: None };
 
 /// Writes the end of `job`, and what its call says of the upstream.
